@@ -1,0 +1,292 @@
+//! The interface between Regent and a database engine.
+//!
+//! **Adding an engine** is one folder beside this file with a [`Factory`], and one line in [`ENGINES`]. The conformance
+//! suite (`conformance`) then runs over it. Nothing outside the folder may know the engine's name.
+//!
+//! A driver does as it is told, on one node, for one member. It keeps no epoch and decides nothing: the step executor
+//! has checked the ledger before it calls. **Invariant:** every method is idempotent; a method that fails or is dropped
+//! half-way leaves a state in which it can be called again, or in which [`Driver::is_dirty`] says that the data must not
+//! be started.
+
+use std::{path::PathBuf, sync::Arc};
+
+use async_trait::async_trait;
+use regent_common::{
+    ids::{ClusterName, MemberName},
+    position::Position,
+    topology::{ClusterSpec, Endpoint, EngineObservation, EngineOffer, Peer, Progress},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// The engines of this build. The one place that lists them.
+pub const ENGINES: &[&dyn Factory] = &[];
+
+/// Makes drivers of one engine.
+pub trait Factory: Sync {
+    /// Name of the engine, as it stands on the wire and in the store.
+    fn name(&self) -> &'static str;
+
+    /// What the engine can do on this node: capabilities of the driver and the versions that are installed.
+    fn offer(&self, section: Option<&toml::Table>) -> EngineOffer;
+
+    /// Makes the driver of one member. Starts nothing; adopts a process that an earlier agent left running.
+    fn open(&self, context: Context) -> Result<Arc<dyn Driver>, DriverError>;
+}
+
+/// What a driver is given about its member and its node.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// Cluster that the member belongs to.
+    pub cluster: ClusterName,
+    /// Member name.
+    pub member: MemberName,
+    /// Folder of the cluster on this node: `DATA_ROOT/CLUSTER`. The driver makes `data`, `incoming`, `kept` and `conf` in it.
+    pub root: PathBuf,
+    /// Folder for sockets and pid files, shorter than 80 bytes (a socket path has 107).
+    pub run_directory: PathBuf,
+    /// The engine's section of the agent's configuration, `[engine.NAME]`.
+    pub section: Option<toml::Table>,
+    /// Host under which clients and peers reach this node.
+    pub advertise_host: String,
+    /// Port wanted by the cluster; 0 for the node's own choice.
+    pub port: u16,
+    /// Version wanted by the cluster; empty for the newest.
+    pub version: String,
+    /// This program, for the helper subcommands that detach or limit a child process.
+    pub agent_program: PathBuf,
+}
+
+/// How an engine is started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StartAs {
+    /// As the primary: accepts writes. Only under a grant (rule L6).
+    Primary,
+    /// As a replica of an upstream.
+    Replica(Peer),
+    /// As a replica without an upstream: read-only, changes nothing but its own recovery.
+    Isolated,
+}
+
+/// How an engine is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Sessions are cut, data is flushed, the engine ends cleanly.
+    Fast,
+    /// SIGKILL of every process that could acknowledge a write; returns when none is left.
+    Kill,
+}
+
+/// How a clone is made.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CloneOptions {
+    /// Most bytes per second; 0 for no limit.
+    pub max_bytes_per_second: u64,
+    /// Remove the old data first when there is no space for both.
+    pub wipe_first_if_needed: bool,
+}
+
+/// What a clone brought.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cloned {
+    /// Bytes copied.
+    pub bytes: u64,
+    /// Whether the old data is still in place.
+    pub old_data_kept: bool,
+}
+
+/// Long work: where its progress goes, and how it is told to stop.
+#[derive(Debug, Clone)]
+pub struct Work {
+    /// Receives progress.
+    pub progress: watch::Sender<Progress>,
+    /// Cancelled when the work is to stop; the driver then ends its helpers and returns [`DriverError::Cancelled`].
+    pub cancel: CancellationToken,
+}
+
+/// One engine on one node.
+#[async_trait]
+pub trait Driver: Send + Sync {
+    /// Where the engine is reached.
+    fn endpoint(&self) -> Endpoint;
+
+    /// Version of the engine's programs.
+    fn version(&self) -> String;
+
+    /// Changes whenever the engine's process starts or ends, within milliseconds; the value only counts.
+    fn process_changes(&self) -> watch::Receiver<u64>;
+
+    /// Looks at the engine: process, new connection, trivial query, write canary, each with a deadline of its own.
+    /// Never fails: what cannot be found out is unknown.
+    async fn observe(&self) -> EngineObservation;
+
+    /// Whether the data directory must not be started: a clone or rewind was interrupted.
+    fn is_dirty(&self) -> bool;
+
+    /// Whether there is data of this member.
+    fn has_data(&self) -> bool;
+
+    /// Applies members, settings, access rules; in force at once where the engine runs, else from its next start.
+    async fn configure(&self, spec: &ClusterSpec) -> Result<(), DriverError>;
+
+    /// Makes new data (refused when there is some that is not this member's own unfinished attempt) and starts as primary.
+    async fn initialize(&self) -> Result<Position, DriverError>;
+
+    /// Copies `source` into the side directory, from scratch; the running engine goes on serving where space allows.
+    async fn clone_from(&self, source: &Peer, options: CloneOptions, work: &Work) -> Result<Cloned, DriverError>;
+
+    /// Stops the engine, puts the side directory in the data directory's place by rename, starts as a replica of
+    /// `upstream`, and returns when it streams. The old data stays in `kept` when `keep_old`. Undoes the rename when the
+    /// new copy does not start.
+    async fn swap(&self, upstream: &Peer, keep_old: bool) -> Result<(), DriverError>;
+
+    /// Removes what a swap kept.
+    async fn discard_kept(&self) -> Result<(), DriverError>;
+
+    /// Starts the engine; returns when it accepts connections.
+    async fn start(&self, how: StartAs) -> Result<(), DriverError>;
+
+    /// Stops the engine.
+    async fn stop(&self, how: Stop) -> Result<(), DriverError>;
+
+    /// Cuts the stream from the upstream, so that it also stays cut over a restart, and returns the final position.
+    async fn cut(&self) -> Result<Position, DriverError>;
+
+    /// Makes the replica a primary; returns when it accepts writes.
+    async fn promote(&self) -> Result<Position, DriverError>;
+
+    /// Follows `upstream`, restarting as a replica if need be; returns when it streams, or with
+    /// [`DriverError::Diverged`] when this copy is no ancestor of it.
+    async fn follow(&self, upstream: &Peer) -> Result<(), DriverError>;
+
+    /// Finds out the exact position of this copy, starting the engine isolated if it does not run.
+    async fn examine(&self) -> Result<Position, DriverError>;
+
+    /// Brings a diverged copy to the history of `source` and starts it as its replica. Marks the data dirty before the first byte
+    /// changes. [`DriverError::CannotRewind`] when only a clone helps.
+    async fn rewind(&self, source: &Peer, work: &Work) -> Result<String, DriverError>;
+
+    /// Flushes, so that copies made from now on see the present history.
+    async fn checkpoint(&self) -> Result<(), DriverError>;
+
+    /// Stops the engine and removes the member's data, or moves it to `kept`.
+    async fn release(&self, keep_data: bool) -> Result<(), DriverError>;
+}
+
+/// Why an engine did not do as it was told. The text says what happened and to what; `unchanged` in a step's error says the rest.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// A program of the engine is not installed.
+    #[error("{program} was not found in {searched}: install {package}, or set engine.{engine}.bin_dir in agent.toml")]
+    MissingProgram {
+        /// Name of the program.
+        program: String,
+        /// Where it was looked for.
+        searched: String,
+        /// Debian package that brings it.
+        package: String,
+        /// Engine name.
+        engine: &'static str,
+    },
+    /// The directory has something in it that is not this member's.
+    #[error("{path} is not empty and does not belong to member {member}: move it away, nothing was changed")]
+    ForeignData {
+        /// The directory.
+        path: PathBuf,
+        /// The member.
+        member: MemberName,
+    },
+    /// Another process listens on the port.
+    #[error("port {port} is in use by another process: choose another port or stop that process, nothing was changed")]
+    PortInUse {
+        /// The port.
+        port: u16,
+    },
+    /// A setting of the agent's configuration or of the cluster is not valid.
+    #[error("setting {name}: {problem}")]
+    InvalidSetting {
+        /// Name of the setting.
+        name: String,
+        /// What is wrong, and what is right.
+        problem: String,
+    },
+    /// The file system is full.
+    #[error("no space left in {path}: {detail}")]
+    DiskFull {
+        /// Where.
+        path: PathBuf,
+        /// What was being done and how much is missing.
+        detail: String,
+    },
+    /// The member's data does not exist.
+    #[error("there is no data in {path}")]
+    NoData {
+        /// The data directory.
+        path: PathBuf,
+    },
+    /// The data directory must not be started.
+    #[error("the data in {path} is half-copied or half-rewound and must not be started: resync this member")]
+    Dirty {
+        /// The data directory.
+        path: PathBuf,
+    },
+    /// This copy has changes that the upstream has not.
+    #[error("this copy has diverged from {upstream}: {detail}")]
+    Diverged {
+        /// Member that was to be followed.
+        upstream: MemberName,
+        /// Where the histories part.
+        detail: String,
+    },
+    /// Only a clone brings this copy back.
+    #[error("this copy cannot be rewound: {reason}")]
+    CannotRewind {
+        /// Why.
+        reason: String,
+    },
+    /// The work was told to stop.
+    #[error("cancelled while {doing}")]
+    Cancelled {
+        /// What was being done.
+        doing: &'static str,
+    },
+    /// Something took longer than it may.
+    #[error("{doing} did not end within {seconds} s: {last}")]
+    Deadline {
+        /// What was being done.
+        doing: String,
+        /// The deadline.
+        seconds: u64,
+        /// Last thing that was seen.
+        last: String,
+    },
+    /// A program of the engine failed.
+    #[error("{program} failed ({status}): {stderr}")]
+    Program {
+        /// Name of the program.
+        program: String,
+        /// How it ended.
+        status: String,
+        /// Last lines that it wrote, without secrets.
+        stderr: String,
+    },
+    /// The engine refused a statement or a connection.
+    #[error("the engine refused to {doing}: {detail}")]
+    Refused {
+        /// What was wanted.
+        doing: String,
+        /// The engine's own words, without secrets.
+        detail: String,
+    },
+    /// A file or directory operation failed.
+    #[error("cannot {doing} {path}")]
+    Io {
+        /// What was wanted, as a verb.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}

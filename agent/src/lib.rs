@@ -1,0 +1,3 @@
+//! The agent: owns the database engine of its node and obeys the coordinator. One module per concern.
+
+pub mod engine;

@@ -1,0 +1,7 @@
+//! The vocabulary of both sides, without I/O policy: names, positions, errors, identities, the secured connection.
+//!
+//! **Invariant:** nothing here names an engine, and nothing here decides anything about a cluster.
+
+pub mod ids;
+pub mod position;
+pub mod topology;

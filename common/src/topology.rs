@@ -1,0 +1,224 @@
+//! What both sides say about clusters, members and machines.
+//!
+//! What is *wanted* ([`ClusterSpec`]) and what is *seen* ([`Observation`]) are separate types; there is no "status".
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ids::{ClusterId, ClusterName, Epoch, MemberName, NodeName, OperationToken},
+    position::Position,
+};
+
+/// A member's role in its cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Accepts writes.
+    Primary,
+    /// Follows an upstream and refuses writes.
+    Replica,
+}
+
+/// Evidence on a yes/no question. Unknown is never taken for no.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ternary {
+    /// It is so.
+    Yes,
+    /// It is not so.
+    No,
+    /// Nobody knows.
+    #[default]
+    Unknown,
+}
+
+/// What the engine's process is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineState {
+    /// The node has no data of the cluster.
+    Absent,
+    /// Stopped because it was told to.
+    Stopped,
+    /// The process lives and does not accept connections yet.
+    Starting,
+    /// Accepts connections ("too many connections" is an answer, and counts as this).
+    Running,
+    /// Being stopped.
+    Stopping,
+    /// The process ended without being told to.
+    Crashed,
+    /// The process lives and does not answer a new connection within its deadline.
+    Hung,
+}
+
+/// Where something listens.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+/// A member as its peers see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Member name.
+    pub member: MemberName,
+    /// Node that it lives on.
+    pub node: NodeName,
+    /// Where its engine is reached.
+    pub engine: Endpoint,
+    /// Where its agent is reached, as host:port.
+    pub agent_address: String,
+}
+
+/// What every member of a cluster applies.
+#[derive(Debug, Clone)]
+pub struct ClusterSpec {
+    /// Cluster name.
+    pub cluster: ClusterName,
+    /// Engine name.
+    pub engine: String,
+    /// Engine version that is wanted; empty for the newest on the node.
+    pub version: String,
+    /// All members, sorted by name.
+    pub members: Vec<Peer>,
+    /// Settings by the engine's own names; only the driver reads them.
+    pub settings: BTreeMap<String, String>,
+    /// Passwords by purpose: `replication`, `application`.
+    pub secrets: BTreeMap<String, SecretString>,
+}
+
+/// What an agent knows of its member.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Observation {
+    /// Cluster that the node's ledger names.
+    pub cluster_id: ClusterId,
+    /// Member name that the node's ledger names.
+    pub member: MemberName,
+    /// Highest epoch that the ledger has.
+    pub epoch: Epoch,
+    /// Operation token that the ledger has.
+    pub token: OperationToken,
+    /// Whether the ledger has answered a fence that no later step has lifted.
+    pub fenced: bool,
+    /// Whether the data must not be started (a half-done clone or rewind).
+    pub dirty: bool,
+    /// What the driver sees.
+    pub engine: EngineObservation,
+    /// Wall time, for display only.
+    pub observed_at: Timestamp,
+}
+
+/// What a driver sees of its engine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EngineObservation {
+    /// State of the process.
+    pub state: EngineState,
+    /// Role by the engine's own word; `None` while it does not answer.
+    pub role: Option<Role>,
+    /// Whether a write canary on the data volume ended within its deadline.
+    pub storage_writable: Ternary,
+    /// Replication position.
+    pub position: Option<Position>,
+    /// Whether a replica receives a stream from its upstream.
+    pub streaming: Ternary,
+    /// Member that this one is told to follow.
+    pub upstream: Option<MemberName>,
+    /// Bytes received and not yet applied.
+    pub replay_lag_bytes: Option<u64>,
+    /// Process id of the engine.
+    pub pid: Option<u32>,
+    /// Engine version by its own word.
+    pub version: String,
+    /// One sentence on why it is not healthy; empty when it is.
+    pub reason: String,
+    /// Facts for people, by name.
+    pub details: BTreeMap<String, String>,
+    /// Size of the data on disk in bytes; 0 while unknown.
+    pub data_bytes: u64,
+}
+
+/// Measured facts of a machine.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostFacts {
+    /// Logical processors.
+    pub cpus: u32,
+    /// Share of all processors in use over the last interval, 0 to 100.
+    pub cpu_percent: f64,
+    /// Physical memory in bytes.
+    pub memory_bytes: u64,
+    /// Memory available to programs in bytes.
+    pub memory_available_bytes: u64,
+    /// Size of the file system with the engine's data in bytes.
+    pub disk_bytes: u64,
+    /// Free bytes on it.
+    pub disk_free_bytes: u64,
+    /// Kernel release.
+    pub kernel: String,
+    /// Distribution by /etc/os-release.
+    pub distribution: String,
+    /// Boot id of the kernel.
+    pub boot_id: String,
+}
+
+/// An engine that a node can run: a driver's capabilities and what is installed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineOffer {
+    /// Name of the engine.
+    pub engine: String,
+    /// Versions found on the node, newest first.
+    pub versions: Vec<String>,
+    /// Modes the driver supports, the default first.
+    pub modes: Vec<String>,
+    /// Fewest replicas.
+    pub min_replicas: u32,
+    /// Replicas a cluster gets when none are asked for.
+    pub default_replicas: u32,
+    /// Most replicas.
+    pub max_replicas: u32,
+    /// Whether a diverged copy can be brought back without a full clone.
+    pub can_rewind: bool,
+    /// Why the engine cannot be used on this node; empty when it can.
+    pub problem: String,
+}
+
+/// How far long work has come.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// What is being done now, such as "copying".
+    pub phase: String,
+    /// Bytes done.
+    pub bytes_done: u64,
+    /// Bytes in all; 0 while unknown.
+    pub bytes_total: u64,
+    /// Bytes per second over the last interval.
+    pub bytes_per_second: u64,
+    /// Seconds left.
+    pub eta_seconds: Option<u64>,
+}
+
+/// What a returning copy had that the primary had not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Divergence {
+    /// Member whose copy diverged.
+    pub member: MemberName,
+    /// What only that copy had.
+    pub lost: Position,
+    /// Size of it.
+    pub amount: u64,
+    /// Unit of `amount`, such as "bytes of log".
+    pub unit: String,
+    /// What was done: "rewound" or "cloned".
+    pub resolution: String,
+    /// When it was found.
+    pub found_at: Timestamp,
+    /// For people: where the branches parted.
+    pub detail: String,
+}
