@@ -2,6 +2,10 @@
 //!
 //! **Invariant:** nothing here names an engine, and nothing here decides anything about a cluster.
 
+pub mod clock;
+pub mod config;
+pub mod error;
 pub mod ids;
 pub mod position;
+pub mod telemetry;
 pub mod topology;
