@@ -5,6 +5,7 @@
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod identity;
 pub mod ids;
 pub mod position;
 pub mod telemetry;
