@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** nothing here names an engine, and nothing here decides anything about a cluster.
 
+pub mod convert;
 pub mod ids;
 pub mod position;
 pub mod topology;
