@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod convert;
 pub mod error;
 pub mod identity;
 pub mod ids;
