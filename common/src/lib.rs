@@ -9,4 +9,5 @@ pub mod identity;
 pub mod ids;
 pub mod position;
 pub mod telemetry;
+pub mod tls;
 pub mod topology;
