@@ -10,4 +10,6 @@ pub mod identity;
 pub mod ids;
 pub mod position;
 pub mod telemetry;
+pub mod tls;
 pub mod topology;
+pub mod transport;
