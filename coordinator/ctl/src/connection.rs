@@ -11,7 +11,7 @@ use regent_common::{
     error::ErrorChain,
     identity::IdentityDirectory,
     tls::{ExpectedServer, ReloadingIdentity},
-    transport,
+    transport::{self, TransportError},
 };
 use regent_proto::coordinator::v1::{
     audit_service_client::AuditServiceClient, catalog_service_client::CatalogServiceClient,
@@ -87,9 +87,12 @@ impl Context {
         let identity = ReloadingIdentity::open(&IdentityDirectory::new(&directory))
             .map_err(|error| Failure::Identity(format!("{}: {}", directory.display(), ErrorChain(&error))))?;
         let expected = ExpectedServer::AnyCoordinatorOf(identity.identity().coordinator_id);
-        let channel = transport::connect(&self.coordinator, Some(identity), expected)
-            .await
-            .map_err(|error| call.unreachable(&error))?;
+        let channel =
+            transport::connect(&self.coordinator, Some(identity), expected).await.map_err(|error| match error {
+                TransportError::Address(_) => Failure::Usage(error.to_string()),
+                TransportError::Tls(_) => Failure::Identity(ErrorChain(&error).to_string()),
+                TransportError::Connect { .. } | TransportError::Serve(_) => call.unconnected(&error),
+            })?;
         Ok(Connection { channel })
     }
 

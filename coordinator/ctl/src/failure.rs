@@ -42,6 +42,8 @@ pub enum Failure {
         call: Call,
         /// What the connection says.
         cause: String,
+        /// Whether the request may have been received.
+        sent: bool,
     },
     /// The coordinator answered with an error.
     #[error("cannot {}: {}", call.action, status.message())]
@@ -91,14 +93,14 @@ impl Call {
                 Some(source) => ErrorChain(source).to_string(),
                 None => status.message().to_owned(),
             };
-            return Failure::Unreachable { call: self.clone(), cause };
+            return Failure::Unreachable { call: self.clone(), cause, sent: true };
         }
         Failure::Answer { call: self.clone(), status: Box::new(status) }
     }
 
-    /// Nobody answered.
-    pub fn unreachable(&self, error: &dyn Error) -> Failure {
-        Failure::Unreachable { call: self.clone(), cause: ErrorChain(error).to_string() }
+    /// There was no connection to send it over.
+    pub fn unconnected(&self, error: &dyn Error) -> Failure {
+        Failure::Unreachable { call: self.clone(), cause: ErrorChain(error).to_string(), sent: false }
     }
 }
 
@@ -212,8 +214,11 @@ impl Failure {
             Self::Answer { call, .. } if call.request_id.is_some() => {
                 matches!(self.exit_code(), 3..=5).then(|| "nothing has been changed".to_owned())
             }
-            Self::Unreachable { call, .. } if call.request_id.is_some() => {
+            Self::Unreachable { call, sent: true, .. } if call.request_id.is_some() => {
                 Some("not known: the coordinator may have received the request before the connection failed".to_owned())
+            }
+            Self::Unreachable { call, sent: false, .. } if call.request_id.is_some() => {
+                Some("nothing was sent".to_owned())
             }
             Self::Usage(_) | Self::Identity(_) => Some("nothing was sent".to_owned()),
             Self::Answer { .. }
@@ -233,11 +238,11 @@ impl Failure {
                  init` wrote"
                     .to_owned(),
             ),
-            Self::Unreachable { call, .. } => {
+            Self::Unreachable { call, sent, .. } => {
                 let check = "check --coordinator HOST:PORT and that regent-coordinator runs there";
                 Some(match &call.request_id {
-                    Some(id) => format!("{check}; the same command with --request-id {id} is safe to repeat"),
-                    None => check.to_owned(),
+                    Some(id) if *sent => format!("{check}; the same command with --request-id {id} is safe to repeat"),
+                    Some(_) | None => check.to_owned(),
                 })
             }
             Self::Answer { call, status } => match (reason_of(status), status.code(), &call.request_id) {

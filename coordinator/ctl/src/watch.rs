@@ -77,9 +77,11 @@ pub(crate) async fn follow(
 ) -> Result<wire::Operation, Failure> {
     let name = operation.name.clone();
     tokio::select! {
-        ended = until_done(context, connection, call, operation) => ended,
+        // The handler stands before the first line is said: who reads that line may interrupt.
+        biased;
         // Without a handler Ctrl-C ends this process by itself, which is as well.
         Ok(()) = tokio::signal::ctrl_c() => Err(Failure::Interrupted { operation: name }),
+        ended = until_done(context, connection, call, operation) => ended,
     }
 }
 

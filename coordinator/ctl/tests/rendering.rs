@@ -161,6 +161,7 @@ fn errors_say_what_happened_what_is_unchanged_and_what_to_do() {
         changing.failed(refuse(Reason::RoleTooLow, "user ann has the role viewer; CreateCluster needs operator")),
         changing.failed(Status::internal("the store cannot be written")),
         changing.failed(Status::unavailable("connection refused")),
+        changing.unconnected(&std::io::Error::from(std::io::ErrorKind::ConnectionRefused)),
         reading.failed(refuse(Reason::ClusterNotFound, "there is no cluster db")),
         reading.failed(Status::unavailable("connection refused")),
         Failure::Operation { operation: Box::new(failed_operation()) },

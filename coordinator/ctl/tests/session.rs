@@ -1,5 +1,6 @@
 //! The real command against a coordinator in this process, over the real secured connection: exit codes, the two streams,
 //! waiting across a broken stream.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod fixtures;
 
@@ -12,7 +13,14 @@ use std::{
 };
 
 use fixtures::coordinator::{Authority, Coordinator};
-use tokio::process::Command;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::Command,
+};
 
 /// No command here takes near as long; one that hangs fails its test.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -41,14 +49,19 @@ impl Session {
         self.run_at(&address, identity, arguments).await
     }
 
-    async fn run_at(&self, address: &str, identity: &str, arguments: &[&str]) -> Output {
-        let run = Command::new(env!("CARGO_BIN_EXE_regentctl"))
+    fn command(&self, address: &str, identity: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_regentctl"));
+        command
             .args(arguments)
             .env("REGENT_COORDINATOR", address)
             .env("REGENT_IDENTITY", self.path(identity))
             .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output();
+            .kill_on_drop(true);
+        command
+    }
+
+    async fn run_at(&self, address: &str, identity: &str, arguments: &[&str]) -> Output {
+        let run = self.command(address, identity, arguments).output();
         tokio::time::timeout(DEADLINE, run).await.expect("the command ends in time").expect("the command starts")
     }
 
@@ -154,6 +167,38 @@ async fn an_error_of_the_coordinator_exits_1_and_can_be_repeated() {
     let session = Session::start().await;
     let arguments = ["cluster", "create", "broken", "--engine", "examplesql", "--request-id", "again"];
     fails_with(&session.run(&arguments).await, 1, "--request-id again");
+}
+
+#[tokio::test]
+async fn an_interrupt_while_waiting_says_that_the_operation_goes_on() {
+    let session = Session::start().await;
+    let address = session.coordinator.address.to_string();
+    let mut command = session.command(&address, "ann", &["cluster", "create", "forever", "--engine", "examplesql"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let interrupted = async {
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        // Asked to watch, it waits: the first line of progress says so.
+        let first = lines.next_line().await.unwrap().unwrap_or_default();
+        assert!(first.contains("bootstrap running"), "{first}");
+        let id = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
+        kill(id, Signal::SIGINT).unwrap();
+        let mut rest = String::new();
+        while let Some(line) = lines.next_line().await.unwrap() {
+            rest.push_str(&line);
+        }
+        (child.wait().await.unwrap(), rest)
+    };
+    let (status, rest) = tokio::time::timeout(DEADLINE, interrupted).await.expect("the command ends in time");
+    assert_eq!(status.code(), Some(130), "{rest}");
+    assert!(rest.contains("the operation goes on"), "{rest}");
+    assert!(rest.contains("regentctl operation watch forever"), "{rest}");
+    assert!(rest.contains("regentctl operation cancel forever"), "{rest}");
+}
+
+#[tokio::test]
+async fn a_wrong_address_exits_2() {
+    let session = Session::start().await;
+    fails_with(&session.run_at("no-port", "ann", &["cluster", "list"]).await, 2, "HOST:PORT");
 }
 
 #[tokio::test]

@@ -19,7 +19,8 @@ pub fn changes(before: Option<&wire::Operation>, current: &wire::Operation, now:
     let count = current.steps.len();
     for (index, step) in current.steps.iter().enumerate() {
         let earlier = before.and_then(|before| before.steps.get(index));
-        let changed = earlier.map_or(step.state() != wire::StepState::Pending, |earlier| earlier.state != step.state);
+        let changed =
+            earlier.map_or_else(|| step.state() != wire::StepState::Pending, |earlier| earlier.state != step.state);
         let moved = step.state() == wire::StepState::Running
             && earlier.and_then(|step| step.progress.as_ref()).map(mark) != step.progress.as_ref().map(mark);
         if changed || moved {
