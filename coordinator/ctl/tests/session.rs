@@ -269,3 +269,48 @@ async fn completions_need_no_coordinator() {
     assert_eq!(code(&output), 0);
     assert!(stdout(&output).contains("complete -F _regentctl"), "{}", stdout(&output));
 }
+
+#[tokio::test]
+async fn kept_events_are_shown_as_one_object_per_line() {
+    let session = Session::start().await;
+    let output = session.run(&["events", "--output", "json", "--resume-after", "1"]).await;
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let ids: Vec<_> = stdout(&output)
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(ids, ["2", "3"]);
+}
+
+/// The first `count` lines that a command which never ends by itself says on stdout.
+async fn first_lines(session: &Session, arguments: &[&str], count: usize) -> Vec<String> {
+    let address = session.coordinator.address.to_string();
+    let mut child = session.command(&address, "ann", arguments).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut found = Vec::new();
+    let read = async {
+        while found.len() < count {
+            found.push(lines.next_line().await.unwrap().expect("the command goes on"));
+        }
+    };
+    tokio::time::timeout(DEADLINE, read).await.expect("the lines come in time");
+    child.kill().await.unwrap();
+    found
+}
+
+#[tokio::test]
+async fn followed_events_go_on_after_a_broken_stream_without_a_gap_or_a_repeat() {
+    let session = Session::start().await;
+    let arguments = ["events", "--follow", "--resume-after", "0", "--cluster", "breaks"];
+    let lines = first_lines(&session, &arguments, 3).await;
+    let kinds: Vec<_> = lines.iter().map(|line| line.split_whitespace().last().unwrap()).collect();
+    assert_eq!(kinds, ["EVENT_1", "EVENT_2", "EVENT_3"]);
+}
+
+#[tokio::test]
+async fn a_followed_audit_shows_each_record_once() {
+    let session = Session::start().await;
+    let lines = first_lines(&session, &["audit", "--follow"], 3).await;
+    let actions: Vec<_> = lines.iter().map(|line| line.split_whitespace().nth(2).unwrap()).collect();
+    assert_eq!(actions, ["Action1", "Action2", "Action3"]);
+}
