@@ -38,7 +38,7 @@ enum Reporter {
     /// One line per change.
     Lines { output: Output, before: Option<Box<wire::Operation>> },
     /// One line per running step, redrawn.
-    Live { screen: MultiProgress, bars: BTreeMap<usize, ProgressBar> },
+    Live { output: Output, screen: MultiProgress, bars: BTreeMap<usize, ProgressBar> },
 }
 
 /// Ends a changing verb: shows what a check found, or waits for the operation as asked.
@@ -98,7 +98,7 @@ async fn until_done(
         return Ok(operation);
     }
     loop {
-        let attached = tokio::time::timeout(PATIENCE, attach(context, connection, call, &name)).await;
+        let attached = tokio::time::timeout(PATIENCE, attach(context, connection, call, &name, &reporter)).await;
         let lost = || Failure::Lost { operation: name.clone(), coordinator: context.coordinator().to_owned() };
         let (mut stream, first) = attached.map_err(|_elapsed| lost())??;
         let mut current = Some(first);
@@ -120,6 +120,7 @@ async fn attach(
     connection: &Connection,
     call: &Call,
     name: &str,
+    reporter: &Reporter,
 ) -> Result<(Streaming<wire::Operation>, wire::Operation), Failure> {
     let mut told = false;
     loop {
@@ -141,7 +142,7 @@ async fn attach(
             Some(status) if matches!(call.failed(status.clone()).exit_code(), 3..=5) => return Err(call.failed(status)),
             Some(status) if !told => {
                 told = true;
-                context.output.note(format!(
+                reporter.note(format!(
                     "The coordinator at {} does not answer ({}). The operation goes on; trying again for {}.",
                     context.coordinator(),
                     status.message(),
@@ -160,7 +161,7 @@ impl Reporter {
     fn new(output: Output) -> Self {
         if output.live() {
             let screen = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
-            Self::Live { screen, bars: BTreeMap::new() }
+            Self::Live { output, screen, bars: BTreeMap::new() }
         } else {
             Self::Lines { output, before: None }
         }
@@ -175,7 +176,7 @@ impl Reporter {
                 }
                 *before = Some(Box::new(operation.clone()));
             }
-            Self::Live { screen, bars } => {
+            Self::Live { screen, bars, .. } => {
                 for (index, step) in operation.steps.iter().enumerate() {
                     match step.state() {
                         wire::StepState::Pending | wire::StepState::Unspecified => continue,
@@ -193,6 +194,14 @@ impl Reporter {
                     }
                 }
             }
+        }
+    }
+
+    /// A line of its own, above lines that are redrawn.
+    fn note(&self, text: String) {
+        match self {
+            Self::Lines { output, .. } => output.note(text),
+            Self::Live { output, screen, .. } => screen.suspend(|| output.note(text)),
         }
     }
 
