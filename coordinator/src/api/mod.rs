@@ -83,9 +83,10 @@ impl Api {
 /// A store that did not do as asked, for the caller.
 pub fn failed_store(error: StoreError) -> Status {
     match error {
-        StoreError::Conflict { .. } => {
-            refuse(Reason::EtagMismatch, "somebody else changed this just now: look again and retry; nothing was changed")
-        }
+        StoreError::Conflict { .. } => refuse(
+            Reason::EtagMismatch,
+            "somebody else changed this just now: look again and retry; nothing was changed",
+        ),
         StoreError::Deposed { .. } => refuse(Reason::NotLeader, "another coordinator has taken over: ask that one"),
         other => refuse(Reason::Internal, ErrorChain(&other).to_string()),
     }
@@ -98,7 +99,9 @@ pub fn failed_change(error: ChangeError) -> Status {
         ChangeError::Refused(why) => refuse(Reason::ClusterBusy, why),
         ChangeError::Busy { cluster, running } => refuse(
             Reason::ClusterBusy,
-            format!("operations/{running} of cluster {cluster} is running: wait for it or cancel it; nothing was changed"),
+            format!(
+                "operations/{running} of cluster {cluster} is running: wait for it or cancel it; nothing was changed"
+            ),
         ),
         ChangeError::Store(error) => failed_store(error),
     }
@@ -121,4 +124,24 @@ pub fn page<T>(
     rows.truncate(size);
     let next = if more { rows.last().map(|(name, _)| name.clone()).unwrap_or_default() } else { String::new() };
     Ok((rows.into_iter().map(|(_, row)| row).collect(), next))
+}
+
+impl Api {
+    pub fn caller<T>(&self, _: &Request<T>) -> String {
+        String::new()
+    }
+    pub async fn repeated<M: Message>(&self, _: &str, _: &str, _: &str, _: &M) -> Result<Option<Operation>, Status> {
+        Ok(None)
+    }
+    pub fn remember<M: Message>(
+        &self,
+        t: Transaction,
+        _: &str,
+        _: &str,
+        _: &str,
+        _: &M,
+        _: &OperationId,
+    ) -> Transaction {
+        t
+    }
 }

@@ -44,8 +44,7 @@ impl Directory {
         stop: CancellationToken,
     ) -> Result<Self, StoreError> {
         let directory = Self { environment, thresholds, stop, actors: Arc::default() };
-        let records =
-            list_json::<ClusterRecord>(directory.environment.store.as_ref(), keys::CLUSTERS).await?;
+        let records = list_json::<ClusterRecord>(directory.environment.store.as_ref(), keys::CLUSTERS).await?;
         for (_, record) in records {
             let version = record.version;
             directory.start(record.value, version);

@@ -11,7 +11,7 @@
 use std::{sync::Arc, time::Duration};
 
 use regent_common::{
-    error::{ErrorChain, Reason},
+    error::{ErrorChain, Reason, Retryable},
     ids::{OperationId, OperationToken},
     topology::Progress,
 };
@@ -187,8 +187,9 @@ impl<'a> Runner<'a> {
                     Some(step) => {
                         let interrupted = async {
                             // A sender that is gone never interrupts.
-                            match interrupt.wait_for(Option::is_some).await {
-                                Ok(failure) => failure.clone().expect("waited for it"),
+                            let failure = interrupt.wait_for(Option::is_some).await.map(|failure| failure.clone());
+                            match failure {
+                                Ok(failure) => failure.expect("waited for it"),
                                 Err(_) => std::future::pending().await,
                             }
                         };
@@ -203,7 +204,7 @@ impl<'a> Runner<'a> {
         }
     }
 
-    async fn run_step(&self, step: usize) -> Result<StepDone, StepError> {
+    pub(super) async fn run_step(&self, step: usize) -> Result<StepDone, StepError> {
         let planned = &self.operation.steps[step];
         failpoint(self.kind.name(), &planned.name, "before");
         self.progress.send_replace(Progress::default());
@@ -212,7 +213,11 @@ impl<'a> Runner<'a> {
         done
     }
 
-    async fn step_ended(&mut self, step: usize, outcome: Result<StepDone, StepError>) -> Result<(), RunError> {
+    pub(super) async fn step_ended(
+        &mut self,
+        step: usize,
+        outcome: Result<StepDone, StepError>,
+    ) -> Result<(), RunError> {
         match outcome {
             Ok(done) => {
                 let StepDone { output, report, change, remove_cluster } = done;
@@ -250,6 +255,12 @@ impl<'a> Runner<'a> {
                 self.give_up(Event::Failed { step, failure: failure.clone() }, &failure, Outcome::Failed).await
             }
         }
+    }
+
+    /// The first step that has not succeeded; `None` when the operation has none left.
+    #[cfg(test)]
+    pub(super) fn next_step(&self) -> Option<usize> {
+        self.status.next_step()
     }
 
     async fn cancel(&mut self, failure: Failure) -> Result<(), RunError> {
@@ -433,7 +444,9 @@ impl<'a> Runner<'a> {
                 tokio::time::sleep(STORE_PAUSE).await;
                 Ok(false)
             }
-            Err(error @ (ChangeError::Gone(_) | ChangeError::Refused(_) | ChangeError::Busy { .. })) => Err(stopped(error)),
+            Err(error @ (ChangeError::Gone(_) | ChangeError::Refused(_) | ChangeError::Busy { .. })) => {
+                Err(stopped(error))
+            }
             Err(error @ ChangeError::Store(_)) => Err(stopped(error)),
         }
     }
