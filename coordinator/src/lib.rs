@@ -10,6 +10,7 @@ pub mod config;
 pub mod detector;
 pub mod environment;
 pub mod events;
+pub mod http;
 pub mod model;
 pub mod nodes;
 pub mod operation;

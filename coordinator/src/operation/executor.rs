@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 
 use regent_common::{
     error::{ErrorChain, Reason, Retryable},
-    ids::{OperationId, OperationToken},
+    ids::{MemberName, NodeName, OperationId, OperationToken},
     topology::Progress,
 };
 use tokio::sync::watch;
@@ -25,6 +25,7 @@ use crate::{
     cluster::{ChangeError, ClusterHandle},
     environment::Environment,
     model::{
+        Assignment,
         cluster::ClusterRecord,
         operation::{OperationRecord, PlannedStep},
     },
@@ -111,6 +112,13 @@ pub fn begin(
     (operation, transaction)
 }
 
+/// Adds to a commit that a node is a member from now on; the commit fails when the node is one already.
+pub fn assign(transaction: Transaction, cluster: &ClusterRecord, member: &MemberName, node: &NodeName) -> Transaction {
+    let key = keys::assignment(node);
+    let assignment = Assignment { cluster: cluster.name.clone(), member: member.clone() };
+    transaction.require_absent(key.clone()).put_json(key, &assignment)
+}
+
 /// Begins an operation of an existing cluster; refused while another one runs.
 pub async fn create(
     environment: &Environment,
@@ -124,9 +132,11 @@ pub async fn create(
             if let Some(running) = record.operation {
                 return Err(ChangeError::Busy { cluster: record.name.clone(), running });
             }
+            let before = record.members.clone();
             let (operation, transaction) = begin(&new, record, environment.clock.wall(), transaction);
             created = Some(operation);
-            Ok(transaction)
+            let new_members = record.members.iter().filter(|(member, _)| !before.contains_key(*member));
+            Ok(new_members.fold(transaction, |t, (member, stored)| assign(t, record, member, &stored.node)))
         })
         .await?;
     Ok(created.expect("the change ran, or an error was returned"))
