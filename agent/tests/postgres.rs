@@ -142,7 +142,8 @@ impl World for RealWorld {
     }
 
     async fn crash(&self, member: u32) -> Result<(), String> {
-        let file = std::fs::read_to_string(self.data(member).join("postmaster.pid")).map_err(|error| error.to_string())?;
+        let file =
+            std::fs::read_to_string(self.data(member).join("postmaster.pid")).map_err(|error| error.to_string())?;
         let pid = file.lines().next().and_then(|line| line.parse().ok()).ok_or("no pid")?;
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
             .map_err(|error| error.to_string())

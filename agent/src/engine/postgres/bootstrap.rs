@@ -285,8 +285,13 @@ impl Postgres {
             for folder in [layout.data(), layout.incoming(), layout.conf(), layout.log()] {
                 layout.remove_tree(&folder)?;
             }
-            let marks =
-                [layout.incoming_complete(), layout.swap_journal(), layout.dirty(), layout.initializing(), layout.canary()];
+            let marks = [
+                layout.incoming_complete(),
+                layout.swap_journal(),
+                layout.dirty(),
+                layout.initializing(),
+                layout.canary(),
+            ];
             for mark in marks {
                 layout.unmark(&mark)?;
             }
@@ -296,7 +301,11 @@ impl Postgres {
         self.wanted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         // The folder itself goes too when nothing was kept in it.
         match fs::remove_dir(&self.layout.root) {
-            Err(error) if matches!(error.kind(), std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::NotFound) => Ok(()),
+            Err(error)
+                if matches!(error.kind(), std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::NotFound) =>
+            {
+                Ok(())
+            }
             other => other.map_err(io_error("remove", &self.layout.root)),
         }
     }

@@ -154,7 +154,7 @@ impl Postgres {
             format!("--pgdata={}", self.layout.incoming().display()),
             format!("--slot={}", config::clone_slot_name(&self.member)),
         ];
-        let fixed = ["--wal-method=stream", "--checkpoint=fast", "--no-password", "--progress", "--no-estimate-size"];
+        let fixed = ["--wal-method=stream", "--checkpoint=fast", "--no-password", "--progress"];
         arguments.extend(fixed.map(str::to_owned));
         if options.max_bytes_per_second > 0 {
             // The tool knows rates from 32 kB/s to 1 GB/s; above that there is no limit to set.
@@ -228,7 +228,12 @@ impl Rate {
         Self { last: None, per_second: 0.0 }
     }
 
-    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "for people")]
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "for people"
+    )]
     fn add(&mut self, done: u64) -> u64 {
         let now = time::Instant::now();
         if let Some((then, before)) = self.last {

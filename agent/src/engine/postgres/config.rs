@@ -129,8 +129,8 @@ pub(super) fn check_names(settings: &BTreeMap<String, String>, known: &str) -> R
         if is_owned(&name.to_ascii_lowercase()) {
             return invalid(name, "it is set and kept by regent, as replication and failover depend on it".to_owned());
         }
-        let well_formed = !name.is_empty()
-            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'.');
+        let well_formed =
+            !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'.');
         if !well_formed || (!name.contains('.') && !known.lines().any(|line| is_named(line, name))) {
             return invalid(name, "the engine has no setting of this name".to_owned());
         }

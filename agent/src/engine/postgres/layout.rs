@@ -132,6 +132,11 @@ impl Layout {
         self.root.join("regent-member")
     }
 
+    /// The process that the data directory names as its postmaster.
+    pub(super) fn claimed_process(&self) -> Option<u32> {
+        fs::read_to_string(self.pid_file()).ok()?.lines().next()?.trim().parse().ok()
+    }
+
     pub(super) fn is_dirty(&self) -> bool {
         self.dirty().exists() || self.initializing().exists()
     }

@@ -66,7 +66,11 @@ impl Postgres {
             }
             if !layout.has_data() {
                 let foreign = path.join("PG_VERSION").exists();
-                return Err(if foreign { DriverError::ForeignData { path, member } } else { DriverError::NoData { path } });
+                return Err(if foreign {
+                    DriverError::ForeignData { path, member }
+                } else {
+                    DriverError::NoData { path }
+                });
             }
             runner.check_version(&path, &member)
         })
@@ -85,7 +89,10 @@ impl Postgres {
 
     /// Takes over an engine that runs already, started by an earlier agent or by hand.
     pub(super) fn adopt(&self) -> Result<(), DriverError> {
-        self.supervisor.adopt().map(drop).map_err(|error| refused("adopt the engine's process", &error))
+        self.supervisor
+            .adopt(self.layout.claimed_process())
+            .map(drop)
+            .map_err(|error| refused("adopt the engine's process", &error))
     }
 
     async fn start_primary(&self) -> Result<(), DriverError> {
@@ -135,6 +142,8 @@ impl Postgres {
         self.wanted()?;
         let kills = self.kills.load(Ordering::Acquire);
         if !self.is_alive() {
+            // What a dead postmaster left behind holds its shared memory and keeps a new one from starting.
+            self.supervisor.kill_all(KILL).await.map_err(|error| refused("start", &error))?;
             self.check_port()?;
             let password = self.wanted()?.replication.clone();
             self.on_disk(move |layout| prepare_files(layout, &password)).await?;
@@ -282,7 +291,8 @@ impl Postgres {
             let Some((_, newest)) = files.pop() else { return Ok(String::new()) };
             let text = tail(&newest).map_err(io_error("read", &newest))?;
             let told = ["FATAL", "PANIC", "ERROR", "WARNING", "LOG", "DETAIL", "HINT", "postgres:", "Error"];
-            let mut lines: Vec<&str> = text.lines().filter(|line| told.iter().any(|word| line.contains(word))).collect();
+            let mut lines: Vec<&str> =
+                text.lines().filter(|line| told.iter().any(|word| line.contains(word))).collect();
             let surplus = lines.len().saturating_sub(6);
             Ok(lines.split_off(surplus).join("; "))
         })

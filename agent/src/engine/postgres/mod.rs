@@ -156,13 +156,14 @@ impl Postgres {
         let root = context.root.canonicalize().map_err(io_error("resolve", &context.root))?;
         let layout = Layout::new(root, user.clone(), context.cluster.clone(), context.member.clone());
         layout.make_folder(&context.run_directory, 0o700, true)?;
-        let port = [context.port, section.port.unwrap_or(0)].into_iter().find(|port| *port != 0).unwrap_or(DEFAULT_PORT);
+        let port =
+            [context.port, section.port.unwrap_or(0)].into_iter().find(|port| *port != 0).unwrap_or(DEFAULT_PORT);
         let supervisor = DetachedProcess::new(
             context.agent_program.clone(),
             layout.data(),
             context.run_directory.join("engine.process"),
         );
-        supervisor.adopt().map_err(|error| refused("adopt the engine's process", &error))?;
+        supervisor.adopt(layout.claimed_process()).map_err(|error| refused("adopt the engine's process", &error))?;
         if layout.is_ours() {
             swap::settle(&layout)?;
         }

@@ -5,7 +5,9 @@
 //! the data is asked for once a minute. **Invariants:** every part has its own deadline; nothing here waits for the disk
 //! without one; at most one canary is under way; what cannot be found out is unknown.
 
-use std::{collections::BTreeMap, io::Write, os::unix::fs::OpenOptionsExt, sync::Arc, sync::atomic::Ordering, time::Duration};
+use std::{
+    collections::BTreeMap, io::Write, os::unix::fs::OpenOptionsExt, sync::Arc, sync::atomic::Ordering, time::Duration,
+};
 
 use regent_common::{
     position::Position,
@@ -249,7 +251,8 @@ impl Postgres {
             facts.role = Some(Role::Primary);
             place(1)?
         };
-        let receiving_on = column(6).and_then(|timeline| timeline.parse().ok()).filter(|_| column(5) == Some("streaming"));
+        let receiving_on =
+            column(6).and_then(|timeline| timeline.parse().ok()).filter(|_| column(5) == Some("streaming"));
         if let Some(identified) = self.timeline(eyes, standby, receiving_on).await {
             let place = Place {
                 system_id: identified.system_id,
@@ -288,9 +291,10 @@ impl Postgres {
         receiving_on: Option<u32>,
     ) -> Option<&'a Identified> {
         // A promotion, a swap and a rewind all pass through a moment without a stream.
-        let still = eyes.identified.as_ref().is_some_and(|known| {
-            if standby { receiving_on == Some(known.timeline) } else { eyes.written.is_some() }
-        });
+        let still = eyes
+            .identified
+            .as_ref()
+            .is_some_and(|known| if standby { receiving_on == Some(known.timeline) } else { eyes.written.is_some() });
         if !still {
             let local = Target::Local { socket: self.socket(), user: AGENT };
             eyes.identified = wire::identify(&local, ANSWER).await.ok();

@@ -144,8 +144,7 @@ impl Postgres {
         let in_recovery = "SELECT pg_is_in_recovery()";
         if session.value(in_recovery, STATEMENT).await.map_err(asked)?.as_deref() != Some("f") {
             let order = self.layout.data().join("promote");
-            std::fs::write(&order, b"")
-                .map_err(|source| DriverError::Io { doing: "write", path: order, source })?;
+            std::fs::write(&order, b"").map_err(|source| DriverError::Io { doing: "write", path: order, source })?;
             self.supervisor.signal(Signal::SIGUSR1).map_err(|error| refused("promote", &error))?;
             while session.value(in_recovery, STATEMENT).await.map_err(asked)?.as_deref() != Some("f") {
                 if started.elapsed() > PROMOTE {

@@ -49,9 +49,11 @@ impl Journal {
         match fs::read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(io_error("read", &path)(error)),
-            Ok(text) => serde_json::from_slice(&text)
-                .map(Some)
-                .map_err(|error| DriverError::Io { doing: "read", path, source: error.into() }),
+            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| DriverError::Io {
+                doing: "read",
+                path,
+                source: error.into(),
+            }),
         }
     }
 

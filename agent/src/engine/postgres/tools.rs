@@ -122,7 +122,8 @@ impl Tools {
 
     /// The programs of `version` (a prefix such as "15", or empty for the newest).
     pub(super) fn find(section: &Section, version: &str) -> Result<Self, DriverError> {
-        let matches = |tools: &Self| version.is_empty() || tools.version == version || tools.major.to_string() == version;
+        let matches =
+            |tools: &Self| version.is_empty() || tools.version == version || tools.major.to_string() == version;
         Self::installed(section).into_iter().find(matches).ok_or_else(|| DriverError::MissingProgram {
             program: if version.is_empty() { "postgres".to_owned() } else { format!("postgres {version}") },
             searched: section
@@ -250,8 +251,11 @@ impl Runner {
     /// Refuses data of another major version than the programs'.
     pub(super) fn check_version(&self, data: &Path, member: &MemberName) -> Result<(), DriverError> {
         let path = data.join("PG_VERSION");
-        let text = fs::read_to_string(&path)
-            .map_err(|source| DriverError::Io { doing: "read", path: path.clone(), source })?;
+        let text = fs::read_to_string(&path).map_err(|source| DriverError::Io {
+            doing: "read",
+            path: path.clone(),
+            source,
+        })?;
         if text.trim() == self.tools.major.to_string() {
             return Ok(());
         }

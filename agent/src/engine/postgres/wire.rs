@@ -73,9 +73,8 @@ pub(super) async fn identify(target: &Target, limit: Duration) -> Result<Identif
         let row = wire.one_row("IDENTIFY_SYSTEM").await?;
         let system_id = number(&row, 0)?;
         let timeline = number(&row, 1)?;
-        let flushed = text(&row, 2)
-            .and_then(parse_lsn)
-            .ok_or(WireError::Unexpected("IDENTIFY_SYSTEM gave no position"))?;
+        let flushed =
+            text(&row, 2).and_then(parse_lsn).ok_or(WireError::Unexpected("IDENTIFY_SYSTEM gave no position"))?;
         let history = if timeline == 1 {
             History::default()
         } else {
@@ -111,8 +110,12 @@ impl Wire {
         };
         let mut wire = Self { stream, input: BytesMut::new() };
         let mut out = BytesMut::new();
-        let parameters =
-            [("user", user), ("replication", "true"), ("application_name", "regent-agent"), ("client_encoding", "UTF8")];
+        let parameters = [
+            ("user", user),
+            ("replication", "true"),
+            ("application_name", "regent-agent"),
+            ("client_encoding", "UTF8"),
+        ];
         frontend::startup_message(parameters, &mut out)?;
         wire.send(&out).await?;
         wire.authenticate(password).await?;
@@ -164,10 +167,8 @@ impl Wire {
         loop {
             match self.next().await? {
                 Message::DataRow(body) => {
-                    let row: Row = body
-                        .ranges()
-                        .map(|range| Ok(range.map(|range| body.buffer()[range].to_vec())))
-                        .collect()?;
+                    let row: Row =
+                        body.ranges().map(|range| Ok(range.map(|range| body.buffer()[range].to_vec()))).collect()?;
                     first.get_or_insert(row);
                 }
                 Message::ReadyForQuery(_) => return first.ok_or(WireError::Unexpected("no row")),

@@ -86,7 +86,10 @@ impl DetachedProcess {
         }
         let failed = |source| SupervisorError::Kernel { doing: "watch", pid, source };
         let readiness = pidfd.try_clone().map_err(failed)?;
-        #[expect(deprecated, reason = "its successor is unsafe for types that may lie about their fd; OwnedFd does not")]
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe for types that may lie about their fd; OwnedFd does not"
+        )]
         let readiness = AsyncFd::with_interest(readiness, Interest::READABLE).map_err(failed)?;
         *self.shared.watched() = Watched::Alive { pid, pidfd: Arc::new(pidfd) };
         self.shared.changed();
@@ -141,7 +144,7 @@ impl Supervisor for DetachedProcess {
         self.shared.changes.subscribe()
     }
 
-    fn adopt(&self) -> Result<Option<u32>, SupervisorError> {
+    fn adopt(&self, claimed: Option<u32>) -> Result<Option<u32>, SupervisorError> {
         if let Some((pid, pidfd)) = self.alive()
             && !has_exited(&pidfd)
         {
@@ -153,7 +156,8 @@ impl Supervisor for DetachedProcess {
         {
             return Ok(Some(record.pid));
         }
-        let Some(pid) = proc::head_of(&proc::working_in(&self.directory)) else { return Ok(None) };
+        // Not any process of the directory: what a dead engine left behind must not pass for a living one.
+        let Some(pid) = claimed.filter(|pid| proc::works_in(*pid, &self.directory)) else { return Ok(None) };
         let Some(start_time) = proc::start_time(pid) else { return Ok(None) };
         if !self.watch(pid, Some(start_time))? {
             return Ok(None);
@@ -210,8 +214,11 @@ impl Supervisor for DetachedProcess {
         while empty_looks < 2 {
             let watched = self.alive().filter(|(_, pidfd)| !has_exited(pidfd));
             if let Some((pid, pidfd)) = &watched {
-                send(pidfd, Signal::SIGKILL)
-                    .map_err(|source| SupervisorError::Kernel { doing: "kill", pid: *pid, source })?;
+                send(pidfd, Signal::SIGKILL).map_err(|source| SupervisorError::Kernel {
+                    doing: "kill",
+                    pid: *pid,
+                    source,
+                })?;
             }
             let found = proc::working_in(&self.directory);
             for process in &found {
@@ -232,10 +239,7 @@ impl Supervisor for DetachedProcess {
                 {
                     processes.push(pid.to_string());
                 }
-                return Err(SupervisorError::Unkillable {
-                    seconds: limit.as_secs(),
-                    processes: processes.join(", "),
-                });
+                return Err(SupervisorError::Unkillable { seconds: limit.as_secs(), processes: processes.join(", ") });
             }
             time::sleep(ROUND).await;
         }
@@ -245,9 +249,7 @@ impl Supervisor for DetachedProcess {
     }
 
     fn forget(&self) -> Result<(), SupervisorError> {
-        self.record
-            .remove()
-            .map_err(|source| SupervisorError::Record { path: self.record.0.clone(), source })?;
+        self.record.remove().map_err(|source| SupervisorError::Record { path: self.record.0.clone(), source })?;
         let mut watched = self.shared.watched();
         if let Watched::Ended { .. } = &*watched {
             *watched = Watched::Nothing;
@@ -259,9 +261,7 @@ impl Supervisor for DetachedProcess {
 impl DetachedProcess {
     fn keep_record(&self, pid: u32, start_time: u64) -> Result<(), SupervisorError> {
         let record = Record { pid, start_time, boot_id: proc::boot_id() };
-        self.record
-            .store(&record)
-            .map_err(|source| SupervisorError::Record { path: self.record.0.clone(), source })
+        self.record.store(&record).map_err(|source| SupervisorError::Record { path: self.record.0.clone(), source })
     }
 }
 
