@@ -12,3 +12,4 @@ pub mod position;
 pub mod telemetry;
 pub mod tls;
 pub mod topology;
+pub mod transport;
