@@ -16,4 +16,5 @@ pub mod nodes;
 pub mod operation;
 pub mod planner;
 pub mod secrets;
+mod sequence;
 pub mod store;

@@ -139,7 +139,7 @@ impl ClusterService for ClusterApi {
         let caller = self.0.caller(&request);
         let request = request.into_inner();
         let api = &self.0;
-        if let Some(operation) = api.repeated(&caller, "CreateCluster", &request.request_id, &request).await? {
+        if let Some(operation) = api.repeated(&caller, "CreateCluster", &request).await? {
             return Ok(Response::new(operation));
         }
         let taken: BTreeSet<ClusterName> =
@@ -157,8 +157,7 @@ impl ClusterService for ClusterApi {
             let sealed = environment.secrets.seal(&secret_name(&record, purpose), &password);
             record.secrets.insert(purpose.to_owned(), sealed.map_err(|e| Status::internal(e.to_string()))?);
         }
-        let transaction =
-            api.remember(Transaction::default(), &caller, "CreateCluster", &request.request_id, &request, &new.id);
+        let transaction = api.remember(Transaction::default(), &caller, "CreateCluster", &request, &new.id);
         let name = record.name.clone();
         let operation = api.directory.create(record, new, transaction).await.map_err(|error| match error {
             StoreError::Conflict { .. } => refuse(
@@ -225,7 +224,7 @@ impl ClusterService for ClusterApi {
     async fn delete_cluster(&self, request: Request<DeleteClusterRequest>) -> Result<Response<Operation>, Status> {
         let caller = self.0.caller(&request);
         let request = request.into_inner();
-        if let Some(operation) = self.0.repeated(&caller, "DeleteCluster", &request.request_id, &request).await? {
+        if let Some(operation) = self.0.repeated(&caller, "DeleteCluster", &request).await? {
             return Ok(Response::new(operation));
         }
         let (actor, record) = self.find(&request.name)?;
@@ -242,15 +241,14 @@ impl ClusterService for ClusterApi {
             record.members.iter().map(|(member, stored)| format!("{member} on node {}: {fate}", stored.node)).collect();
         let parameters = json!({ "keep_data": request.keep_data });
         let new = new_operation(&kinds::delete_cluster::DeleteCluster, parameters, &caller, "asked for");
-        let transaction =
-            self.0.remember(Transaction::default(), &caller, "DeleteCluster", &request.request_id, &request, &new.id);
+        let transaction = self.0.remember(Transaction::default(), &caller, "DeleteCluster", &request, &new.id);
         self.begin(&actor, &record, new, request.validate_only, report, transaction).await
     }
 
     async fn resync_cluster(&self, request: Request<ResyncClusterRequest>) -> Result<Response<Operation>, Status> {
         let caller = self.0.caller(&request);
         let request = request.into_inner();
-        if let Some(operation) = self.0.repeated(&caller, "ResyncCluster", &request.request_id, &request).await? {
+        if let Some(operation) = self.0.repeated(&caller, "ResyncCluster", &request).await? {
             return Ok(Response::new(operation));
         }
         let (actor, record) = self.find(&request.name)?;
@@ -286,8 +284,7 @@ impl ClusterService for ClusterApi {
             "max_bytes_per_second": request.max_bytes_per_second,
         });
         let new = new_operation(&kinds::resync::Resync, parameters, &caller, "asked for");
-        let transaction =
-            self.0.remember(Transaction::default(), &caller, "ResyncCluster", &request.request_id, &request, &new.id);
+        let transaction = self.0.remember(Transaction::default(), &caller, "ResyncCluster", &request, &new.id);
         self.begin(&actor, &record, new, request.validate_only, report, transaction).await
     }
 
