@@ -1,4 +1,16 @@
 //! The agent: owns the database engine of its node and obeys the coordinator. One module per concern.
 
+pub mod access;
+pub mod config;
 pub mod engine;
+pub mod host;
+pub mod http;
 pub mod ledger;
+pub mod member;
+pub mod node;
+pub mod observe;
+pub mod peer;
+pub mod server;
+pub mod services;
+pub mod session;
+pub mod steps;

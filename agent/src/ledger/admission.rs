@@ -107,6 +107,8 @@ pub enum Refusal {
         known: ClusterId,
         /// In the ledger.
         member: MemberName,
+        /// Whether the step was to make the node a member.
+        entering: bool,
     },
     /// The node is another member.
     #[error("this node is member {known}, not {given}")]
@@ -171,6 +173,7 @@ impl Ledger {
                 given: header.cluster_id,
                 known: membership.cluster_id,
                 member: membership.member.clone(),
+                entering: claim == Claim::Enter,
             }),
             None => match claim {
                 Claim::Enter => self.compare(header, running),
