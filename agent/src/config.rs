@@ -4,8 +4,10 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use regent_common::{
@@ -45,10 +47,20 @@ pub struct Config {
     pub data_root: PathBuf,
     /// Folder of sockets and pid files.
     pub run_dir: PathBuf,
+    /// Ports from which an engine gets one when its cluster names none, as FROM-TO; empty for the engine's usual one.
+    #[serde(with = "optional_ports")]
+    pub engine_ports: Option<PortRange>,
     /// Form of the log.
     pub log_format: LogForm,
     /// The engines' own sections.
     pub engine: BTreeMap<String, toml::Table>,
+}
+
+/// Ports from one to another, both included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortRange {
+    first: u16,
+    last: u16,
 }
 
 /// Form of the log.
@@ -60,6 +72,22 @@ pub enum LogForm {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// A range of ports that may be missing, as text that may be empty.
+mod optional_ports {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use super::PortRange;
+
+    pub(super) fn serialize<S: Serializer>(range: &Option<PortRange>, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&range.map(|range| range.to_string()).unwrap_or_default())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PortRange>, D::Error> {
+        let text = String::deserialize(from)?;
+        if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(D::Error::custom) }
+    }
 }
 
 /// An address that may be missing, as text that may be empty.
@@ -80,6 +108,37 @@ mod optional_address {
         text.parse()
             .map(Some)
             .map_err(|_| D::Error::custom(format!("{text:?} is not ADDRESS:PORT, nor empty for none")))
+    }
+}
+
+// === impl PortRange ===
+
+impl PortRange {
+    /// The ports, in order.
+    pub fn ports(self) -> impl Iterator<Item = u16> {
+        self.first..=self.last
+    }
+
+    /// The last port.
+    pub fn last(self) -> u16 {
+        self.last
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let malformed = || format!("{text:?} is not a range of ports: write FROM-TO, such as 15432-15439");
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let (first, last) =
+            (first.trim().parse().map_err(|_| malformed())?, last.trim().parse().map_err(|_| malformed())?);
+        if first == 0 || first > last { Err(malformed()) } else { Ok(Self { first, last }) }
     }
 }
 
@@ -110,6 +169,7 @@ impl Default for Config {
             state_dir: PathBuf::from("/var/lib/regent/agent"),
             data_root: PathBuf::from("/var/lib/regent/engines"),
             run_dir: PathBuf::from("/run/regent"),
+            engine_ports: None,
             log_format: LogForm::Text,
             engine: BTreeMap::new(),
         }
@@ -197,9 +257,17 @@ mod tests {
 
     #[test]
     fn unknown_keys_and_bad_values_are_refused() {
-        for bad in ["nmae = \"a\"", "listen = \"7421\"", "http_listen = \"x\"", "name = \"Not A Label\""] {
+        for bad in [
+            "nmae = \"a\"",
+            "listen = \"7421\"",
+            "http_listen = \"x\"",
+            "engine_ports = \"9-1\"",
+            "name = \"Not A Label\"",
+        ] {
             assert!(parse(bad).is_err(), "{bad} was taken");
         }
+        let ports = parse("engine_ports = \"15432-15433\"").unwrap().engine_ports.unwrap();
+        assert_eq!(ports.ports().collect::<Vec<_>>(), [15432, 15433]);
         assert_eq!(parse("http_listen = \"\"").unwrap().http_listen, None);
     }
 

@@ -16,6 +16,7 @@ use regent_common::{
 use tokio::sync::watch;
 
 use crate::{
+    config::PortRange,
     engine::{Context, Driver, DriverError, Factory},
     ledger::Membership,
 };
@@ -32,6 +33,8 @@ pub struct Place {
     pub run_directory: PathBuf,
     /// Host under which clients and peers reach this node.
     pub advertise_host: String,
+    /// Ports from which an engine gets one when its cluster names none.
+    pub ports: Option<PortRange>,
     /// The engines' own sections of the configuration.
     pub sections: BTreeMap<String, toml::Table>,
     /// This program.
@@ -137,10 +140,21 @@ impl Member {
             run_directory: self.place.run_directory.clone(),
             section: section.cloned(),
             advertise_host: self.place.advertise_host.clone(),
-            port: wanted.port,
+            port: self.port(wanted.port)?,
             version: wanted.version.to_owned(),
             agent_program: self.place.agent_program.clone(),
         })?)
+    }
+
+    /// The port that is wanted, or the first free one of this node's range; 0 leaves the choice to the driver.
+    fn port(&self, wanted: u16) -> Result<u16, DriverError> {
+        match (wanted, &self.place.ports) {
+            (0, Some(range)) => {
+                let free = |port: &u16| std::net::TcpListener::bind(("0.0.0.0", *port)).is_ok();
+                range.ports().find(free).ok_or(DriverError::PortInUse { port: range.last() })
+            }
+            (wanted, Some(_) | None) => Ok(wanted),
+        }
     }
 
     /// Makes the driver that the ledger's membership names, and holds it.

@@ -317,6 +317,7 @@ pub fn place(directory: &std::path::Path) -> Place {
         data_root: directory.join("engines"),
         run_directory: directory.join("run"),
         advertise_host: "127.0.0.1".to_owned(),
+        ports: None,
         sections: BTreeMap::new(),
         agent_program: "/proc/self/exe".into(),
     }
