@@ -9,6 +9,7 @@ pub mod api {
     use crate::store::StoreError;
 
     pub mod audit;
+    pub mod authorization;
     pub mod events;
     pub mod idempotency;
 
