@@ -1,31 +1,20 @@
 //! The coordinator: holds what is wanted of every cluster, decides, and carries out changes as durable operations.
+//!
+//! Read in this order: [`model`] (what is stored), [`detector`] and [`planner`] (what is decided, purely), [`operation`]
+//! (how it is carried out), [`cluster`] (the loop around them), [`nodes`] (how agents are heard and told), [`api`].
 
-pub mod api {
-    //! What the coordinator answers: one file per service, over what they share.
-
-    use regent_common::error::{ErrorChain, Reason, refuse};
-    use tonic::Status;
-
-    use crate::store::StoreError;
-
-    pub mod audit;
-    pub mod authorization;
-    pub mod events;
-    pub mod idempotency;
-
-    /// A store that did not do as asked, for the caller.
-    pub fn failed_store(error: StoreError) -> Status {
-        match error {
-            StoreError::Conflict { .. } => refuse(
-                Reason::EtagMismatch,
-                "somebody else changed this just now: look again and retry; nothing was changed",
-            ),
-            StoreError::Deposed { .. } => refuse(Reason::NotLeader, "another coordinator has taken over: ask that one"),
-            other => refuse(Reason::Internal, ErrorChain(&other).to_string()),
-        }
-    }
-}
+pub mod api;
 pub mod audit;
+pub mod cluster;
+pub mod config;
+pub mod detector;
+pub mod environment;
 pub mod events;
+pub mod http;
+pub mod model;
+pub mod nodes;
+pub mod operation;
+pub mod planner;
+pub mod secrets;
 mod sequence;
 pub mod store;
