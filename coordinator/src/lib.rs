@@ -1,3 +1,5 @@
 //! The coordinator: holds what is wanted of every cluster, decides, and carries out changes as durable operations.
 
+pub mod pki;
+pub mod secrets;
 pub mod store;
