@@ -1,6 +1,8 @@
 //! A driver for the tests of the agent's core: does what it is told at once, or waits where a test holds it.
 
-#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of what is here")]
+
+pub mod wire;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
