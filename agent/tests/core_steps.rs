@@ -1,5 +1,7 @@
 //! The executor on a ledger that is on disk: rule T1, the marks around each action, crashes and fences.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of these tests are outside of the test functions")]
+
 mod support;
 
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! The agent's services over a real loopback connection with mutual TLS.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of these tests are outside of the test functions")]
+
 mod support;
 
 use prost::Message;

@@ -52,8 +52,9 @@ pub trait Supervisor: Send + Sync {
     /// Counts starts and ends of the process.
     fn changes(&self) -> watch::Receiver<u64>;
 
-    /// Looks for a process that an earlier agent, or a person, left running, and takes it over.
-    fn adopt(&self) -> Result<Option<u32>, SupervisorError>;
+    /// Looks for a process that an earlier agent left running, and takes it over; else `claimed`, which the engine's own
+    /// files name, when it works in the directory: one that a person started, or whose record was lost.
+    fn adopt(&self, claimed: Option<u32>) -> Result<Option<u32>, SupervisorError>;
 
     /// Starts the process; returns its id. Refused while one lives.
     async fn start(&self, launch: &Launch) -> Result<u32, SupervisorError>;

@@ -1,6 +1,11 @@
 //! A certificate authority for a test, and agents that serve on loopback with what it issued.
 
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of what is here")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "a module of test binaries, each of which uses a part of it"
+)]
 
 use std::sync::Arc;
 

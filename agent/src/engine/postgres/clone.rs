@@ -154,7 +154,7 @@ impl Postgres {
             format!("--pgdata={}", self.layout.incoming().display()),
             format!("--slot={}", config::clone_slot_name(&self.member)),
         ];
-        let fixed = ["--wal-method=stream", "--checkpoint=fast", "--no-password", "--progress", "--no-estimate-size"];
+        let fixed = ["--wal-method=stream", "--checkpoint=fast", "--no-password", "--progress"];
         arguments.extend(fixed.map(str::to_owned));
         if options.max_bytes_per_second > 0 {
             // The tool knows rates from 32 kB/s to 1 GB/s; above that there is no limit to set.

@@ -132,6 +132,11 @@ impl Layout {
         self.root.join("regent-member")
     }
 
+    /// The process that the data directory names as its postmaster.
+    pub(super) fn claimed_process(&self) -> Option<u32> {
+        fs::read_to_string(self.pid_file()).ok()?.lines().next()?.trim().parse().ok()
+    }
+
     pub(super) fn is_dirty(&self) -> bool {
         self.dirty().exists() || self.initializing().exists()
     }
@@ -297,5 +302,5 @@ fn replace(path: &Path, content: &[u8], owner: Option<(u32, u32)>) -> io::Result
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    File::open(path.parent().unwrap_or_else(|| Path::new("/")))?.sync_all()
 }

@@ -89,7 +89,10 @@ impl Postgres {
 
     /// Takes over an engine that runs already, started by an earlier agent or by hand.
     pub(super) fn adopt(&self) -> Result<(), DriverError> {
-        self.supervisor.adopt().map(drop).map_err(|error| refused("adopt the engine's process", &error))
+        self.supervisor
+            .adopt(self.layout.claimed_process())
+            .map(drop)
+            .map_err(|error| refused("adopt the engine's process", &error))
     }
 
     async fn start_primary(&self) -> Result<(), DriverError> {
@@ -108,6 +111,7 @@ impl Postgres {
         }
         self.write_upstream(None).await?;
         self.launch(Force::No).await?;
+        self.name_timeline().await?;
         self.apply_slots().await
     }
 
@@ -139,6 +143,8 @@ impl Postgres {
         self.wanted()?;
         let kills = self.kills.load(Ordering::Acquire);
         if !self.is_alive() {
+            // What a dead postmaster left behind holds its shared memory and keeps a new one from starting.
+            self.supervisor.kill_all(KILL).await.map_err(|error| refused("start", &error))?;
             self.check_port()?;
             let password = self.wanted()?.replication.clone();
             self.on_disk(move |layout| prepare_files(layout, &password)).await?;

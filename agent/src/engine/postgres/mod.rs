@@ -163,7 +163,7 @@ impl Postgres {
             layout.data(),
             context.run_directory.join("engine.process"),
         );
-        supervisor.adopt().map_err(|error| refused("adopt the engine's process", &error))?;
+        supervisor.adopt(layout.claimed_process()).map_err(|error| refused("adopt the engine's process", &error))?;
         if layout.is_ours() {
             swap::settle(&layout)?;
         }

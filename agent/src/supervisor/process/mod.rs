@@ -144,7 +144,7 @@ impl Supervisor for DetachedProcess {
         self.shared.changes.subscribe()
     }
 
-    fn adopt(&self) -> Result<Option<u32>, SupervisorError> {
+    fn adopt(&self, claimed: Option<u32>) -> Result<Option<u32>, SupervisorError> {
         if let Some((pid, pidfd)) = self.alive()
             && !has_exited(&pidfd)
         {
@@ -156,7 +156,8 @@ impl Supervisor for DetachedProcess {
         {
             return Ok(Some(record.pid));
         }
-        let Some(pid) = proc::head_of(&proc::working_in(&self.directory)) else { return Ok(None) };
+        // Not any process of the directory: what a dead engine left behind must not pass for a living one.
+        let Some(pid) = claimed.filter(|pid| proc::works_in(*pid, &self.directory)) else { return Ok(None) };
         let Some(start_time) = proc::start_time(pid) else { return Ok(None) };
         if !self.watch(pid, Some(start_time))? {
             return Ok(None);

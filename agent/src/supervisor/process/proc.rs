@@ -11,7 +11,6 @@ use procfs::process::Process;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) pid: u32,
-    pub(super) parent: u32,
     pub(super) name: String,
     pub(super) state: char,
 }
@@ -41,15 +40,9 @@ pub(super) fn working_in(directory: &Path) -> Vec<Found> {
         .filter(|pid| works_in(*pid, directory))
         .filter_map(|pid| {
             let stat = Process::new(i32::try_from(pid).ok()?).ok()?.stat().ok()?;
-            let parent = u32::try_from(stat.ppid).ok()?;
-            Some(Found { pid, parent, name: stat.comm, state: stat.state })
+            Some(Found { pid, name: stat.comm, state: stat.state })
         })
         .collect();
     found.sort_by_key(|process| process.pid);
     found
-}
-
-/// The process that the others in the directory descend from: the one with no parent among them, the oldest if several.
-pub(super) fn head_of(found: &[Found]) -> Option<u32> {
-    found.iter().find(|one| !found.iter().any(|other| other.pid == one.parent)).map(|one| one.pid)
 }
