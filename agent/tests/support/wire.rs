@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer, KeyPair, SanType};
 use regent_agent::{
     ledger::{LedgerStore, RealDisk},
     node::{Node, Parts},
@@ -78,6 +78,25 @@ impl Authority {
         let directory = IdentityDirectory::new(folder.path());
         directory.store(&pem, &key.serialize_pem().into(), &trusted.pem).unwrap();
         Holder { identity: ReloadingIdentity::open(&directory).unwrap(), _folder: folder }
+    }
+
+    /// A certificate for a request, such as `node/n1`.
+    pub fn sign(&self, request: &str, who: &str) -> String {
+        let mut request = CertificateSigningRequestParams::from_pem(request).unwrap();
+        let uri = format!("regent://{INSTALLATION}/{who}");
+        request.params.subject_alt_names.push(SanType::URI(uri.as_str().try_into().unwrap()));
+        request.signed_by(&self.issuer).unwrap().pem()
+    }
+
+    /// Its certificate.
+    pub fn pem(&self) -> String {
+        self.pem.clone()
+    }
+
+    /// Fingerprint of its certificate.
+    pub fn fingerprint(&self) -> String {
+        let (_, pem) = x509_parser::pem::parse_x509_pem(self.pem.as_bytes()).unwrap();
+        regent_common::tls::fingerprint(&pem.contents)
     }
 
     /// An agent that serves as node `name`.
