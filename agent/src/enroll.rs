@@ -121,8 +121,7 @@ pub fn new_key(host: &str) -> Result<NewKey, EnrollError> {
 pub fn fingerprint_in(token: &str) -> Option<String> {
     token
         .split(|c: char| !c.is_ascii_alphanumeric())
-        .filter(|part| part.len() == 64 && part.bytes().all(|byte| byte.is_ascii_hexdigit()))
-        .next_back()
+        .rfind(|part| part.len() == 64 && part.bytes().all(|byte| byte.is_ascii_hexdigit()))
         .map(str::to_ascii_lowercase)
 }
 

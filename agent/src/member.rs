@@ -151,7 +151,7 @@ impl Member {
         match (wanted, &self.place.ports) {
             (0, Some(range)) => {
                 let free = |port: &u16| std::net::TcpListener::bind(("0.0.0.0", *port)).is_ok();
-                range.ports().find(free).ok_or(DriverError::PortInUse { port: range.last() })
+                range.ports().find(free).ok_or_else(|| DriverError::PortInUse { port: range.last() })
             }
             (wanted, Some(_) | None) => Ok(wanted),
         }

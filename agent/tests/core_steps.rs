@@ -1,5 +1,7 @@
 //! The executor on a ledger that is on disk: rule T1, the marks around each action, crashes and fences.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of these tests are outside of the test functions")]
+
 mod support;
 
 use std::sync::Arc;
@@ -201,7 +203,7 @@ async fn a_fence_does_not_wait_behind_one_who_waits() {
     });
     // The step with token 3 waits for the promotion, which will never end by itself.
     within(async {
-        while !promoting_is_told(&promoting).await {
+        while !promoting.is_stopping() {
             tokio::task::yield_now().await;
         }
     })
@@ -210,11 +212,6 @@ async fn a_fence_does_not_wait_behind_one_who_waits() {
     assert!(fenced.became_writable, "nobody can say that the promotion did not happen");
     assert_eq!(bench.machine.state(), EngineState::Stopped);
     let _ = within(waiting).await;
-}
-
-/// Whether a step has been told to stop.
-async fn promoting_is_told(running: &regent_agent::steps::running::Running) -> bool {
-    running.is_stopping()
 }
 
 #[tokio::test]

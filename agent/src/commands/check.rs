@@ -121,7 +121,7 @@ fn clock() -> Finding {
 
 /// Whether files can be made in a folder, or where it will be.
 fn writable(folder: &Path) -> io::Result<()> {
-    let existing = folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
+    let existing = folder.ancestors().find(|folder| folder.exists()).unwrap_or_else(|| Path::new("/"));
     let facts = rustix::fs::statvfs(existing)?;
     if facts.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) || existing.starts_with("/proc") {
         return Err(io::Error::from(io::ErrorKind::ReadOnlyFilesystem));

@@ -158,7 +158,7 @@ fn write_config(
     node: &NodeName,
     coordinator: &str,
 ) -> Result<Option<String>, Failure> {
-    let path = path.unwrap_or(Path::new(config::DEFAULT_PATH));
+    let path = path.unwrap_or_else(|| Path::new(config::DEFAULT_PATH));
     if path.exists() {
         return Ok(None);
     }

@@ -66,6 +66,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("a crash is told from a stop, and an examined copy tells its exact position", |w| Box::pin(crash_and_examine(w))),
     ("a diverged copy is refused, and a rewind brings it back", |w| Box::pin(diverged_and_rewound(w))),
     ("a diverged copy comes back by a clone", |w| Box::pin(diverged_and_cloned(w))),
+    ("two promotions of equal copies are told apart", |w| Box::pin(promoted_twice(w))),
     ("dirty data is not started", |w| Box::pin(dirty_is_not_started(w))),
     ("a new driver takes the running engine over", |w| Box::pin(adopted(w))),
     ("an unknown or owned setting is refused", |w| Box::pin(settings(w))),
@@ -347,6 +348,40 @@ async fn diverged_and_cloned(world: &dyn World) -> Outcome {
     told("clone", one.as_ref().clone_from(&world.peer(2), CloneOptions::default(), &work()).await)?;
     told("swap", one.swap(&world.peer(2), true).await)?;
     shows(world, 1, 3).await
+}
+
+async fn promoted_twice(world: &dyn World) -> Outcome {
+    let one = primary(world, 1).await?;
+    let (two, three) = (replica(world, 2, 1).await?, replica(world, 3, 1).await?);
+    world.write(1).await?;
+    shows(world, 2, 1).await?;
+    shows(world, 3, 1).await?;
+    told("kill", one.stop(Stop::Kill).await)?;
+    told("cut", two.cut().await)?;
+    told("cut", three.cut().await)?;
+    told("promote", two.promote().await)?;
+    told("promote", three.promote().await)?;
+    // More on one side, so that only the origin tells that the other is not simply behind.
+    world.write(2).await?;
+    for _ in 0..3 {
+        world.write(3).await?;
+    }
+    let (second, third) = (told("examine", two.examine().await)?, told("examine", three.examine().await)?);
+    check(second.partial_cmp(&third).is_none(), || format!("{second} and {third} are not said to have diverged"))?;
+    told("checkpoint", three.checkpoint().await)?;
+    let followed = two.follow(&world.peer(3)).await;
+    check(matches!(followed, Err(DriverError::Diverged { .. })), || format!("follow was answered with {followed:?}"))?;
+    match two.rewind(&world.peer(3), &work()).await {
+        Ok(_) => {}
+        Err(DriverError::CannotRewind { .. }) => {
+            told("clone", two.as_ref().clone_from(&world.peer(3), CloneOptions::default(), &work()).await)?;
+            told("swap", two.swap(&world.peer(3), false).await)?;
+        }
+        Err(error) => return Err(format!("rewind: {error}")),
+    }
+    shows(world, 2, 4).await?;
+    told("follow", one.follow(&world.peer(3)).await)?;
+    shows(world, 1, 4).await
 }
 
 async fn dirty_is_not_started(world: &dyn World) -> Outcome {

@@ -1,6 +1,13 @@
 //! A driver for the tests of the agent's core: does what it is told at once, or waits where a test holds it.
 
-#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "a module of test binaries, each of which uses a part of it"
+)]
+
+pub mod wire;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

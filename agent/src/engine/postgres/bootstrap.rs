@@ -226,6 +226,11 @@ impl Postgres {
              GRANT EXECUTE ON FUNCTION pg_catalog.pg_stat_file(text, boolean) TO {REPLICATOR};
              GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file(text) TO {REPLICATOR};
              GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean) TO {REPLICATOR};
+             CREATE SCHEMA {AGENT} AUTHORIZATION {AGENT};
+             CREATE TABLE {AGENT}.timeline (number bigint PRIMARY KEY, name text NOT NULL);
+             ALTER TABLE {AGENT}.timeline OWNER TO {AGENT};
+             GRANT USAGE ON SCHEMA {AGENT} TO {REPLICATOR};
+             GRANT SELECT ON {AGENT}.timeline TO {REPLICATOR};
              CREATE ROLE {APPLICATION} LOGIN CREATEDB CREATEROLE PASSWORD {};",
             verifier(&wanted.replication),
             verifier(&wanted.application),

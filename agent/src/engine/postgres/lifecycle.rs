@@ -111,6 +111,7 @@ impl Postgres {
         }
         self.write_upstream(None).await?;
         self.launch(Force::No).await?;
+        self.name_timeline().await?;
         self.apply_slots().await
     }
 

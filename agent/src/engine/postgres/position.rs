@@ -2,10 +2,12 @@
 //!
 //! The origin of a change is `SYSTEM/TIMELINE`; its offset is its place in the log. A copy on timeline 3 that left timeline
 //! 1 at A and timeline 2 at B, and has come to C, has `1: [0,A)`, `2: [A,B)`, `3: [B,C)`. Two copies that were both promoted
-//! from the same point have different timelines after it, so that neither includes the other: numbers of timelines are never
-//! compared, only what they contain.
+//! from the same point must not include each other, but the engine may give both branches the same number: it takes the
+//! lowest that it has not heard of. So every promotion also gives its timeline a random name, in a table that travels with the
+//! data, and the origin is `SYSTEM/TIMELINE-NAME`. A copy that has just entered a timeline and has not yet replayed its
+//! name looks diverged from it for that moment, which is the safe side.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use regent_common::position::{IntervalSet, Position};
 
@@ -24,7 +26,11 @@ pub(super) struct Place {
     pub(super) timeline: u32,
     pub(super) lsn: Lsn,
     pub(super) history: History,
+    pub(super) names: Names,
 }
+
+/// Names of timelines, by number.
+pub(super) type Names = BTreeMap<u32, String>;
 
 /// Reads `16/B374D848`.
 pub(super) fn parse_lsn(text: &str) -> Option<Lsn> {
@@ -66,7 +72,10 @@ impl History {
 impl Place {
     /// The position in the terms that all engines share.
     pub(super) fn position(&self) -> Position {
-        let origin = |timeline| format!("{}/{timeline}", self.system_id);
+        let origin = |timeline| match self.names.get(&timeline) {
+            Some(name) => format!("{}/{timeline}-{name}", self.system_id),
+            None => format!("{}/{timeline}", self.system_id),
+        };
         let mut start = 0;
         let mut origins = Vec::with_capacity(self.history.0.len() + 1);
         for (timeline, left) in &self.history.0 {
@@ -79,6 +88,16 @@ impl Place {
         Position::new(origins, format!("timeline {} at {}", self.timeline, self.lsn))
     }
 
+    /// A timeline that both have under one number, and that is not the same.
+    pub(super) fn namesake(&self, other: &Self) -> Option<u32> {
+        let has = |place: &Self, timeline| place.timeline == timeline || place.history.left_at(timeline).is_some();
+        let timelines: std::collections::BTreeSet<u32> = self.names.keys().chain(other.names.keys()).copied().collect();
+        timelines.into_iter().find(|timeline| {
+            let both = has(self, *timeline) && has(other, *timeline);
+            both && self.names.get(timeline) != other.names.get(timeline)
+        })
+    }
+
     /// Whether a copy at this place can follow `upstream`; else where their ways part.
     pub(super) fn can_follow(&self, upstream: &Self) -> Result<(), String> {
         if self.system_id != upstream.system_id {
@@ -89,6 +108,9 @@ impl Place {
         }
         if upstream.position().includes(&self.position()) {
             return Ok(());
+        }
+        if let Some(timeline) = self.namesake(upstream) {
+            return Err(format!("both have a timeline {timeline}, but not the same one: each was promoted on its own"));
         }
         let own = format!("this copy is on timeline {} at {}", self.timeline, self.lsn);
         Err(match upstream.history.left_at(self.timeline) {
@@ -110,7 +132,7 @@ mod tests {
 
     fn place(timeline: u32, lsn: u64, history: &[(u32, u64)]) -> Place {
         let history = History(history.iter().map(|(timeline, at)| (*timeline, Lsn(*at))).collect());
-        Place { system_id: 7, timeline, lsn: Lsn(lsn), history }
+        Place { system_id: 7, timeline, lsn: Lsn(lsn), history, names: Names::new() }
     }
 
     #[test]
@@ -135,6 +157,20 @@ mod tests {
         assert!(place(2, 250, &[(1, 100)]).can_follow(&promoted).unwrap_err().contains("only at"));
         let other_system = Place { system_id: 8, ..place(1, 10, &[]) };
         assert!(other_system.can_follow(&promoted).unwrap_err().contains("never were copies"));
+    }
+
+    #[test]
+    fn two_promotions_with_the_same_number_are_told_apart() {
+        let named = |lsn, name: &str| {
+            let names = Names::from([(2, name.to_owned())]);
+            Place { names, ..place(2, lsn, &[(1, 100)]) }
+        };
+        let (short, long) = (named(150, "a"), named(200, "b"));
+        assert_eq!(short.position().partial_cmp(&long.position()), None);
+        assert!(short.can_follow(&long).unwrap_err().contains("both have a timeline 2"));
+        assert_eq!(short.can_follow(&named(200, "a")), Ok(()));
+        assert_eq!(place(1, 100, &[]).can_follow(&long), Ok(()));
+        assert_eq!(place(1, 100, &[]).namesake(&long), None);
     }
 
     proptest! {

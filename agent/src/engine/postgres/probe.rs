@@ -18,9 +18,9 @@ use tokio::{task::JoinHandle, time};
 use super::{
     Postgres,
     config::AGENT,
-    position::{Lsn, Place, parse_lsn},
-    replication::REPLAYED_ALL,
-    session::{Row, SqlError, Who},
+    position::{Lsn, Names, Place, parse_lsn},
+    replication::{REPLAYED_ALL, timeline_names},
+    session::{Row, Session, SqlError, Who},
     wire::{self, Identified, Target},
 };
 use crate::supervisor::Status;
@@ -43,7 +43,7 @@ pub(super) struct Eyes {
     canary: Option<(time::Instant, JoinHandle<std::io::Result<()>>)>,
     canary_verdict: (Ternary, String),
     size: Option<(time::Instant, u64)>,
-    identified: Option<Identified>,
+    identified: Option<(Identified, Names)>,
     /// Place and time of the last look at a primary, for its rate of writing.
     written: Option<(time::Instant, Lsn)>,
 }
@@ -225,7 +225,10 @@ impl Postgres {
                    CASE WHEN s.standby THEN NULL ELSE pg_current_wal_flush_lsn() END, \
                    pg_last_wal_replay_lsn(), coalesce(r.flushed_lsn, pg_last_wal_receive_lsn()), \
                    (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup' AND s.standby), \
-                   r.status, r.received_tli, r.sender_host || ':' || r.sender_port \
+                   r.status, \
+                   CASE WHEN s.standby THEN r.received_tli \
+                   ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int END, \
+                   r.sender_host || ':' || r.sender_port \
                    FROM (SELECT pg_is_in_recovery() AS standby) s LEFT JOIN pg_stat_wal_receiver r ON true";
         let rows = match session.rows(sql, ANSWER).await {
             Ok(rows) => rows,
@@ -251,21 +254,25 @@ impl Postgres {
             facts.role = Some(Role::Primary);
             place(1)?
         };
-        let receiving_on =
-            column(6).and_then(|timeline| timeline.parse().ok()).filter(|_| column(5) == Some("streaming"));
-        if let Some(identified) = self.timeline(eyes, standby, receiving_on).await {
+        // A standby's is sure only while it receives.
+        let sure = !standby || column(5) == Some("streaming");
+        let current = column(6).and_then(|timeline| timeline.parse().ok()).filter(|_| sure);
+        if let Some((identified, names)) = self.timeline(eyes, &session, current).await {
             let place = Place {
                 system_id: identified.system_id,
                 timeline: identified.timeline,
                 lsn,
                 history: identified.history.clone(),
+                names: names.clone(),
             };
             facts.position = Some(place.position());
             details.insert("timeline".to_owned(), identified.timeline.to_string());
             details.insert("system_identifier".to_owned(), identified.system_id.to_string());
         }
         details.insert("lsn".to_owned(), lsn.to_string());
-        if !standby {
+        if standby {
+            eyes.written = None;
+        } else {
             details.extend(writing_rate(eyes, lsn));
             details.extend(self.look_at_replicas(&session, lsn).await);
         }
@@ -287,25 +294,21 @@ impl Postgres {
     async fn timeline<'a>(
         &self,
         eyes: &'a mut Eyes,
-        standby: bool,
-        receiving_on: Option<u32>,
-    ) -> Option<&'a Identified> {
-        // A promotion, a swap and a rewind all pass through a moment without a stream.
-        let still = eyes
-            .identified
-            .as_ref()
-            .is_some_and(|known| if standby { receiving_on == Some(known.timeline) } else { eyes.written.is_some() });
+        session: &Session,
+        current: Option<u32>,
+    ) -> Option<&'a (Identified, Names)> {
+        let still = eyes.identified.as_ref().is_some_and(|(known, names)| {
+            current == Some(known.timeline) && (known.timeline == 1 || names.contains_key(&known.timeline))
+        });
         if !still {
             let local = Target::Local { socket: self.socket(), user: AGENT };
-            eyes.identified = wire::identify(&local, ANSWER).await.ok();
-        }
-        if standby {
-            eyes.written = None;
+            let names = timeline_names(session).await.ok()?;
+            eyes.identified = wire::identify(&local, ANSWER).await.ok().map(|identified| (identified, names));
         }
         eyes.identified.as_ref()
     }
 
-    async fn look_at_replicas(&self, session: &super::session::Session, lsn: Lsn) -> Vec<(String, String)> {
+    async fn look_at_replicas(&self, session: &Session, lsn: Lsn) -> Vec<(String, String)> {
         let sql = "SELECT application_name, state, flush_lsn, replay_lsn FROM pg_stat_replication \
                    WHERE application_name <> 'regent-agent'";
         let Ok(rows) = session.rows(sql, ANSWER).await else { return Vec::new() };

@@ -15,7 +15,7 @@ use tokio_postgres::error::SqlState;
 use super::{
     Postgres, config,
     lifecycle::Force,
-    position::{Lsn, Place, parse_lsn},
+    position::{Lsn, Names, Place, parse_lsn},
     refused,
     session::{Session, SqlError, literal},
     wire::{self, Target},
@@ -158,6 +158,7 @@ impl Postgres {
             }
             tracing::info!(milliseconds = started.elapsed().as_millis(), "promoted");
         }
+        self.name_timeline().await?;
         let place = self.place().await?;
         self.write_upstream(None).await?;
         self.reload()?;
@@ -262,7 +263,23 @@ impl Postgres {
         let identified =
             wire::identify(&local, STATEMENT).await.map_err(|error| refused("ask for its timeline", &error))?;
         let lsn = standby.map_or(identified.flushed, |replay| replay.end());
-        Ok(Place { system_id: identified.system_id, timeline: identified.timeline, lsn, history: identified.history })
+        let names = timeline_names(&session).await.map_err(asked)?;
+        let wire::Identified { system_id, timeline, history, .. } = identified;
+        Ok(Place { system_id, timeline, lsn, history, names })
+    }
+
+    /// Gives the primary's timeline its name, if it has none: see `position.rs`.
+    pub(super) async fn name_timeline(&self) -> Result<(), DriverError> {
+        let failed = |error: SqlError| error.refused("name the timeline");
+        let session = self.session().await.map_err(failed)?;
+        let name = ulid::Ulid::generate().to_string().to_ascii_lowercase();
+        let timeline = "('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint";
+        let sql = format!(
+            "INSERT INTO {}.timeline SELECT {timeline}, {} ON CONFLICT DO NOTHING",
+            config::AGENT,
+            literal(&name)
+        );
+        session.execute(&sql).await.map_err(failed)
     }
 
     pub(super) fn socket(&self) -> std::path::PathBuf {
@@ -280,7 +297,9 @@ impl Postgres {
         let doing = format!("ask {} for its position", peer.member);
         let identified = wire::identify(&target, STATEMENT).await.map_err(|error| refused(&doing, &error))?;
         let wire::Identified { system_id, timeline, flushed, history } = identified;
-        Ok(Place { system_id, timeline, lsn: flushed, history })
+        let session = self.session_with(peer).await?;
+        let names = timeline_names(&session).await.map_err(|error| error.refused(doing))?;
+        Ok(Place { system_id, timeline, lsn: flushed, history, names })
     }
 
     pub(super) async fn session_with(&self, peer: &Peer) -> Result<Session, DriverError> {
@@ -378,6 +397,20 @@ async fn physical_slots(session: &Session) -> Result<BTreeMap<String, Slot>, Sql
         Some((name, Slot { active, lost }))
     });
     Ok(slots.collect())
+}
+
+/// The names of the timelines that this copy has been through, as far as it has replayed them.
+pub(super) async fn timeline_names(session: &Session) -> Result<Names, SqlError> {
+    let rows = session.rows(&format!("SELECT number, name FROM {}.timeline", config::AGENT), STATEMENT).await;
+    let rows = match rows {
+        // An instance whose initialization has not come that far.
+        Err(error) if error.has_code(&SqlState::UNDEFINED_TABLE) => Vec::new(),
+        other => other?,
+    };
+    Ok(rows
+        .into_iter()
+        .filter_map(|row| Some((row.first()?.as_deref()?.parse().ok()?, row.get(1)?.clone()?)))
+        .collect())
 }
 
 async fn replay(session: &Session) -> Result<Replay, SqlError> {

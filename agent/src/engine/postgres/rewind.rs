@@ -36,6 +36,11 @@ impl Postgres {
         if own.system_id != theirs.system_id {
             return Err(DriverError::CannotRewind { reason: own.can_follow(&theirs).err().unwrap_or_default() });
         }
+        if let Some(timeline) = own.namesake(&theirs) {
+            // The tool goes by numbers and would find nothing to do.
+            let reason = format!("it and {} both have a timeline {timeline}, but not the same one", source.member);
+            return Err(DriverError::CannotRewind { reason });
+        }
         let Err(detail) = own.can_follow(&theirs) else {
             self.follow_upstream(source).await?;
             return Ok("this copy had nothing that the source has not: it follows without a rewind".to_owned());

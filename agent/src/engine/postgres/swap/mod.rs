@@ -216,3 +216,6 @@ impl Postgres {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -276,3 +276,6 @@ pub(super) fn without_owned(auto_conf: &str) -> String {
 fn quoted(value: &str) -> String {
     value.replace('\\', "\\\\").replace('\'', "''")
 }
+
+#[cfg(test)]
+mod tests;
