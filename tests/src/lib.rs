@@ -1,1 +1,1 @@
-//! x
+//! The harness: what the process tests, the workload and the bench share. Not shipped.
