@@ -1,0 +1,8 @@
+//! Real daemons and real engines on loopback. One file for each thing that has to hold.
+//!
+//! Each test has a folder of its own with all logs; when it fails the folder is kept and its path printed. Needs an
+//! installed PostgreSQL (`apt-get install postgresql`, or `REGENT_POSTGRES_BIN`).
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod workload;
