@@ -3,6 +3,8 @@
 //! A process test starts real daemons and real engines on loopback, in a folder of its own, does something to them, and
 //! looks at what clients saw. The workload's writers are processes of their own that know only the members' host:port.
 
+pub mod api;
+pub mod cluster;
 pub mod engines;
 pub mod folder;
 pub mod logcheck;

@@ -7,6 +7,7 @@
 
 mod layout;
 mod names;
+mod readme;
 mod source;
 mod wire;
 
