@@ -179,21 +179,21 @@ impl Agent {
             daemon: None,
             home,
         };
-        agent.configure("")?;
+        agent.configure("", "")?;
         Ok(agent)
     }
 
-    /// Writes the configuration; `more` is added at its end.
-    pub fn configure(&self, more: &str) -> Result<()> {
+    /// Writes the configuration; `more` are keys of the agent, `engine` keys of the engine's section.
+    pub fn configure(&self, more: &str, engine: &str) -> Result<()> {
+        let bin = std::env::var("REGENT_POSTGRES_BIN").map_or(String::new(), |bin| format!("bin_dir = {bin:?}\n"));
         let config = format!(
             "listen = {:?}\nhttp_listen = {:?}\nadvertise = \"127.0.0.1\"\nstate_dir = {:?}\ndata_root = {:?}\nrun_dir = {:?}\n\
-             engine_ports = \"{}-{}\"\n{more}",
+             {more}\n[engine.postgresql]\nport = {}\nlisten_addresses = \"127.0.0.1\"\n{bin}{engine}\n",
             self.address,
             self.http,
             self.home.join("state"),
             self.home.join("engines"),
             self.home.join("run"),
-            self.engine_port,
             self.engine_port,
         );
         Ok(fs::write(self.config(), config)?)

@@ -51,6 +51,20 @@ pub async fn create_table(login: &Login, member: &str) -> Result<()> {
     client.batch_execute(&statements).await.context("cannot make the table of rows")
 }
 
+/// Adds about so many mebibytes of data, so that a copy takes a while.
+pub async fn add_ballast(login: &Login, member: &str, mebibytes: u32) -> Result<()> {
+    let (client, _) = connect(login, member).await?;
+    // Uncompressed, so that a row is a kilobyte.
+    let statements = format!(
+        "DROP TABLE IF EXISTS regent_ballast; \
+         CREATE TABLE regent_ballast (filler text); \
+         ALTER TABLE regent_ballast ALTER COLUMN filler SET STORAGE PLAIN; \
+         INSERT INTO regent_ballast SELECT repeat('x', 1000) FROM generate_series(1, {});",
+        u64::from(mebibytes) * 1024
+    );
+    client.batch_execute(&statements).await.context("cannot add ballast")
+}
+
 /// Reads all rows that `member` has.
 pub async fn read_rows(login: &Login, member: &str) -> Result<Stored> {
     let (client, _) = connect(login, member).await?;

@@ -32,6 +32,9 @@ enum Command {
         /// Members as host:port,host:port.
         #[arg(long, value_delimiter = ',', required = true)]
         members: Vec<String>,
+        /// Mebibytes of other data to add, so that a copy takes a while.
+        #[arg(long, default_value_t = 0)]
+        ballast_mib: u32,
         #[command(flatten)]
         login: LoginArguments,
     },
@@ -121,9 +124,11 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
 
 async fn dispatch(command: Command) -> Result<()> {
     match command {
-        Command::Setup { members, login } => {
+        Command::Setup { members, ballast_mib, login } => {
             let login = login.read()?;
-            postgres::create_table(&login, &postgres::find_primary(&login, &members).await?).await
+            let primary = postgres::find_primary(&login, &members).await?;
+            postgres::create_table(&login, &primary).await?;
+            postgres::add_ballast(&login, &primary, ballast_mib).await
         }
         // A follower looks again at once: it measures the outage.
         Command::Follow { members, write: arguments } => {
