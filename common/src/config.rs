@@ -153,7 +153,7 @@ impl fmt::Display for HumanBytes {
         let exact = ["GiB", "MiB", "KiB"]
             .iter()
             .zip([1u64 << 30, 1 << 20, 1 << 10])
-            .find(|(_, factor)| self.0 >= *factor && self.0 % factor == 0);
+            .find(|(_, factor)| self.0 >= *factor && self.0.is_multiple_of(*factor));
         match exact {
             Some((unit, factor)) => write!(f, "{}{unit}", self.0 / factor),
             None => write!(f, "{}B", self.0),

@@ -221,7 +221,10 @@ impl ReloadingIdentity {
         let mut broken = None;
         while stop.run_until_cancelled(tokio::time::sleep(period)).await.is_some() {
             match self.reload() {
-                Ok(true) => tracing::info!(identity = %self.identity(), serial = self.serial(), "identity reloaded"),
+                Ok(true) => {
+                    tracing::info!(identity = %self.identity(), serial = self.serial(), "identity reloaded");
+                    broken = None;
+                }
                 Ok(false) => broken = None,
                 Err(error) => {
                     let text = ErrorChain(&error).to_string();
