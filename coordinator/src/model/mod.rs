@@ -4,6 +4,7 @@ use regent_common::ids::{ClusterId, ClusterName, Epoch, MemberName, OperationTok
 use serde::{Deserialize, Serialize};
 
 pub mod cluster;
+pub mod node;
 pub mod operation;
 
 /// Which member a node is; its key is the node, so that a node is never in two clusters.

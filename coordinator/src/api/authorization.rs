@@ -1,0 +1,7 @@
+//! x
+/// x
+#[derive(Clone)]
+pub struct Authorized {
+    /// x
+    pub actor: String,
+}
