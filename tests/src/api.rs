@@ -43,6 +43,13 @@ impl Api {
         Ok(Self { channel: transport::connect(address, Some(identity), expected).await? })
     }
 
+    /// Connects to the agent of a node.
+    pub async fn connect_to_agent(address: &str, identity: &Path, node: &str) -> Result<Self> {
+        let identity = ReloadingIdentity::open(&IdentityDirectory::new(identity))?;
+        let expected = format!("regent://{}/node/{node}", identity.identity().coordinator_id).parse()?;
+        Ok(Self { channel: transport::connect(address, Some(identity), ExpectedServer::Identity(expected)).await? })
+    }
+
     /// ClusterService.
     pub fn clusters(&self) -> ClusterServiceClient<Channel> {
         ClusterServiceClient::new(self.channel.clone())

@@ -121,6 +121,11 @@ impl Coordinator {
         self.home.join("state/admin")
     }
 
+    /// Identity directory of the coordinator itself, which agents obey.
+    pub fn own_identity(&self) -> PathBuf {
+        self.home.join("state/identity")
+    }
+
     /// Its program with a subcommand and its configuration.
     pub fn command(&self, verb: &str) -> Command {
         let mut command = Command::new(&self.program);

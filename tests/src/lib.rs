@@ -10,5 +10,6 @@ pub mod folder;
 pub mod logcheck;
 pub mod ports;
 pub mod process;
+pub mod users;
 pub mod wait;
 pub mod workload;

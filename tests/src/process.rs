@@ -54,6 +54,18 @@ pub fn program(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The coordinator in a build that aborts where `REGENT_FAILPOINT` says.
+pub fn failpoint_coordinator() -> Result<PathBuf> {
+    let path = program_folder()?.join("failpoints/regent-coordinator");
+    if std::env::var_os("REGENT_TEST_BUILT").is_none() {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("run");
+        let status = Command::new(script).arg("--build").status().context("cannot run tests/run --build")?;
+        anyhow::ensure!(status.success(), "the programs do not build");
+    }
+    anyhow::ensure!(path.exists(), "{} does not exist: tests/run --build", path.display());
+    Ok(path)
+}
+
 /// Makes the command run as the given user of the system, when the caller is root and may become another.
 pub fn as_user(command: &mut Command, name: &str) -> Result<()> {
     if nix::unistd::geteuid().is_root() {

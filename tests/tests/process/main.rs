@@ -5,4 +5,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod adoption;
+mod bad_input;
+mod crash;
+mod divergence;
+mod failover;
+mod full_disk;
+mod joining;
+mod security;
+mod stock_clients;
+mod support;
 mod workload;
