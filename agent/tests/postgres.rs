@@ -3,6 +3,8 @@
 //! `cargo test -p regent-agent --test postgres`; `REGENT_POSTGRES_BIN` names another folder with the programs, and
 //! `REGENT_TEST_CASE` runs only the cases with this text in their name.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up fails")]
+
 use std::{
     collections::BTreeMap,
     os::unix::fs::PermissionsExt,

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 pub const ENGINES: &[&dyn Factory] = &[&postgres::PostgresFactory];
 
 pub mod conformance;
+pub mod fake;
 pub mod postgres;
 
 /// Makes drivers of one engine.

@@ -23,6 +23,7 @@ use crate::{
         executor::{self, NewOperation, RunError},
         kind, kinds,
         log::{Failure, Outcome},
+        retention,
     },
     planner::{Decision, decide},
     store::{Transaction, get_json, keys},
@@ -249,6 +250,9 @@ impl Actor {
         }
         self.tell(&format!("{event}_{label}"), &operation.id.resource(), &message, facts).await;
         self.write_down(event, &operation.id.resource(), label, &message).await;
+        if let Err(error) = retention::prune(self.environment.store.as_ref(), self.cluster.name()).await {
+            tracing::warn!(error = %ErrorChain(&error), "old operations could not be forgotten");
+        }
     }
 
     /// Judges, decides, acts.

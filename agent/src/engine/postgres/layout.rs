@@ -302,5 +302,5 @@ fn replace(path: &Path, content: &[u8], owner: Option<(u32, u32)>) -> io::Result
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    File::open(path.parent().unwrap_or_else(|| Path::new("/")))?.sync_all()
 }

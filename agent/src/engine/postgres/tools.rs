@@ -116,7 +116,7 @@ impl Tools {
                 .unwrap_or_default(),
         };
         let mut found: Vec<Self> = folders.into_iter().filter_map(Self::look_at).collect();
-        found.sort_by(|a, b| b.sort_key().cmp(&a.sort_key()));
+        found.sort_by_key(|tools| std::cmp::Reverse(tools.sort_key()));
         found
     }
 
@@ -188,10 +188,10 @@ impl Runner {
         let mut stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
         let mut last: std::collections::VecDeque<String> = std::collections::VecDeque::new();
         let kill = || {
-            if let Some(group) = group {
-                if let Err(error) = signal::killpg(group, signal::Signal::SIGKILL) {
-                    tracing::debug!(%error, "the tool had just ended");
-                }
+            if let Some(group) = group
+                && let Err(error) = signal::killpg(group, signal::Signal::SIGKILL)
+            {
+                tracing::debug!(%error, "the tool had just ended");
             }
         };
         let work = async {

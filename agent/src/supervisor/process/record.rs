@@ -39,7 +39,7 @@ impl RecordFile {
         file.write_all(&serde_json::to_vec(record)?)?;
         file.sync_all()?;
         fs::rename(&new, &self.0)?;
-        File::open(self.0.parent().unwrap_or(Path::new("/")))?.sync_all()
+        File::open(self.0.parent().unwrap_or_else(|| Path::new("/")))?.sync_all()
     }
 
     pub(super) fn remove(&self) -> std::io::Result<()> {
