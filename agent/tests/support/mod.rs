@@ -175,6 +175,7 @@ impl Factory for TestFactory {
                 .and_then(|text| text.as_str())
                 .unwrap_or_default()
                 .to_owned(),
+            connection: Default::default(),
         }
     }
 

@@ -9,8 +9,6 @@ use regent_common::{
 use regent_proto::coordinator::v1::{CreateClusterRequest, DeleteClusterRequest, Operation, ResyncClusterRequest};
 use tonic::{Request, Status};
 
-pub use authorization::Authorized;
-
 use crate::{
     cluster::{ChangeError, actor::ActorHandle, directory::Directory},
     model::{Assignment, node::NodeRecord, operation::OperationRecord},
@@ -74,7 +72,11 @@ impl Api {
 
     /// Who calls, as the authorization layer has found.
     pub fn caller<T>(&self, request: &Request<T>) -> String {
-        request.extensions().get::<Authorized>().map(|authorized| authorized.actor.clone()).unwrap_or_default()
+        request
+            .extensions()
+            .get::<authorization::Authorized>()
+            .map(|authorized| authorized.actor.clone())
+            .unwrap_or_default()
     }
 
     /// The operation that the same request began before, if it is a repetition.

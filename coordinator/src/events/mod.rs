@@ -97,7 +97,7 @@ struct Inner {
     keep: usize,
     /// Held over each commit, so that the order of the commits is the order of the ids. `None` until it is read, and after a
     /// commit whose outcome is not known.
-    kept: Mutex<Option<Kept>>,
+    kept: Arc<Mutex<Option<Kept>>>,
 }
 
 /// The ids that are in the store.
@@ -148,7 +148,7 @@ impl EventLog {
     }
 
     fn keeping(store: Arc<dyn Store>, clock: Arc<dyn Clock>, keep: usize) -> Self {
-        Self(Arc::new(Inner { store, clock, keep, kept: Mutex::new(None) }))
+        Self(Arc::new(Inner { store, clock, keep, kept: Arc::default() }))
     }
 
     /// Publishes an event; it is durable when this returns, unless the log says that it could not be stored.
@@ -160,40 +160,49 @@ impl EventLog {
         message: &str,
         facts: BTreeMap<String, String>,
     ) {
-        let mut guard = self.0.kept.lock().await;
-        let outcome = async {
-            // Taken out for the time of the commit: when this future is dropped in the middle, the ids are read anew.
-            let mut kept = match guard.take() {
-                Some(kept) => kept,
-                None => Kept::read(self.0.store.as_ref()).await?,
-            };
-            let time = self.0.clock.wall();
-            let record = EventRecord {
-                id: kept.sequence.next(time),
-                time,
-                kind: kind.to_owned(),
-                cluster: cluster.cloned(),
-                resource: resource.to_owned(),
-                message: message.to_owned(),
-                facts,
-            };
-            let mut transaction =
-                Transaction::default().require_absent(key(record.id)).put_json(key(record.id), &record);
-            let excess = (kept.ids.len() + 1).saturating_sub(self.0.keep);
-            let pruned = if excess > 0 { PRUNED_AT_ONCE.min(kept.ids.len()) } else { 0 };
-            for id in kept.ids.iter().take(pruned) {
-                transaction = transaction.delete(key(*id));
-            }
-            self.0.store.commit(transaction).await?;
-            kept.ids.drain(..pruned);
-            kept.ids.push_back(record.id);
-            *guard = Some(kept);
-            Ok::<_, StoreError>(())
+        let mut guard = Arc::clone(&self.0.kept).lock_owned().await;
+        let (log, time) = (self.clone(), self.0.clock.wall());
+        let record = EventRecord {
+            id: Ulid::nil(),
+            time,
+            kind: kind.to_owned(),
+            cluster: cluster.cloned(),
+            resource: resource.to_owned(),
+            message: message.to_owned(),
+            facts,
         };
-        if let Err(error) = outcome.await {
-            let error = ErrorChain(&error);
-            tracing::error!(kind, resource, message, %error, "an event was not published");
+        // A task of its own keeps the lock until the commit has ended, also when the publisher goes away meanwhile.
+        let commit = tokio::spawn(async move { log.commit(&mut guard, record).await });
+        match commit.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                let error = ErrorChain(&error);
+                tracing::error!(kind, resource, message, %error, "an event was not published");
+            }
+            Err(error) => {
+                let error = ErrorChain(&error);
+                tracing::error!(kind, resource, message, %error, "publishing an event broke off");
+            }
         }
+    }
+
+    async fn commit(&self, guard: &mut Option<Kept>, mut record: EventRecord) -> Result<(), StoreError> {
+        // Put back only after a commit that went well; otherwise the ids are read anew the next time.
+        let mut kept = match guard.take() {
+            Some(kept) => kept,
+            None => Kept::read(self.0.store.as_ref()).await?,
+        };
+        record.id = kept.sequence.next(record.time);
+        let mut transaction = Transaction::default().require_absent(key(record.id)).put_json(key(record.id), &record);
+        let pruned = if kept.ids.len() < self.0.keep { 0 } else { PRUNED_AT_ONCE.min(kept.ids.len()) };
+        for id in kept.ids.iter().take(pruned) {
+            transaction = transaction.delete(key(*id));
+        }
+        self.0.store.commit(transaction).await?;
+        kept.ids.drain(..pruned);
+        kept.ids.push_back(record.id);
+        *guard = Some(kept);
+        Ok(())
     }
 
     /// Events as they happen, of one cluster or of all: from now on (`""`), all that are kept and then new ones
@@ -226,7 +235,7 @@ impl EventLog {
         // Nothing is published while the lock is held: what is not in the store yet comes through the channel.
         let live = self.0.store.watch(keys::EVENTS);
         drop(guard);
-        let source = if last == newest { Source::Live(live) } else { Source::stored(live) };
+        let source = if resume_after.is_empty() { Source::Live(live) } else { Source::stored(live) };
         let watcher = Watcher { log: self.clone(), cluster, last, source };
         Ok(stream::unfold(watcher, |mut watcher| async move {
             let next = watcher.next().await?;

@@ -176,3 +176,14 @@ async fn an_event_that_cannot_be_stored_does_not_fail_the_publisher() {
     publish(&log, [2, 3]).await;
     assert_eq!(numbers(&ready(&mut watch(&log, "0").await.unwrap())), [0, 1, 3]);
 }
+
+#[tokio::test]
+async fn a_publisher_that_goes_away_leaves_no_gap() {
+    let log = over(&Arc::default(), KEPT);
+    publish(&log, [0]).await;
+    // Polled once, then dropped.
+    assert!(publish(&log, [1]).now_or_never().is_none());
+    let mut events = watch(&log, "0").await.unwrap();
+    publish(&log, [2]).await;
+    assert_eq!(numbers(&ready(&mut events)), all(0..3));
+}

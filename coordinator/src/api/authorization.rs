@@ -1,7 +1,0 @@
-//! x
-/// x
-#[derive(Clone)]
-pub struct Authorized {
-    /// x
-    pub actor: String,
-}
