@@ -43,7 +43,7 @@ pub fn free(count: usize) -> io::Result<Vec<u16>> {
 }
 
 fn lock(port: u16) -> io::Result<Option<File>> {
-    let folder = std::env::temp_dir().join("regent-test-ports");
+    let folder = std::env::temp_dir().join(format!("regent-test-ports-{}", nix::unistd::geteuid()));
     std::fs::create_dir_all(&folder)?;
     let file = OpenOptions::new().create(true).append(true).open(folder.join(port.to_string()))?;
     match file.try_lock() {
