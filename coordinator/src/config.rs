@@ -31,7 +31,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        let seconds = |seconds| HumanDuration::from(std::time::Duration::from_secs(seconds));
+        let seconds = |seconds| HumanDuration(std::time::Duration::from_secs(seconds));
         Self {
             listen: "[::]:7420".to_owned(),
             http_listen: "[::]:7422".to_owned(),

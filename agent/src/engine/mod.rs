@@ -20,7 +20,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// The engines of this build. The one place that lists them.
-pub const ENGINES: &[&dyn Factory] = &[];
+pub const ENGINES: &[&dyn Factory] = &[&postgres::PostgresFactory];
+
+pub mod conformance;
+pub mod fake;
+pub mod postgres;
 
 /// Makes drivers of one engine.
 pub trait Factory: Sync {

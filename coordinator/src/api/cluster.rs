@@ -60,7 +60,13 @@ impl ClusterApi {
             }
         }
         let version = actor.cluster.version().await.unwrap_or_default();
-        Ok(view::cluster(&view::ClusterFacts { record, version, judgements: &judgements, views: &views, nodes: &nodes }))
+        Ok(view::cluster(&view::ClusterFacts {
+            record,
+            version,
+            judgements: &judgements,
+            views: &views,
+            nodes: &nodes,
+        }))
     }
 
     /// Begins an operation, or answers what it would do.
@@ -105,7 +111,8 @@ fn confirm(given: &str, wanted: &str) -> Result<(), Status> {
     if given == wanted {
         return Ok(());
     }
-    let message = format!("this erases data: confirm it with the name {wanted:?} (given: {given:?}); nothing was changed");
+    let message =
+        format!("this erases data: confirm it with the name {wanted:?} (given: {given:?}); nothing was changed");
     Err(refuse(Reason::ConfirmNameWrong, message))
 }
 
@@ -116,7 +123,12 @@ fn check_etag(etag: &str, version: Option<u64>) -> Result<(), Status> {
     Err(refuse(Reason::EtagMismatch, "the cluster has changed since it was read: read it again; nothing was changed"))
 }
 
-fn new_operation(kind: &'static dyn Kind, parameters: serde_json::Value, created_by: &str, reason: &str) -> NewOperation {
+fn new_operation(
+    kind: &'static dyn Kind,
+    parameters: serde_json::Value,
+    created_by: &str,
+    reason: &str,
+) -> NewOperation {
     let id = OperationId::generate();
     NewOperation { id, kind, parameters, created_by: created_by.to_owned(), reason: reason.to_owned() }
 }
@@ -127,7 +139,7 @@ impl ClusterService for ClusterApi {
         let caller = self.0.caller(&request);
         let request = request.into_inner();
         let api = &self.0;
-        if let Some(operation) = api.repeated(&caller, "CreateCluster", &request.request_id, &request).await? {
+        if let Some(operation) = api.repeated(&caller, "CreateCluster", &request).await? {
             return Ok(Response::new(operation));
         }
         let taken: BTreeSet<ClusterName> =
@@ -145,7 +157,7 @@ impl ClusterService for ClusterApi {
             let sealed = environment.secrets.seal(&secret_name(&record, purpose), &password);
             record.secrets.insert(purpose.to_owned(), sealed.map_err(|e| Status::internal(e.to_string()))?);
         }
-        let transaction = api.remember(Transaction::default(), &caller, "CreateCluster", &request.request_id, &request, &new.id);
+        let transaction = api.remember(Transaction::default(), &caller, "CreateCluster", &request, &new.id);
         let name = record.name.clone();
         let operation = api.directory.create(record, new, transaction).await.map_err(|error| match error {
             StoreError::Conflict { .. } => refuse(
@@ -212,7 +224,7 @@ impl ClusterService for ClusterApi {
     async fn delete_cluster(&self, request: Request<DeleteClusterRequest>) -> Result<Response<Operation>, Status> {
         let caller = self.0.caller(&request);
         let request = request.into_inner();
-        if let Some(operation) = self.0.repeated(&caller, "DeleteCluster", &request.request_id, &request).await? {
+        if let Some(operation) = self.0.repeated(&caller, "DeleteCluster", &request).await? {
             return Ok(Response::new(operation));
         }
         let (actor, record) = self.find(&request.name)?;
@@ -229,15 +241,14 @@ impl ClusterService for ClusterApi {
             record.members.iter().map(|(member, stored)| format!("{member} on node {}: {fate}", stored.node)).collect();
         let parameters = json!({ "keep_data": request.keep_data });
         let new = new_operation(&kinds::delete_cluster::DeleteCluster, parameters, &caller, "asked for");
-        let transaction =
-            self.0.remember(Transaction::default(), &caller, "DeleteCluster", &request.request_id, &request, &new.id);
+        let transaction = self.0.remember(Transaction::default(), &caller, "DeleteCluster", &request, &new.id);
         self.begin(&actor, &record, new, request.validate_only, report, transaction).await
     }
 
     async fn resync_cluster(&self, request: Request<ResyncClusterRequest>) -> Result<Response<Operation>, Status> {
         let caller = self.0.caller(&request);
         let request = request.into_inner();
-        if let Some(operation) = self.0.repeated(&caller, "ResyncCluster", &request.request_id, &request).await? {
+        if let Some(operation) = self.0.repeated(&caller, "ResyncCluster", &request).await? {
             return Ok(Response::new(operation));
         }
         let (actor, record) = self.find(&request.name)?;
@@ -253,7 +264,10 @@ impl ClusterService for ClusterApi {
                 (Some(_), Some(_)) => Reason::ClusterBusy,
                 (Some(_), None) => Reason::PrimaryUnhealthy,
             };
-            return Err(refuse(reason, format!("cluster {} cannot be resynced: {why}; nothing was erased", record.name)));
+            return Err(refuse(
+                reason,
+                format!("cluster {} cannot be resynced: {why}; nothing was erased", record.name),
+            ));
         }
         if !request.validate_only {
             let wanted = match members.as_slice() {
@@ -270,8 +284,7 @@ impl ClusterService for ClusterApi {
             "max_bytes_per_second": request.max_bytes_per_second,
         });
         let new = new_operation(&kinds::resync::Resync, parameters, &caller, "asked for");
-        let transaction =
-            self.0.remember(Transaction::default(), &caller, "ResyncCluster", &request.request_id, &request, &new.id);
+        let transaction = self.0.remember(Transaction::default(), &caller, "ResyncCluster", &request, &new.id);
         self.begin(&actor, &record, new, request.validate_only, report, transaction).await
     }
 
@@ -279,24 +292,31 @@ impl ClusterService for ClusterApi {
         let (_, record) = self.find(&request.get_ref().name)?;
         let spec = self.0.directory.environment().spec(&record).map_err(|e| Status::internal(e.to_string()))?;
         let password = spec.secrets.get("application").map(|s| s.expose_secret().to_owned()).unwrap_or_default();
-        let (user, database) = ("app", "app");
-        let url = |hosts: String, suffix: &str| {
-            format!("{}://{user}:{password}@{hosts}/{database}{suffix}", record.engine)
+        let format = &record.connection;
+        let fill = |template: &str, hosts: &str| {
+            template
+                .replace("{user}", &format.user)
+                .replace("{password}", &password)
+                .replace("{hosts}", hosts)
+                .replace("{database}", &format.database)
         };
-        let endpoint = |member: &MemberName| record.members.get(member).and_then(|m| m.endpoint.clone());
-        let host = |e: &regent_common::topology::Endpoint| format!("{}:{}", e.host, e.port);
-        let all: Vec<String> = record.members.keys().filter_map(endpoint).map(|e| host(&e)).collect();
-        let mut connection_strings: BTreeMap<String, String> = record
-            .members
-            .keys()
-            .filter_map(|member| endpoint(member).map(|e| (member.to_string(), url(host(&e), ""))))
-            .collect();
-        connection_strings.insert("primary".to_owned(), url(all.join(","), "?target_session_attrs=read-write"));
-        connection_strings.insert("any".to_owned(), url(all.join(","), ""));
+        let hosts = |member: &MemberName| {
+            let endpoint = record.members.get(member)?.endpoint.as_ref()?;
+            Some(format!("{}:{}", endpoint.host, endpoint.port))
+        };
+        let known: Vec<(String, String)> =
+            record.members.keys().filter_map(|m| hosts(m).map(|h| (m.to_string(), h))).collect();
+        let all = known.iter().map(|(_, host)| host.as_str()).collect::<Vec<_>>().join(",");
+        let mut connection_strings: BTreeMap<String, String> =
+            known.iter().map(|(member, host)| (member.clone(), fill(&format.any, host))).collect();
+        connection_strings.insert("any".to_owned(), fill(&format.any, &all));
+        if !format.primary.is_empty() {
+            connection_strings.insert("primary".to_owned(), fill(&format.primary, &all));
+        }
         Ok(Response::new(wire::Credentials {
-            user: user.to_owned(),
+            user: format.user.clone(),
             password,
-            database: database.to_owned(),
+            database: format.database.clone(),
             connection_strings,
         }))
     }
@@ -309,12 +329,14 @@ fn resync_members(request: &ResyncClusterRequest, record: &ClusterRecord) -> Res
     }
     let mut members = Vec::new();
     for text in &request.members {
-        let found = record
-            .members
-            .iter()
-            .find(|(name, stored)| name.as_str() == text || stored.node.as_str() == text || text.ends_with(&format!("/{name}")));
+        let found = record.members.iter().find(|(name, stored)| {
+            name.as_str() == text || stored.node.as_str() == text || text.ends_with(&format!("/{name}"))
+        });
         let (name, _) = found.ok_or_else(|| {
-            refuse(Reason::MemberNotFound, format!("{text:?} is neither a member nor a node of cluster {}", record.name))
+            refuse(
+                Reason::MemberNotFound,
+                format!("{text:?} is neither a member nor a node of cluster {}", record.name),
+            )
         })?;
         if members.contains(name) {
             return Err(bad_field("members", format!("{name} is named twice")));

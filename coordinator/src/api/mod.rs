@@ -2,12 +2,11 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use prost::Message;
 use regent_common::{
     error::{ErrorChain, Reason, bad_field, refuse},
     ids::{NodeName, OperationId},
 };
-use regent_proto::coordinator::v1::Operation;
+use regent_proto::coordinator::v1::{CreateClusterRequest, DeleteClusterRequest, Operation, ResyncClusterRequest};
 use tonic::{Request, Status};
 
 use crate::{
@@ -18,9 +17,15 @@ use crate::{
     store::{StoreError, Transaction, get_json, keys, list_json},
 };
 
+pub mod audit;
+pub mod authorization;
 pub mod catalog;
 pub mod cluster;
 pub mod create;
+pub mod enrollment;
+pub mod events;
+pub mod idempotency;
+pub mod identity;
 pub mod node;
 pub mod operation;
 pub mod view;
@@ -67,6 +72,53 @@ impl Api {
         Ok(found.map(|stored| stored.value))
     }
 
+    /// Who calls, as the authorization layer has found.
+    pub fn caller<T>(&self, request: &Request<T>) -> String {
+        request
+            .extensions()
+            .get::<authorization::Authorized>()
+            .map(|authorized| authorized.actor.clone())
+            .unwrap_or_default()
+    }
+
+    /// The operation that the same request began before, if it is a repetition.
+    pub async fn repeated<M: Repeatable>(
+        &self,
+        caller: &str,
+        rpc: &str,
+        request: &M,
+    ) -> Result<Option<Operation>, Status> {
+        let environment = self.directory.environment();
+        let (store, clock) = (environment.store.as_ref(), environment.clock.as_ref());
+        let (id, digest) = request.identify();
+        let Some(operation) = idempotency::repeated(store, clock, caller, rpc, &id, digest).await? else {
+            return Ok(None);
+        };
+        let record = get_json::<OperationRecord>(store, &keys::operation(&operation)).await.map_err(failed_store)?;
+        let record = record.map(|stored| stored.value).ok_or_else(|| {
+            refuse(
+                Reason::OperationNotFound,
+                format!("operations/{operation}, begun by this request, is no longer kept"),
+            )
+        })?;
+        let actor = self.directory.get(&record.cluster);
+        self.render_operation(&record, actor.as_ref()).await.map(Some)
+    }
+
+    /// Adds to a transaction that this request begins this operation.
+    pub fn remember<M: Repeatable>(
+        &self,
+        transaction: Transaction,
+        caller: &str,
+        rpc: &str,
+        request: &M,
+        operation: &OperationId,
+    ) -> Transaction {
+        let (id, digest) = request.identify();
+        let clock = self.directory.environment().clock.as_ref();
+        idempotency::remember(transaction, clock, caller, rpc, &id, digest, operation)
+    }
+
     /// Renders an operation.
     pub async fn render_operation(
         &self,
@@ -80,12 +132,31 @@ impl Api {
     }
 }
 
+/// A request that may be sent again under the same id.
+pub trait Repeatable {
+    /// Its id, and the digest of everything else in it.
+    fn identify(&self) -> (String, [u8; 32]);
+}
+
+macro_rules! repeatable {
+    ($($message:ty),+) => {
+        $(impl Repeatable for $message {
+            fn identify(&self) -> (String, [u8; 32]) {
+                (self.request_id.clone(), idempotency::digest(self, |message| message.request_id.clear()))
+            }
+        })+
+    };
+}
+
+repeatable!(CreateClusterRequest, DeleteClusterRequest, ResyncClusterRequest);
+
 /// A store that did not do as asked, for the caller.
 pub fn failed_store(error: StoreError) -> Status {
     match error {
-        StoreError::Conflict { .. } => {
-            refuse(Reason::EtagMismatch, "somebody else changed this just now: look again and retry; nothing was changed")
-        }
+        StoreError::Conflict { .. } => refuse(
+            Reason::EtagMismatch,
+            "somebody else changed this just now: look again and retry; nothing was changed",
+        ),
         StoreError::Deposed { .. } => refuse(Reason::NotLeader, "another coordinator has taken over: ask that one"),
         other => refuse(Reason::Internal, ErrorChain(&other).to_string()),
     }
@@ -98,7 +169,9 @@ pub fn failed_change(error: ChangeError) -> Status {
         ChangeError::Refused(why) => refuse(Reason::ClusterBusy, why),
         ChangeError::Busy { cluster, running } => refuse(
             Reason::ClusterBusy,
-            format!("operations/{running} of cluster {cluster} is running: wait for it or cancel it; nothing was changed"),
+            format!(
+                "operations/{running} of cluster {cluster} is running: wait for it or cancel it; nothing was changed"
+            ),
         ),
         ChangeError::Store(error) => failed_store(error),
     }

@@ -145,10 +145,8 @@ impl OperationService for OperationApi {
             let message = format!("operations/{} ({}) can only go forward now", record.id, record.kind);
             return Err(refuse(Reason::OperationPastReturn, message));
         }
-        let failure = Failure {
-            reason: Reason::Cancelled.as_str().to_owned(),
-            message: format!("cancelled by {caller}"),
-        };
+        let failure =
+            Failure { reason: Reason::Cancelled.as_str().to_owned(), message: format!("cancelled by {caller}") };
         if let Some(actor) = &actor {
             self.0.directory.cancel(actor, record.id, failure).await;
         }

@@ -126,9 +126,9 @@ fn state_reason(name: &MemberName, member: &MemberRecord) -> Option<String> {
         MemberState::Ready => None,
         MemberState::Creating => Some(format!("{name} is being made")),
         MemberState::Resyncing => Some(format!("{name} is being resynced")),
-        MemberState::NeedsRejoin => {
-            Some(format!("{name} waits to be brought back as a replica; this happens by itself once its agent is heard"))
-        }
+        MemberState::NeedsRejoin => Some(format!(
+            "{name} waits to be brought back as a replica; this happens by itself once its agent is heard"
+        )),
         MemberState::NeedsResync { why } => Some(format!("{name} needs a resync: {why}")),
     }
 }
@@ -323,4 +323,3 @@ fn parameters(value: &serde_json::Value) -> BTreeMap<String, String> {
     let text = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
     object.iter().map(|(name, value)| (name.clone(), text(value))).collect()
 }
-

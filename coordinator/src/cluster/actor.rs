@@ -23,6 +23,7 @@ use crate::{
         executor::{self, NewOperation, RunError},
         kind, kinds,
         log::{Failure, Outcome},
+        retention,
     },
     planner::{Decision, decide},
     store::{Transaction, get_json, keys},
@@ -197,7 +198,8 @@ impl Actor {
             }
         };
         tokio::spawn(relay);
-        let (environment, cluster, record) = (self.environment.clone(), Arc::clone(&self.cluster), Arc::clone(&operation));
+        let (environment, cluster, record) =
+            (self.environment.clone(), Arc::clone(&self.cluster), Arc::clone(&operation));
         let task = tokio::spawn(async move {
             executor::run_to_end(&environment, &cluster, &record, resumed, interrupted, progress).await
         });
@@ -248,6 +250,9 @@ impl Actor {
         }
         self.tell(&format!("{event}_{label}"), &operation.id.resource(), &message, facts).await;
         self.write_down(event, &operation.id.resource(), label, &message).await;
+        if let Err(error) = retention::prune(self.environment.store.as_ref(), self.cluster.name()).await {
+            tracing::warn!(error = %ErrorChain(&error), "old operations could not be forgotten");
+        }
     }
 
     /// Judges, decides, acts.
@@ -277,7 +282,8 @@ impl Actor {
         if let Some(running) = &self.running {
             let yields = kind(&running.operation.kind).is_some_and(|kind| kind.yields_to_failover());
             if yields && running.interrupt.borrow().is_none() {
-                let message = format!("a failover takes precedence ({why}); what is left to do is taken up again after it");
+                let message =
+                    format!("a failover takes precedence ({why}); what is left to do is taken up again after it");
                 let failure = Failure { reason: Reason::StepSuperseded.as_str().to_owned(), message };
                 running.interrupt.send_replace(Some(failure));
             }
@@ -285,7 +291,11 @@ impl Actor {
         }
         let known = record.primary.as_ref().and_then(|primary| self.last_position(record, primary));
         let parameters = kinds::failover::Parameters {
-            former: record.primary.clone().or_else(|| record.may_be_writable.first().cloned()).or_else(|| former(record)),
+            former: record
+                .primary
+                .clone()
+                .or_else(|| record.may_be_writable.first().cloned())
+                .or_else(|| former(record)),
             known,
         };
         let parameters = serde_json::to_value(parameters).expect("parameters are plain data");
@@ -302,7 +312,8 @@ impl Actor {
         if self.running.is_some() {
             return;
         }
-        let new = NewOperation { id: OperationId::generate(), kind, parameters, created_by: "regent".to_owned(), reason };
+        let new =
+            NewOperation { id: OperationId::generate(), kind, parameters, created_by: "regent".to_owned(), reason };
         let subject = subject_of(kind.name(), &new.parameters);
         let now = self.environment.clock.boottime();
         if self.backoff.get(&subject).is_some_and(|(_, not_before)| now < *not_before) {
@@ -314,13 +325,16 @@ impl Actor {
                 let resource = operation.id.resource();
                 self.launch(Arc::new(operation), false);
                 // Written after the start: an automatic failover does not wait for its own minutes.
-                let (audit, cluster, action) = (self.environment.audit.clone(), self.cluster.name().clone(), kind.event());
+                let (audit, cluster, action) =
+                    (self.environment.audit.clone(), self.cluster.name().clone(), kind.event());
                 let clusters = cluster.resource();
                 tokio::spawn(async move {
                     audit.record("regent", "", action, &clusters, "begun", &format!("{resource}: {reason}")).await;
                 });
             }
-            Err(error) => tracing::warn!(kind = kind.name(), error = %ErrorChain(&error), "the operation was not begun"),
+            Err(error) => {
+                tracing::warn!(kind = kind.name(), error = %ErrorChain(&error), "the operation was not begun")
+            }
         }
     }
 

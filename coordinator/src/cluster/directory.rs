@@ -16,7 +16,7 @@ use super::{
 use crate::{
     detector::Thresholds,
     environment::Environment,
-    model::{Assignment, cluster::ClusterRecord, operation::OperationRecord},
+    model::{cluster::ClusterRecord, operation::OperationRecord},
     operation::{
         executor::{self, NewOperation},
         log::Failure,
@@ -44,8 +44,7 @@ impl Directory {
         stop: CancellationToken,
     ) -> Result<Self, StoreError> {
         let directory = Self { environment, thresholds, stop, actors: Arc::default() };
-        let records =
-            list_json::<ClusterRecord>(directory.environment.store.as_ref(), keys::CLUSTERS).await?;
+        let records = list_json::<ClusterRecord>(directory.environment.store.as_ref(), keys::CLUSTERS).await?;
         for (_, record) in records {
             let version = record.version;
             directory.start(record.value, version);
@@ -86,9 +85,7 @@ impl Directory {
         let now = self.environment.clock.wall();
         let (operation, mut transaction) = executor::begin(&new, &mut record, now, transaction);
         for (member, stored) in &record.members {
-            let assignment = Assignment { cluster: record.name.clone(), member: member.clone() };
-            let key = keys::assignment(&stored.node);
-            transaction = transaction.require_absent(key.clone()).put_json(key, &assignment);
+            transaction = executor::assign(transaction, &record, member, &stored.node);
         }
         let key = keys::cluster(&record.name);
         let transaction = transaction.require_absent(key.clone()).put_json(key, &record);

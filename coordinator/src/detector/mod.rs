@@ -136,7 +136,9 @@ pub fn judge(expected: &Expected, evidence: &Evidence, thresholds: &Thresholds) 
     let because = if engine.reason.is_empty() { String::new() } else { format!(": {}", engine.reason) };
     match engine.state {
         EngineState::Absent => say(Verdict::Lost, format!("there is no data of {member} on its node")),
-        EngineState::Crashed => say(Verdict::EngineDown, format!("the engine of {member} has ended by itself{because}")),
+        EngineState::Crashed => {
+            say(Verdict::EngineDown, format!("the engine of {member} has ended by itself{because}"))
+        }
         EngineState::Stopped => say(Verdict::EngineDown, format!("the engine of {member} is stopped{because}")),
         EngineState::Stopping => say(Verdict::Starting, format!("the engine of {member} is stopping")),
         EngineState::Starting => say(Verdict::Starting, format!("the engine of {member} is starting{because}")),
@@ -162,9 +164,10 @@ fn judge_running(expected: &Expected, seen: &Observation) -> Judgement {
         (Role::Primary, Some(Role::Replica)) => {
             say(Verdict::Astray, format!("{member} is the stored primary and its engine runs read-only"))
         }
-        (Role::Replica, Some(Role::Primary)) => {
-            say(Verdict::Astray, format!("{member} is a replica by the stored topology and its engine runs as a primary"))
-        }
+        (Role::Replica, Some(Role::Primary)) => say(
+            Verdict::Astray,
+            format!("{member} is a replica by the stored topology and its engine runs as a primary"),
+        ),
         (Role::Replica, Some(Role::Replica)) => match (&expected.primary, &seen.engine.upstream) {
             (Some(primary), upstream) if upstream.as_ref() != Some(primary) => say(
                 Verdict::Astray,
@@ -174,9 +177,10 @@ fn judge_running(expected: &Expected, seen: &Observation) -> Judgement {
                 },
             ),
             (Some(_) | None, _) => match seen.engine.streaming {
-                Ternary::No => {
-                    say(Verdict::NotStreaming, format!("{member} receives nothing from its upstream: {}", seen.engine.reason))
-                }
+                Ternary::No => say(
+                    Verdict::NotStreaming,
+                    format!("{member} receives nothing from its upstream: {}", seen.engine.reason),
+                ),
                 Ternary::Yes | Ternary::Unknown => say(Verdict::Healthy, String::new()),
             },
         },

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use regent_common::{
     ids::{ClusterId, ClusterName, Epoch, MemberName, NodeName, OperationId, OperationToken},
-    topology::{Divergence, Endpoint, Role},
+    topology::{ConnectionFormat, Divergence, Endpoint, Role},
 };
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +57,8 @@ pub struct ClusterRecord {
     pub settings: BTreeMap<String, String>,
     /// Port wanted for the engine; 0 for each node's own choice.
     pub port: u16,
+    /// How clients connect.
+    pub connection: ConnectionFormat,
     /// Passwords by purpose, sealed.
     pub secrets: BTreeMap<String, String>,
     /// What automatic decisions may do.

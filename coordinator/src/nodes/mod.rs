@@ -17,6 +17,7 @@ use regent_common::{
 use regent_proto::agent::v1::{Action, StepHeader, StepResult};
 use tokio::sync::{broadcast, watch};
 
+pub mod joiner;
 pub mod link;
 pub mod reaper;
 

@@ -6,7 +6,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use regent_common::{ids::{NodeName, OperationId}, topology::{Observation, Progress}};
+use regent_common::{
+    ids::{NodeName, OperationId},
+    topology::{Observation, Progress},
+};
 use regent_proto::agent::v1::{Action, Release, StepHeader, action};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
@@ -74,7 +77,9 @@ async fn visit(store: &dyn Store, agents: &dyn Agents, node: &NodeName, seen: &O
     let (progress, _) = watch::channel(Progress::default());
     match agents.execute(node, StepCall { header, action }, &progress).await {
         Ok(_) => tracing::info!(%node, cluster = %tombstone.name, "emptied a node of a removed cluster"),
-        Err(error) => tracing::warn!(%node, cluster = %tombstone.name, %error, "a node of a removed cluster was not emptied"),
+        Err(error) => {
+            tracing::warn!(%node, cluster = %tombstone.name, %error, "a node of a removed cluster was not emptied")
+        }
     }
     Ok(())
 }

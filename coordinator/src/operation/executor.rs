@@ -11,8 +11,8 @@
 use std::{sync::Arc, time::Duration};
 
 use regent_common::{
-    error::{ErrorChain, Reason},
-    ids::{OperationId, OperationToken},
+    error::{ErrorChain, Reason, Retryable},
+    ids::{MemberName, NodeName, OperationId, OperationToken},
     topology::Progress,
 };
 use tokio::sync::watch;
@@ -25,6 +25,7 @@ use crate::{
     cluster::{ChangeError, ClusterHandle},
     environment::Environment,
     model::{
+        Assignment,
         cluster::ClusterRecord,
         operation::{OperationRecord, PlannedStep},
     },
@@ -111,6 +112,13 @@ pub fn begin(
     (operation, transaction)
 }
 
+/// Adds to a commit that a node is a member from now on; the commit fails when the node is one already.
+pub fn assign(transaction: Transaction, cluster: &ClusterRecord, member: &MemberName, node: &NodeName) -> Transaction {
+    let key = keys::assignment(node);
+    let assignment = Assignment { cluster: cluster.name.clone(), member: member.clone() };
+    transaction.require_absent(key.clone()).put_json(key, &assignment)
+}
+
 /// Begins an operation of an existing cluster; refused while another one runs.
 pub async fn create(
     environment: &Environment,
@@ -124,9 +132,11 @@ pub async fn create(
             if let Some(running) = record.operation {
                 return Err(ChangeError::Busy { cluster: record.name.clone(), running });
             }
+            let before = record.members.clone();
             let (operation, transaction) = begin(&new, record, environment.clock.wall(), transaction);
             created = Some(operation);
-            Ok(transaction)
+            let new_members = record.members.iter().filter(|(member, _)| !before.contains_key(*member));
+            Ok(new_members.fold(transaction, |t, (member, stored)| assign(t, record, member, &stored.node)))
         })
         .await?;
     Ok(created.expect("the change ran, or an error was returned"))
@@ -187,8 +197,9 @@ impl<'a> Runner<'a> {
                     Some(step) => {
                         let interrupted = async {
                             // A sender that is gone never interrupts.
-                            match interrupt.wait_for(Option::is_some).await {
-                                Ok(failure) => failure.clone().expect("waited for it"),
+                            let failure = interrupt.wait_for(Option::is_some).await.map(|failure| failure.clone());
+                            match failure {
+                                Ok(failure) => failure.expect("waited for it"),
                                 Err(_) => std::future::pending().await,
                             }
                         };
@@ -203,7 +214,7 @@ impl<'a> Runner<'a> {
         }
     }
 
-    async fn run_step(&self, step: usize) -> Result<StepDone, StepError> {
+    pub(super) async fn run_step(&self, step: usize) -> Result<StepDone, StepError> {
         let planned = &self.operation.steps[step];
         failpoint(self.kind.name(), &planned.name, "before");
         self.progress.send_replace(Progress::default());
@@ -212,7 +223,11 @@ impl<'a> Runner<'a> {
         done
     }
 
-    async fn step_ended(&mut self, step: usize, outcome: Result<StepDone, StepError>) -> Result<(), RunError> {
+    pub(super) async fn step_ended(
+        &mut self,
+        step: usize,
+        outcome: Result<StepDone, StepError>,
+    ) -> Result<(), RunError> {
         match outcome {
             Ok(done) => {
                 let StepDone { output, report, change, remove_cluster } = done;
@@ -250,6 +265,12 @@ impl<'a> Runner<'a> {
                 self.give_up(Event::Failed { step, failure: failure.clone() }, &failure, Outcome::Failed).await
             }
         }
+    }
+
+    /// The first step that has not succeeded; `None` when the operation has none left.
+    #[cfg(test)]
+    pub(super) fn next_step(&self) -> Option<usize> {
+        self.status.next_step()
     }
 
     async fn cancel(&mut self, failure: Failure) -> Result<(), RunError> {
@@ -433,7 +454,9 @@ impl<'a> Runner<'a> {
                 tokio::time::sleep(STORE_PAUSE).await;
                 Ok(false)
             }
-            Err(error @ (ChangeError::Gone(_) | ChangeError::Refused(_) | ChangeError::Busy { .. })) => Err(stopped(error)),
+            Err(error @ (ChangeError::Gone(_) | ChangeError::Refused(_) | ChangeError::Busy { .. })) => {
+                Err(stopped(error))
+            }
             Err(error @ ChangeError::Store(_)) => Err(stopped(error)),
         }
     }

@@ -182,10 +182,8 @@ impl Status {
 
     /// The status after one more entry.
     pub fn apply(mut self, entry: &Entry) -> Result<Self, Illegal> {
-        let illegal = |status: &Self| Illegal {
-            event: format!("{:?}", entry.event),
-            stage: format!("{:?}", status.stage),
-        };
+        let illegal =
+            |status: &Self| Illegal { event: format!("{:?}", entry.event), stage: format!("{:?}", status.stage) };
         match (&entry.event, &self.stage) {
             (Event::Started { step, token: _ }, Stage::Pending | Stage::Running) if self.may_start(*step) => {
                 let log = &mut self.steps[*step];
@@ -220,7 +218,10 @@ impl Status {
                 self.stage = Stage::Ended(Outcome::Succeeded, None);
                 self.ended_at = Some(entry.at);
             }
-            (Event::Ended { outcome: outcome @ (Outcome::Failed | Outcome::Cancelled) }, Stage::Unwinding(failure, _)) => {
+            (
+                Event::Ended { outcome: outcome @ (Outcome::Failed | Outcome::Cancelled) },
+                Stage::Unwinding(failure, _),
+            ) => {
                 self.stage = Stage::Ended(*outcome, Some(failure.clone()));
                 self.ended_at = Some(entry.at);
             }
@@ -276,7 +277,8 @@ mod tests {
 
     #[test]
     fn a_straight_run_ends_well() {
-        let log = [started(0), succeeded(0), started(1), succeeded(1), entry(Event::Ended { outcome: Outcome::Succeeded })];
+        let log =
+            [started(0), succeeded(0), started(1), succeeded(1), entry(Event::Ended { outcome: Outcome::Succeeded })];
         let status = Status::replay(2, log).unwrap();
         assert_eq!(status.stage, Stage::Ended(Outcome::Succeeded, None));
         assert_eq!(status.next_entry, 5);

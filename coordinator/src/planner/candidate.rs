@@ -37,7 +37,9 @@ pub enum NoChoice {
         right: MemberName,
     },
     /// The best candidate is known to lack more than the policy allows.
-    #[error("{member}, the most advanced, lacks {known_loss} of the old primary's changes; the policy allows {allowed}")]
+    #[error(
+        "{member}, the most advanced, lacks {known_loss} of the old primary's changes; the policy allows {allowed}"
+    )]
     TooFarBehind {
         /// The most advanced member.
         member: MemberName,

@@ -58,9 +58,8 @@ impl Kind for AddMember {
             "configure" => {
                 let everybody: Vec<_> = context.cluster()?.members.keys().cloned().collect();
                 let action = configure(context)?;
-                for (member, outcome) in context
-                    .call_all(&everybody, Patience::AtMost(Duration::from_secs(10)), |_| action.clone())
-                    .await
+                for (member, outcome) in
+                    context.call_all(&everybody, Patience::AtMost(Duration::from_secs(10)), |_| action.clone()).await
                 {
                     // A replica that is away learns of the new member when it rejoins.
                     if let Err(error) = outcome

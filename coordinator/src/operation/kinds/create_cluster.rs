@@ -95,9 +95,8 @@ impl Kind for CreateCluster {
         }
         // A refusal means that the node is not in this cluster: nothing to take back there.
         let patience = Patience::AtMost(Duration::from_secs(5));
-        for (_, outcome) in context
-            .call_all(&step.members, patience, |_| Action::Release(wire::Release { keep_data: false }))
-            .await
+        for (_, outcome) in
+            context.call_all(&step.members, patience, |_| Action::Release(wire::Release { keep_data: false })).await
         {
             match outcome {
                 Err(error) if error.reason == Reason::NodeUnreachable => return Err(error),

@@ -126,7 +126,7 @@ async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -> Result<St
     for (member, outcome) in prepare_all(context, members).await? {
         match outcome {
             Ok(result) => {
-                for heard in result.primary_position_heard.map(Position::from) {
+                if let Some(heard) = result.primary_position_heard.map(Position::from) {
                     known = Some(match known {
                         Some(known) if !heard.includes(&known) => known,
                         Some(_) | None => heard,
@@ -201,11 +201,7 @@ async fn restart_in_place(
     report.push(format!("the data of the former primary {former} can be used: {position}"));
     // Copies that it does not include cannot follow it: they are brought back by a rejoin.
     prepared.retain(|p| position.includes(&p.position));
-    Ok(Choice {
-        member: former.clone(),
-        known_loss: 0,
-        why: format!("{former} is restarted in place on its own data"),
-    })
+    Ok(Choice { member: former.clone(), known_loss: 0, why: format!("{former} is restarted in place on its own data") })
 }
 
 async fn promote(context: &StepContext<'_>) -> Result<StepDone, StepError> {
@@ -228,7 +224,10 @@ async fn follow(context: &StepContext<'_>) -> Result<StepDone, StepError> {
         let action = Action::Follow(wire::Follow { upstream: Some(upstream.clone()) });
         async move {
             let call = tokio::time::timeout(FOLLOW_WITHIN, context.call(member, action, PATIENCE));
-            (member.clone(), call.await.map_err(|_| "it took too long".to_owned()).and_then(|o| o.map_err(|e| e.to_string())))
+            (
+                member.clone(),
+                call.await.map_err(|_| "it took too long".to_owned()).and_then(|o| o.map_err(|e| e.to_string())),
+            )
         }
     });
     let mut left_behind = Vec::new();

@@ -51,9 +51,12 @@ async fn clone_members(
     Ok(all_or_first_error(outcomes)?.iter().map(|(_, result)| result.bytes_copied).sum())
 }
 
-/// Puts the copies in place and starts them as replicas of the primary.
+/// Puts the copies in place and starts them as replicas of the primary. The primary is asked first, as for a clone: after a
+/// crash of the coordinator this step carries a higher token than the one that the primary has persisted (rule T2).
 async fn swap_members(context: &StepContext<'_>, members: &[MemberName], keep_old: bool) -> Result<(), StepError> {
-    let upstream = wire::Peer::from(&context.peer(&primary_of(context)?)?);
+    let primary = primary_of(context)?;
+    context.call(&primary, configure(context)?, Patience::Forever).await?;
+    let upstream = wire::Peer::from(&context.peer(&primary)?);
     let outcomes = context
         .call_all(members, Patience::Forever, |_| {
             Action::Swap(wire::Swap { upstream: Some(upstream.clone()), keep_old })

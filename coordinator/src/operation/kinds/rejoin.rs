@@ -129,7 +129,9 @@ async fn examine(context: &StepContext<'_>, member: &MemberName) -> Result<StepD
         Ok(result) => Position::from(result.position.unwrap_or_default()),
         Err(error) if error.reason == Reason::NodeUnreachable => return Err(error),
         Err(error) => {
-            return Ok(StepDone::new().output(&Way::Clone).say(format!("{member} cannot be read, so it is cloned: {error}")));
+            return Ok(StepDone::new()
+                .output(&Way::Clone)
+                .say(format!("{member} cannot be read, so it is cloned: {error}")));
         }
     };
     // The primary is asked after the member: a copy that streams may be ahead of an older word of the primary.
@@ -137,7 +139,9 @@ async fn examine(context: &StepContext<'_>, member: &MemberName) -> Result<StepD
     let theirs = Position::from(checkpoint.position.unwrap_or_default());
     let lost = own.minus(&theirs);
     if lost.is_empty() {
-        return Ok(StepDone::new().output(&Way::Follow).say(format!("{member} is an ancestor of {primary}: it follows")));
+        return Ok(StepDone::new()
+            .output(&Way::Follow)
+            .say(format!("{member} is an ancestor of {primary}: it follows")));
     }
     let report = Divergence {
         member: member.clone(),
@@ -152,10 +156,7 @@ async fn examine(context: &StepContext<'_>, member: &MemberName) -> Result<StepD
         "{member} has diverged: it has {} {} that the primary has not ({})",
         report.amount, report.unit, report.detail
     );
-    Ok(StepDone::new()
-        .output(&Way::Rewind)
-        .say(sentence)
-        .change(move |cluster| cluster.add_divergence(report.clone())))
+    Ok(StepDone::new().output(&Way::Rewind).say(sentence).change(move |cluster| cluster.add_divergence(report.clone())))
 }
 
 /// Goes the chosen way, and on to the next where it does not lead through.
@@ -185,7 +186,9 @@ async fn restore(context: &StepContext<'_>, member: &MemberName) -> Result<StepD
                 let done = StepDone { report, ..StepDone::default() };
                 let member = member.clone();
                 return Ok(done.change(move |cluster| {
-                    for report in cluster.divergences.iter_mut().filter(|r| r.member == member && r.resolution == "found") {
+                    for report in
+                        cluster.divergences.iter_mut().filter(|r| r.member == member && r.resolution == "found")
+                    {
                         report.resolution = resolution.to_owned();
                     }
                 }));

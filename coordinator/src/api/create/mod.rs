@@ -78,6 +78,7 @@ pub fn check(
         protected: request.protected,
         settings: request.settings.clone(),
         port,
+        connection: offers.values().next().expect("checked not to be empty").connection.clone(),
         secrets: BTreeMap::new(),
         policy: Policy::default(),
         created_at: asker.now,
@@ -118,7 +119,10 @@ fn mode(request: &CreateClusterRequest, offers: &BTreeMap<&NodeName, &EngineOffe
         return Ok(request.mode.clone());
     }
     let known = join(offer.modes.iter().map(String::as_str));
-    Err(refuse(Reason::UnknownMode, format!("engine {} has no mode {:?}; known: {known}", request.engine, request.mode)))
+    Err(refuse(
+        Reason::UnknownMode,
+        format!("engine {} has no mode {:?}; known: {known}", request.engine, request.mode),
+    ))
 }
 
 /// Why a node cannot be used; `None` when it can.
@@ -147,11 +151,15 @@ fn choose_nodes(
     offers: &BTreeMap<&NodeName, &EngineOffer>,
 ) -> Result<Vec<NodeName>, Status> {
     let any = offers.values().next().expect("checked not to be empty");
-    let chosen = if request.nodes.is_empty() { spares(request, nodes, offers)? } else { named(request, nodes, offers)? };
+    let chosen =
+        if request.nodes.is_empty() { spares(request, nodes, offers)? } else { named(request, nodes, offers)? };
     let replicas = u32::try_from(chosen.len()).unwrap_or(u32::MAX).saturating_sub(1);
     if replicas < any.min_replicas || replicas > any.max_replicas {
         let (min, max) = (any.min_replicas, any.max_replicas);
-        return Err(bad_field("nodes", format!("{} takes {min} to {max} replicas, {replicas} were asked for", request.engine)));
+        return Err(bad_field(
+            "nodes",
+            format!("{} takes {min} to {max} replicas, {replicas} were asked for", request.engine),
+        ));
     }
     Ok(chosen)
 }
@@ -225,9 +233,7 @@ fn version(
 ) -> Result<String, Status> {
     let of = |node: &NodeName| offers.get(node).map(|offer| offer.versions.as_slice()).unwrap_or_default();
     let has = |node: &NodeName, version: &str| of(node).iter().any(|v| v == version);
-    let listed = || {
-        join(chosen.iter().map(|node| format!("{node}: {}", of(node).join(" "))))
-    };
+    let listed = || join(chosen.iter().map(|node| format!("{node}: {}", of(node).join(" "))));
     if !request.version.is_empty() {
         if let Some(node) = chosen.iter().find(|node| !has(node, &request.version)) {
             let message = format!("node {node} does not have version {}; installed: {}", request.version, listed());

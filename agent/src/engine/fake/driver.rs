@@ -1,0 +1,395 @@
+//! The driver interface over an instance of a [`FakeWorld`](super::FakeWorld).
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use regent_common::{
+    ids::MemberName,
+    position::Position,
+    topology::{ClusterSpec, Endpoint, EngineObservation, Peer, Progress, Role, Ternary},
+};
+use tokio::sync::watch;
+
+use super::{Copy, FakeWorld, Instance, Running, State};
+use crate::engine::{CloneOptions, Cloned, Driver, DriverError, StartAs, Stop, Work};
+
+/// Settings that the fake engine knows.
+const SETTINGS: &[&str] = &["shared_buffers", "max_connections", "flavor"];
+
+#[derive(Debug)]
+pub(super) struct FakeDriver {
+    pub(super) world: FakeWorld,
+    pub(super) member: MemberName,
+    pub(super) root: PathBuf,
+    pub(super) endpoint: Endpoint,
+}
+
+/// What a method works on.
+struct Hand<'a> {
+    state: &'a mut State,
+    driver: &'a FakeDriver,
+}
+
+// === impl FakeDriver ===
+
+impl FakeDriver {
+    /// Runs one method: at once, after the failures that were ordered for it.
+    fn act<T>(
+        &self,
+        method: &'static str,
+        act: impl FnOnce(&mut Hand<'_>) -> Result<T, DriverError>,
+    ) -> Result<T, DriverError> {
+        let mut state = self.world.lock();
+        if let Some(left) = state.failures.get_mut(&(self.endpoint.clone(), method))
+            && *left > 0
+        {
+            *left -= 1;
+            return Err(refused(method, "it was told to fail"));
+        }
+        let result = act(&mut Hand { state: &mut state, driver: self });
+        state.stream();
+        result
+    }
+}
+
+// === impl Hand ===
+
+impl Hand<'_> {
+    fn instance(&mut self) -> &mut Instance {
+        self.state.instances.get_mut(&self.driver.endpoint).expect("opening a driver registers its instance")
+    }
+
+    fn check_ours(&mut self) -> Result<(), DriverError> {
+        if self.instance().foreign {
+            return Err(DriverError::ForeignData {
+                path: self.driver.root.clone(),
+                member: self.driver.member.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    fn check_startable(&mut self) -> Result<(), DriverError> {
+        self.check_ours()?;
+        let path = self.driver.root.clone();
+        match (self.instance().dirty, &self.instance().data) {
+            (true, _) => Err(DriverError::Dirty { path }),
+            (false, None) => Err(DriverError::NoData { path }),
+            (false, Some(_)) => Ok(()),
+        }
+    }
+
+    fn copy(&mut self) -> Result<&mut Copy, DriverError> {
+        let path = self.driver.root.clone();
+        self.instance().data.as_mut().ok_or(DriverError::NoData { path })
+    }
+
+    /// Runs the engine on its data as it is.
+    fn run(&mut self) -> Result<(), DriverError> {
+        let role = if self.copy()?.standby { Role::Replica } else { Role::Primary };
+        let process = match self.instance().running {
+            Some(running) => running.process,
+            None => {
+                self.state.processes += 1;
+                self.state.processes
+            }
+        };
+        let instance = self.instance();
+        instance.crashed = false;
+        if instance.running.replace(Running { process, role }).is_none() {
+            instance.changed();
+        }
+        Ok(())
+    }
+
+    fn run_isolated(&mut self) -> Result<(), DriverError> {
+        self.check_startable()?;
+        let copy = self.copy()?;
+        copy.standby = true;
+        copy.upstream = None;
+        self.run()
+    }
+
+    fn promote(&mut self) -> Result<Position, DriverError> {
+        self.check_startable()?;
+        if self.copy()?.standby {
+            let branch = self.state.next_branch();
+            let copy = self.copy()?;
+            copy.standby = false;
+            copy.upstream = None;
+            copy.branch = branch;
+        }
+        self.run()?;
+        Ok(self.copy()?.position())
+    }
+
+    /// Another member's copy.
+    fn source(&mut self, peer: &Peer) -> Result<Copy, DriverError> {
+        self.state
+            .reach(&self.driver.endpoint, &peer.engine)
+            .cloned()
+            .ok_or_else(|| refused("reach", &format!("{} does not answer", peer.member)))
+    }
+
+    fn follow(&mut self, upstream: &Peer) -> Result<(), DriverError> {
+        self.check_startable()?;
+        let source = self.source(upstream)?;
+        let own = self.copy()?.clone();
+        if !source.can_feed(&own) {
+            let detail = format!("it stands at {}, the upstream at {}", own.position(), source.position());
+            if !own.standby || own.upstream.is_some() {
+                self.run_isolated()?;
+            }
+            return Err(DriverError::Diverged { upstream: upstream.member.clone(), detail });
+        }
+        let copy = self.copy()?;
+        copy.standby = true;
+        copy.upstream = Some((upstream.member.clone(), upstream.engine.clone()));
+        self.run()
+    }
+}
+
+fn refused(doing: &str, detail: &str) -> DriverError {
+    DriverError::Refused { doing: doing.to_owned(), detail: detail.to_owned() }
+}
+
+fn report(work: &Work, phase: &str, bytes: u64) {
+    work.progress.send_replace(Progress {
+        phase: phase.to_owned(),
+        bytes_done: bytes,
+        bytes_total: bytes,
+        ..Progress::default()
+    });
+}
+
+/// Bytes that a copy is said to have.
+fn size(copy: &Copy) -> u64 {
+    1024 + copy.rows.len() as u64
+}
+
+#[async_trait]
+impl Driver for FakeDriver {
+    fn endpoint(&self) -> Endpoint {
+        self.endpoint.clone()
+    }
+
+    fn version(&self) -> String {
+        "1.0".to_owned()
+    }
+
+    fn process_changes(&self) -> watch::Receiver<u64> {
+        Hand { state: &mut self.world.lock(), driver: self }.instance().changes.subscribe()
+    }
+
+    async fn observe(&self) -> EngineObservation {
+        let mut state = self.world.lock();
+        let streaming = state.is_streaming(&self.endpoint);
+        let mut hand = Hand { state: &mut state, driver: self };
+        let instance = hand.instance();
+        let answering = instance.running.filter(|_| !instance.hung);
+        let copy = instance.data.as_ref();
+        let running_copy = copy.filter(|_| answering.is_some());
+        EngineObservation {
+            state: instance.state(),
+            role: answering.map(|running| running.role),
+            storage_writable: if instance.disk_broken { Ternary::No } else { Ternary::Yes },
+            position: running_copy.map(Copy::position),
+            streaming: match answering.map(|running| running.role) {
+                Some(Role::Replica) if streaming => Ternary::Yes,
+                Some(Role::Replica) => Ternary::No,
+                Some(Role::Primary) | None => Ternary::Unknown,
+            },
+            upstream: copy.and_then(|copy| copy.upstream.as_ref()).map(|(member, _)| member.clone()),
+            replay_lag_bytes: answering.filter(|running| running.role == Role::Replica).map(|_| 0),
+            pid: instance.running.map(|running| running.process),
+            version: self.version(),
+            reason: match instance.state() {
+                regent_common::topology::EngineState::Crashed => "the engine's process ended".to_owned(),
+                regent_common::topology::EngineState::Hung => "no answer".to_owned(),
+                _ => String::new(),
+            },
+            details: copy.map(|copy| ("branch".to_owned(), copy.branch.to_string())).into_iter().collect(),
+            data_bytes: copy.map_or(0, size),
+        }
+    }
+
+    fn is_dirty(&self) -> bool {
+        Hand { state: &mut self.world.lock(), driver: self }.instance().dirty
+    }
+
+    fn has_data(&self) -> bool {
+        Hand { state: &mut self.world.lock(), driver: self }.instance().data.is_some()
+    }
+
+    async fn configure(&self, spec: &ClusterSpec) -> Result<(), DriverError> {
+        self.act("configure", |hand| {
+            hand.check_ours()?;
+            if let Some(name) = spec.settings.keys().find(|name| !SETTINGS.contains(&name.as_str())) {
+                let problem = "the engine has no setting of this name, or it is not the cluster's to set".to_owned();
+                return Err(DriverError::InvalidSetting { name: name.clone(), problem });
+            }
+            hand.instance().wanted = Some(spec.clone());
+            Ok(())
+        })
+    }
+
+    async fn initialize(&self) -> Result<Position, DriverError> {
+        self.act("initialize", |hand| {
+            hand.check_ours()?;
+            if hand.instance().wanted.is_none() {
+                return Err(refused("initialize", "it was never configured"));
+            }
+            if hand.instance().data.is_none() {
+                let system = hand.state.next_branch();
+                let branch = hand.state.next_branch();
+                let data = Copy { system, branch, rows: Vec::new(), standby: false, upstream: None };
+                hand.instance().data = Some(data);
+            }
+            if hand.copy()?.standby {
+                return Err(refused("initialize", "it has the data of a replica"));
+            }
+            hand.run()?;
+            Ok(hand.copy()?.position())
+        })
+    }
+
+    async fn clone_from(&self, source: &Peer, options: CloneOptions, work: &Work) -> Result<Cloned, DriverError> {
+        self.act("clone_from", |hand| {
+            hand.check_ours()?;
+            if work.cancel.is_cancelled() {
+                return Err(DriverError::Cancelled { doing: "copying" });
+            }
+            let mut copy = hand.source(source)?;
+            copy.standby = true;
+            copy.upstream = None;
+            let bytes = size(&copy);
+            report(work, "copying", bytes);
+            let instance = hand.instance();
+            if options.wipe_first_if_needed && instance.disk_broken {
+                return Err(DriverError::DiskFull { path: self.root.clone(), detail: "the disk is broken".to_owned() });
+            }
+            instance.incoming = Some(copy);
+            Ok(Cloned { bytes, old_data_kept: instance.data.is_some() })
+        })
+    }
+
+    async fn swap(&self, upstream: &Peer, keep_old: bool) -> Result<(), DriverError> {
+        self.act("swap", |hand| {
+            let Some(new) = hand.instance().incoming.clone() else {
+                let copy = hand.copy()?.clone();
+                let follows = copy.upstream.as_ref().is_some_and(|(member, _)| *member == upstream.member);
+                return if follows { Ok(()) } else { Err(DriverError::NoData { path: self.root.clone() }) };
+            };
+            if !hand.source(upstream)?.can_feed(&new) {
+                let detail = "the new copy does not stream".to_owned();
+                return Err(DriverError::Refused { doing: "swap".to_owned(), detail });
+            }
+            let instance = hand.instance();
+            instance.end();
+            instance.incoming = None;
+            if let Some(old) = instance.data.replace(new) {
+                instance.kept.push(old);
+            }
+            if !keep_old {
+                instance.kept.clear();
+            }
+            instance.dirty = false;
+            hand.follow(upstream)
+        })
+    }
+
+    async fn discard_kept(&self) -> Result<(), DriverError> {
+        self.act("discard_kept", |hand| {
+            hand.instance().kept.clear();
+            Ok(())
+        })
+    }
+
+    async fn start(&self, how: StartAs) -> Result<(), DriverError> {
+        self.act("start", |hand| {
+            hand.check_startable()?;
+            match &how {
+                StartAs::Primary => hand.promote().map(drop),
+                StartAs::Replica(upstream) => hand.follow(upstream),
+                StartAs::Isolated => hand.run_isolated(),
+            }
+        })
+    }
+
+    async fn stop(&self, _how: Stop) -> Result<(), DriverError> {
+        self.act("stop", |hand| {
+            hand.instance().end();
+            Ok(())
+        })
+    }
+
+    async fn cut(&self) -> Result<Position, DriverError> {
+        self.act("cut", |hand| {
+            hand.check_startable()?;
+            if hand.instance().running.is_some_and(|running| running.role == Role::Primary) {
+                return Err(refused("cut the stream", "it is a primary and follows nobody"));
+            }
+            hand.run_isolated()?;
+            Ok(hand.copy()?.position())
+        })
+    }
+
+    async fn promote(&self) -> Result<Position, DriverError> {
+        self.act("promote", |hand| hand.promote())
+    }
+
+    async fn follow(&self, upstream: &Peer) -> Result<(), DriverError> {
+        self.act("follow", |hand| hand.follow(upstream))
+    }
+
+    async fn examine(&self) -> Result<Position, DriverError> {
+        self.act("examine", |hand| {
+            hand.check_startable()?;
+            if hand.instance().running.is_none() {
+                hand.run_isolated()?;
+            }
+            Ok(hand.copy()?.position())
+        })
+    }
+
+    async fn rewind(&self, source: &Peer, work: &Work) -> Result<String, DriverError> {
+        self.act("rewind", |hand| {
+            if hand.instance().dirty {
+                return Err(DriverError::CannotRewind { reason: "an earlier rewind was interrupted".to_owned() });
+            }
+            hand.check_startable()?;
+            let theirs = hand.source(source)?;
+            let own = hand.copy()?.clone();
+            if theirs.system != own.system {
+                return Err(DriverError::CannotRewind { reason: "they never were copies of each other".to_owned() });
+            }
+            report(work, "rewinding", size(&own));
+            let common = own.rows.iter().zip(&theirs.rows).take_while(|(own, their)| own == their).count();
+            let detail = format!("{} rows were taken back", own.rows.len() - common);
+            let copy = hand.copy()?;
+            copy.rows.truncate(common);
+            copy.branch = copy.rows.last().map_or(theirs.branch, |row| row.branch);
+            hand.follow(source)?;
+            Ok(detail)
+        })
+    }
+
+    async fn checkpoint(&self) -> Result<(), DriverError> {
+        self.act("checkpoint", |hand| hand.instance().answers().map_err(|detail| refused("flush", &detail)))
+    }
+
+    async fn release(&self, keep_data: bool) -> Result<(), DriverError> {
+        self.act("release", |hand| {
+            hand.check_ours()?;
+            let instance = hand.instance();
+            instance.end();
+            let data = instance.data.take();
+            instance.kept =
+                if keep_data { data.into_iter().chain(instance.kept.drain(..)).collect() } else { Vec::new() };
+            instance.incoming = None;
+            instance.dirty = false;
+            instance.wanted = None;
+            Ok(())
+        })
+    }
+}

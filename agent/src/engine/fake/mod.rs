@@ -1,0 +1,374 @@
+//! An engine in memory: the same promises as a real one, without processes, threads, files or time.
+//!
+//! All instances of a [`FakeWorld`] know each other, so that clones, streams, divergence and rewinds work between them; links
+//! can be cut, engines crashed and hung, disks broken, methods told to fail. Everything happens at once and in order:
+//! the same calls give the same results, which a simulation with a seed relies on.
+//!
+//! A copy is a list of rows, each with the branch it was written on. A promotion begins a new branch. A position has one
+//! origin per branch; its offsets are places in the list.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use regent_common::{
+    ids::MemberName,
+    position::{IntervalSet, Position},
+    topology::{ClusterSpec, ConnectionFormat, Endpoint, EngineOffer, EngineState, Role},
+};
+use tokio::sync::watch;
+
+use super::{Context, Driver, DriverError, Factory};
+
+mod driver;
+#[cfg(test)]
+mod tests;
+
+/// Engines in memory that know each other. Cloning gives another handle on the same ones.
+#[derive(Debug, Clone, Default)]
+pub struct FakeWorld {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    instances: BTreeMap<Endpoint, Instance>,
+    /// Pairs without a link, both ways.
+    cut: BTreeSet<(Endpoint, Endpoint)>,
+    /// Methods that are to fail, and how often.
+    failures: BTreeMap<(Endpoint, &'static str), u32>,
+    branches: u64,
+    rows: u64,
+    processes: u32,
+}
+
+/// One engine on one node.
+#[derive(Debug)]
+struct Instance {
+    data: Option<Copy>,
+    incoming: Option<Copy>,
+    kept: Vec<Copy>,
+    foreign: bool,
+    dirty: bool,
+    /// The running engine, if any.
+    running: Option<Running>,
+    crashed: bool,
+    hung: bool,
+    disk_broken: bool,
+    /// Rows that the stream may bring before it stops; `None` for all.
+    stream_limit: Option<u64>,
+    wanted: Option<ClusterSpec>,
+    changes: watch::Sender<u64>,
+}
+
+/// A copy of the data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Copy {
+    system: u64,
+    branch: u64,
+    rows: Vec<Row>,
+    standby: bool,
+    upstream: Option<(MemberName, Endpoint)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Row {
+    branch: u64,
+    /// Unique over the whole world.
+    number: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Running {
+    process: u32,
+    role: Role,
+}
+
+// === impl FakeWorld ===
+
+impl FakeWorld {
+    /// A world without engines.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Writes a row as a client of the engine at `endpoint`; its number is the acknowledgement.
+    pub fn write(&self, endpoint: &Endpoint) -> Result<u64, String> {
+        let mut state = self.lock();
+        let number = state.rows + 1;
+        let instance = state.instances.get_mut(endpoint).ok_or("nobody listens")?;
+        instance.answers()?;
+        if instance.running.is_none_or(|running| running.role != Role::Primary) {
+            return Err("read-only".to_owned());
+        }
+        if instance.disk_broken {
+            return Err("the write does not end".to_owned());
+        }
+        let copy = instance.data.as_mut().ok_or("no data")?;
+        copy.rows.push(Row { branch: copy.branch, number });
+        state.rows = number;
+        state.stream();
+        Ok(number)
+    }
+
+    /// The numbers of the rows that a client reads, in order.
+    pub fn rows(&self, endpoint: &Endpoint) -> Result<Vec<u64>, String> {
+        let state = self.lock();
+        let instance = state.instances.get(endpoint).ok_or("nobody listens")?;
+        instance.answers()?;
+        let copy = instance.data.as_ref().ok_or("no data")?;
+        Ok(copy.rows.iter().map(|row| row.number).collect())
+    }
+
+    /// Whether a client could have a write acknowledged there now.
+    pub fn accepts_writes(&self, endpoint: &Endpoint) -> bool {
+        let state = self.lock();
+        state.instances.get(endpoint).is_some_and(|instance| {
+            instance.answers().is_ok()
+                && !instance.disk_broken
+                && instance.running.is_some_and(|running| running.role == Role::Primary)
+        })
+    }
+
+    /// Ends the engine's process, as SIGKILL or a power cut would.
+    pub fn crash(&self, endpoint: &Endpoint) {
+        self.change(endpoint, |instance| {
+            if instance.running.take().is_some() {
+                instance.crashed = true;
+                instance.changed();
+            }
+        });
+    }
+
+    /// Makes the engine's process live on without answering, or answer again.
+    pub fn hang(&self, endpoint: &Endpoint, hung: bool) {
+        self.change(endpoint, |instance| instance.hung = hung);
+    }
+
+    /// Makes writes to the disk never end, or end again.
+    pub fn break_disk(&self, endpoint: &Endpoint, broken: bool) {
+        self.change(endpoint, |instance| instance.disk_broken = broken);
+    }
+
+    /// Lets the stream to this engine bring at most `rows` more rows; `None` lifts the limit.
+    pub fn limit_stream(&self, endpoint: &Endpoint, rows: Option<u64>) {
+        self.change(endpoint, |instance| instance.stream_limit = rows);
+        self.lock().stream();
+    }
+
+    /// Cuts the link between two engines, both ways.
+    pub fn cut_link(&self, one: &Endpoint, other: &Endpoint) {
+        self.lock().cut.insert(pair(one, other));
+    }
+
+    /// Restores the link between two engines.
+    pub fn restore_link(&self, one: &Endpoint, other: &Endpoint) {
+        let mut state = self.lock();
+        state.cut.remove(&pair(one, other));
+        state.stream();
+    }
+
+    /// Lets the next `times` calls of a driver method (its name in the trait) at this engine fail, with nothing changed.
+    pub fn fail_next(&self, endpoint: &Endpoint, method: &'static str, times: u32) {
+        self.lock().failures.insert((endpoint.clone(), method), times);
+    }
+
+    /// Puts data of nobody's into the member's place.
+    pub fn put_foreign_data(&self, context: &Context) {
+        self.register(context);
+        self.change(&endpoint_of(context), |instance| instance.foreign = true);
+    }
+
+    /// Leaves the member as an interrupted rewind would.
+    pub fn interrupt_rewind(&self, endpoint: &Endpoint) {
+        self.change(endpoint, |instance| instance.dirty = true);
+    }
+
+    fn change(&self, endpoint: &Endpoint, change: impl FnOnce(&mut Instance)) {
+        if let Some(instance) = self.lock().instances.get_mut(endpoint) {
+            change(instance);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn register(&self, context: &Context) {
+        self.lock().instances.entry(endpoint_of(context)).or_insert_with(Instance::new);
+    }
+}
+
+impl Factory for FakeWorld {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    fn offer(&self, _section: Option<&toml::Table>) -> EngineOffer {
+        EngineOffer {
+            engine: self.name().to_owned(),
+            versions: vec!["1.0".to_owned()],
+            modes: vec!["primary-replica".to_owned()],
+            min_replicas: 0,
+            default_replicas: 2,
+            max_replicas: 8,
+            can_rewind: true,
+            problem: String::new(),
+            connection: ConnectionFormat::default(),
+        }
+    }
+
+    fn open(&self, context: Context) -> Result<Arc<dyn Driver>, DriverError> {
+        self.register(&context);
+        let endpoint = endpoint_of(&context);
+        Ok(Arc::new(driver::FakeDriver { world: self.clone(), member: context.member, root: context.root, endpoint }))
+    }
+}
+
+fn endpoint_of(context: &Context) -> Endpoint {
+    Endpoint { host: context.advertise_host.clone(), port: context.port }
+}
+
+fn pair(one: &Endpoint, other: &Endpoint) -> (Endpoint, Endpoint) {
+    if one < other { (one.clone(), other.clone()) } else { (other.clone(), one.clone()) }
+}
+
+// === impl State ===
+
+impl State {
+    /// The copy of a running engine that `from` can reach.
+    fn reach(&self, from: &Endpoint, to: &Endpoint) -> Option<&Copy> {
+        let instance = self.instances.get(to)?;
+        let linked = from == to || !self.cut.contains(&pair(from, to));
+        if linked && instance.answers().is_ok() { instance.data.as_ref() } else { None }
+    }
+
+    /// Whether the replica at `endpoint` receives a stream now.
+    fn is_streaming(&self, endpoint: &Endpoint) -> bool {
+        let Some(instance) = self.instances.get(endpoint) else { return false };
+        let Some(copy) = instance.data.as_ref().filter(|copy| copy.standby && instance.running.is_some()) else {
+            return false;
+        };
+        let Some((_, upstream)) = &copy.upstream else { return false };
+        self.reach(endpoint, upstream).is_some_and(|source| source.can_feed(copy))
+    }
+
+    /// Brings every streaming replica as far as its upstream, cascades included.
+    fn stream(&mut self) {
+        let endpoints: Vec<Endpoint> = self.instances.keys().cloned().collect();
+        let mut moved = true;
+        while moved {
+            moved = false;
+            for endpoint in &endpoints {
+                if !self.is_streaming(endpoint) {
+                    continue;
+                }
+                let copy = self.instances[endpoint].data.as_ref().expect("it streams, so it has data");
+                let (_, upstream) = copy.upstream.clone().expect("it streams, so it has an upstream");
+                let source = self.reach(endpoint, &upstream).expect("it streams, so it reaches its upstream");
+                let (branch, missing) = (source.branch, source.rows[copy.rows.len()..].to_vec());
+                let instance = self.instances.get_mut(endpoint).expect("it was just looked at");
+                let limit = instance.stream_limit.unwrap_or(u64::MAX);
+                let taken = usize::try_from(limit).unwrap_or(usize::MAX).min(missing.len());
+                if let Some(limit) = &mut instance.stream_limit {
+                    *limit -= taken as u64;
+                }
+                let copy = instance.data.as_mut().expect("it streams, so it has data");
+                copy.rows.extend_from_slice(&missing[..taken]);
+                if taken == missing.len() {
+                    moved |= copy.branch != branch;
+                    copy.branch = branch;
+                } else if let Some(last) = copy.rows.last() {
+                    copy.branch = last.branch;
+                }
+                moved |= taken > 0;
+            }
+        }
+    }
+
+    fn next_branch(&mut self) -> u64 {
+        self.branches += 1;
+        self.branches
+    }
+}
+
+// === impl Instance ===
+
+impl Instance {
+    fn new() -> Self {
+        Self {
+            data: None,
+            incoming: None,
+            kept: Vec::new(),
+            foreign: false,
+            dirty: false,
+            running: None,
+            crashed: false,
+            hung: false,
+            disk_broken: false,
+            stream_limit: None,
+            wanted: None,
+            changes: watch::Sender::new(0),
+        }
+    }
+
+    fn answers(&self) -> Result<(), String> {
+        match self.running {
+            None => Err("nobody listens".to_owned()),
+            Some(_) if self.hung => Err("no answer".to_owned()),
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn state(&self) -> EngineState {
+        match (&self.running, self.crashed, &self.data) {
+            (Some(_), _, _) if self.hung => EngineState::Hung,
+            (Some(_), _, _) => EngineState::Running,
+            (None, true, _) => EngineState::Crashed,
+            (None, false, None) => EngineState::Absent,
+            (None, false, Some(_)) => EngineState::Stopped,
+        }
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    fn end(&mut self) {
+        self.crashed = false;
+        self.hung = false;
+        if self.running.take().is_some() {
+            self.changed();
+        }
+    }
+}
+
+// === impl Copy ===
+
+impl Copy {
+    /// Whether this copy's rows begin with all of `other`'s. Row numbers are unique, so that one row stands for all before it.
+    fn can_feed(&self, other: &Self) -> bool {
+        if self.system != other.system {
+            return false;
+        }
+        match other.rows.len().checked_sub(1) {
+            None => true,
+            Some(last) => self.rows.get(last) == other.rows.last(),
+        }
+    }
+
+    fn position(&self) -> Position {
+        // The instance itself is one change, so that a copy without rows still has a position.
+        let mut origins: BTreeMap<String, Vec<(u64, u64)>> =
+            BTreeMap::from([(format!("{}/0", self.system), vec![(0, 1)])]);
+        for (index, row) in self.rows.iter().enumerate() {
+            let index = index as u64;
+            origins.entry(format!("{}/{}", self.system, row.branch)).or_default().push((index, index + 1));
+        }
+        Position::new(
+            origins.into_iter().map(|(origin, intervals)| (origin, IntervalSet::from(intervals))),
+            format!("branch {} at {}", self.branch, self.rows.len()),
+        )
+    }
+}

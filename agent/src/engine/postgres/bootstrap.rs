@@ -1,0 +1,342 @@
+//! What the cluster wants of the instance, a new instance, and the roles in it.
+//!
+//! **Invariant:** a new instance is marked as unfinished before its first byte, and until its roles are made; only such a
+//! one is ever removed to begin anew. Passwords go to the engine as verifiers only.
+
+use std::{collections::BTreeMap, fs, num::NonZeroU32, sync::Arc, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use nix::sys::signal::Signal;
+use regent_common::{ids::MemberName, position::Position, topology::ClusterSpec};
+use secrecy::{ExposeSecret, SecretString};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Postgres,
+    config::{self, AGENT, APPLICATION, REPLICATOR, SUPERUSER},
+    layout::{Layout, io_error},
+    lifecycle::Force,
+    session::{Session, Who, literal},
+};
+use crate::{engine::DriverError, supervisor::Status};
+
+/// What was last configured, as far as later methods need it.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    pub(super) members: Vec<MemberName>,
+    pub(super) replication: SecretString,
+    pub(super) application: SecretString,
+}
+
+/// As [`Wanted`], in `conf/wanted.json`, which only the agent may read.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Stored {
+    members: Vec<MemberName>,
+    secrets: BTreeMap<String, String>,
+}
+
+// === impl Wanted ===
+
+impl Wanted {
+    fn of(spec: &ClusterSpec) -> Result<Self, DriverError> {
+        let secret = |purpose: &str| {
+            spec.secrets.get(purpose).filter(|secret| !secret.expose_secret().is_empty()).cloned().ok_or_else(|| {
+                DriverError::InvalidSetting {
+                    name: format!("secrets.{purpose}"),
+                    problem: "this engine needs a password for it".to_owned(),
+                }
+            })
+        };
+        Ok(Self {
+            members: spec.members.iter().map(|peer| peer.member.clone()).collect(),
+            replication: secret("replication")?,
+            application: secret("application")?,
+        })
+    }
+
+    pub(super) fn load(layout: &Layout) -> Option<Self> {
+        let stored: Stored = serde_json::from_slice(&fs::read(layout.conf().join("wanted.json")).ok()?).ok()?;
+        let secret = |purpose| stored.secrets.get(purpose).map(|text| SecretString::from(text.clone()));
+        Some(Self { replication: secret("replication")?, application: secret("application")?, members: stored.members })
+    }
+
+    fn store(&self, layout: &Layout) -> Result<(), DriverError> {
+        let secrets = [("replication", &self.replication), ("application", &self.application)];
+        let stored = Stored {
+            members: self.members.clone(),
+            secrets: secrets.map(|(name, secret)| (name.to_owned(), secret.expose_secret().to_owned())).into(),
+        };
+        let text = serde_json::to_vec(&stored).expect("names and texts are JSON");
+        layout.write_ours(&layout.conf().join("wanted.json"), &text)
+    }
+}
+
+// === impl Postgres ===
+
+impl Postgres {
+    /// Checks what is wanted, writes the files, and brings a running engine to them.
+    pub(super) async fn apply_spec(&self, spec: &ClusterSpec) -> Result<(), DriverError> {
+        let wanted = Wanted::of(spec)?;
+        let brief = Duration::from_secs(30);
+        let known = self.runner.must("postgres", &["--describe-config".to_owned()], brief).await?;
+        config::check_names(&spec.settings, &known)?;
+        let agent_user = nix::unistd::User::from_uid(nix::unistd::geteuid())
+            .ok()
+            .flatten()
+            .map_or_else(|| "root".to_owned(), |user| user.name);
+        let place = config::Place {
+            layout: &self.layout,
+            section: &self.section,
+            member: &self.member,
+            run_directory: &self.run_directory,
+            port: self.endpoint.port,
+            agent_user: &agent_user,
+        };
+        let conf = config::postgresql_conf(&place, &spec.settings);
+        let ident = config::ident_conf(place.agent_user);
+        let member = self.member.clone();
+        let candidate_text = conf.clone();
+        let candidate = self.layout.conf().join("postgresql.conf.candidate");
+        let candidate_path = candidate.clone();
+        self.on_disk(move |layout| {
+            layout.claim()?;
+            layout.make_folders()?;
+            if !layout.upstream_conf().exists() {
+                let nobody = config::upstream_conf(layout, &member, None);
+                layout.write_for_engine(&layout.upstream_conf(), nobody.as_bytes())?;
+            }
+            layout.write_for_engine(&candidate_path, candidate_text.as_bytes())
+        })
+        .await?;
+        self.check_values(&candidate).await?;
+        let stored = wanted.clone();
+        self.on_disk(move |layout| {
+            layout.unmark(&candidate)?;
+            let files = [
+                ("postgresql.conf", conf),
+                ("pg_hba.conf", config::hba_conf()),
+                ("pg_ident.conf", ident),
+                ("pgpass", config::password_file(&stored.replication)),
+            ];
+            for (name, text) in files {
+                let path = layout.conf().join(name);
+                if fs::read(&path).ok().as_deref() != Some(text.as_bytes()) {
+                    layout.write_for_engine(&path, text.as_bytes())?;
+                }
+            }
+            stored.store(layout)
+        })
+        .await?;
+        *self.wanted.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Arc::new(wanted));
+        if !matches!(self.supervisor.status(), Status::Alive { .. }) {
+            return Ok(());
+        }
+        self.supervisor.signal(Signal::SIGHUP).map_err(|error| super::refused("reload the configuration", &error))?;
+        if self.is_primary().await.unwrap_or(false) {
+            self.apply_roles().await?;
+            self.apply_slots().await?;
+        }
+        Ok(())
+    }
+
+    /// Has the engine itself check the values.
+    async fn check_values(&self, candidate: &std::path::Path) -> Result<(), DriverError> {
+        let arguments = ["-C", "port", "-c"].map(str::to_owned).into_iter();
+        let arguments: Vec<String> = arguments.chain([format!("config_file={}", candidate.display())]).collect();
+        let limit = Duration::from_secs(30);
+        let ended = self.runner.run("postgres", &arguments, None, limit, &CancellationToken::new(), |_| {}).await?;
+        if ended.success {
+            return Ok(());
+        }
+        let name = ended.messages.split('"').nth(1).unwrap_or("settings").to_owned();
+        Err(DriverError::InvalidSetting { name, problem: ended.messages })
+    }
+
+    /// A new instance with its roles, running as the primary.
+    pub(super) async fn make_instance(&self) -> Result<Position, DriverError> {
+        self.wanted()?;
+        if self.on_disk(|layout| layout.claim().map(|()| layout.has_data())).await? {
+            // Done before, or somebody else's doing: only a primary is what this method makes.
+            if self.on_disk(|layout| Ok(layout.standby_signal().exists())).await? {
+                return Err(DriverError::Refused {
+                    doing: "initialize".to_owned(),
+                    detail: format!("member {} has the data of a replica", self.member),
+                });
+            }
+            self.start_as(&crate::engine::StartAs::Primary).await?;
+            return Ok(self.find_place().await?.position());
+        }
+        if self.on_disk(|layout| Ok(layout.initializing().exists())).await? {
+            self.kill().await?;
+        }
+        let member = self.member.clone();
+        self.on_disk(move |layout| {
+            if layout.initializing().exists() {
+                layout.remove_tree(&layout.data())?;
+            }
+            if fs::read_dir(layout.data()).is_ok_and(|mut entries| entries.next().is_some()) {
+                return Err(DriverError::ForeignData { path: layout.data(), member });
+            }
+            Ok(())
+        })
+        .await?;
+        self.check_port()?;
+        self.on_disk(|layout| {
+            layout.write_ours(&layout.initializing(), b"")?;
+            layout.make_folder(&layout.data(), 0o700, true)
+        })
+        .await?;
+        let data = self.layout.data().display().to_string();
+        let arguments = [
+            "--pgdata",
+            &data,
+            "--username",
+            SUPERUSER,
+            // Our own access rules apply; these are what a start by hand without them would see.
+            "--auth-local=peer",
+            "--auth-host=reject",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+            "--data-checksums",
+            "--no-instructions",
+        ];
+        self.runner.must("initdb", &arguments.map(str::to_owned), Duration::from_secs(120)).await?;
+        self.write_upstream(None).await?;
+        self.launch(Force::Unfinished).await?;
+        let superuser = self.superuser().await?;
+        let verifier = |secret: &SecretString| {
+            literal(&postgres_protocol::password::scram_sha_256(secret.expose_secret().as_bytes()))
+        };
+        let wanted = self.wanted()?;
+        let checkpoint = if self.runner.tools.major >= 15 { ", pg_checkpoint" } else { "" };
+        let roles = format!(
+            "CREATE ROLE {AGENT} LOGIN REPLICATION;
+             GRANT pg_monitor{checkpoint} TO {AGENT};
+             ALTER ROLE {AGENT} SET search_path = pg_catalog;
+             ALTER ROLE {AGENT} SET synchronous_commit = 'local';
+             ALTER ROLE {AGENT} SET log_statement = 'none';
+             ALTER ROLE {AGENT} SET log_min_error_statement = 'panic';
+             ALTER ROLE {AGENT} SET log_min_duration_statement = -1;
+             ALTER ROLE {AGENT} SET pg_stat_statements.track = 'none';
+             CREATE ROLE {REPLICATOR} LOGIN REPLICATION PASSWORD {};
+             GRANT pg_read_all_stats TO {REPLICATOR};
+             ALTER ROLE {REPLICATOR} SET search_path = pg_catalog;
+             ALTER ROLE {REPLICATOR} SET synchronous_commit = 'local';
+             GRANT EXECUTE ON FUNCTION pg_catalog.pg_ls_dir(text, boolean, boolean) TO {REPLICATOR};
+             GRANT EXECUTE ON FUNCTION pg_catalog.pg_stat_file(text, boolean) TO {REPLICATOR};
+             GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file(text) TO {REPLICATOR};
+             GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean) TO {REPLICATOR};
+             CREATE ROLE {APPLICATION} LOGIN CREATEDB CREATEROLE PASSWORD {};",
+            verifier(&wanted.replication),
+            verifier(&wanted.application),
+        );
+        let failed = |error: super::session::SqlError| error.refused("create the roles");
+        superuser.execute(&roles).await.map_err(failed)?;
+        superuser.execute(&format!("CREATE DATABASE {APPLICATION} OWNER {APPLICATION}")).await.map_err(failed)?;
+        superuser.execute("CHECKPOINT").await.map_err(failed)?;
+        self.apply_slots().await?;
+        let place = self.find_place().await?;
+        self.on_disk(|layout| layout.unmark(&layout.initializing())).await?;
+        Ok(place.position())
+    }
+
+    pub(super) async fn superuser(&self) -> Result<Session, DriverError> {
+        self.connect(Who::Superuser, Duration::from_secs(5))
+            .await
+            .map_err(|error| error.refused("open a session of the instance's owner"))
+    }
+
+    /// Brings the passwords of our roles to what is wanted; writes only what differs.
+    async fn apply_roles(&self) -> Result<(), DriverError> {
+        let wanted = self.wanted()?;
+        let superuser = self.superuser().await?;
+        let failed = |error: super::session::SqlError| error.refused("set the passwords of the roles");
+        for (role, secret) in [(REPLICATOR, &wanted.replication), (APPLICATION, &wanted.application)] {
+            let sql = format!("SELECT rolpassword FROM pg_authid WHERE rolname = {}", literal(role));
+            let stored = superuser.value(&sql, Duration::from_secs(5)).await.map_err(failed)?;
+            if stored.is_some_and(|verifier| is_verifier_of(&verifier, secret)) {
+                continue;
+            }
+            let verifier = postgres_protocol::password::scram_sha_256(secret.expose_secret().as_bytes());
+            superuser.execute(&format!("ALTER ROLE {role} PASSWORD {}", literal(&verifier))).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Stops the engine and removes the member's files, or leaves the data in `kept`.
+    pub(super) async fn give_up(&self, keep_data: bool) -> Result<(), DriverError> {
+        if !self.on_disk(Layout::is_ours_or_nobodys).await? {
+            return Ok(());
+        }
+        match self.stop_fast().await {
+            Ok(()) => {}
+            Err(error) => {
+                tracing::warn!(%error, "the engine does not stop cleanly and is killed");
+                self.kill().await?;
+            }
+        }
+        self.on_disk(move |layout| {
+            if keep_data && layout.has_data() {
+                layout.make_folder(&layout.kept(), 0o711, false)?;
+                layout.rename(&layout.data(), &layout.kept().join(layout.free_kept_name()))?;
+            } else if !keep_data {
+                layout.remove_tree(&layout.kept())?;
+            }
+            for folder in [layout.data(), layout.incoming(), layout.conf(), layout.log()] {
+                layout.remove_tree(&folder)?;
+            }
+            let marks = [
+                layout.incoming_complete(),
+                layout.swap_journal(),
+                layout.dirty(),
+                layout.initializing(),
+                layout.canary(),
+            ];
+            for mark in marks {
+                layout.unmark(&mark)?;
+            }
+            layout.disclaim()
+        })
+        .await?;
+        self.wanted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        // The folder itself goes too when nothing was kept in it.
+        match fs::remove_dir(&self.layout.root) {
+            Err(error)
+                if matches!(error.kind(), std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::NotFound) =>
+            {
+                Ok(())
+            }
+            other => other.map_err(io_error("remove", &self.layout.root)),
+        }
+    }
+}
+
+/// Whether a stored SCRAM verifier is one of this password.
+fn is_verifier_of(verifier: &str, secret: &SecretString) -> bool {
+    let parse = || {
+        let (iterations_salt, keys) = verifier.strip_prefix("SCRAM-SHA-256$")?.split_once('$')?;
+        let (iterations, salt) = iterations_salt.split_once(':')?;
+        let (stored_key, _) = keys.split_once(':')?;
+        let iterations: NonZeroU32 = iterations.parse().ok()?;
+        Some((iterations, BASE64.decode(salt).ok()?, BASE64.decode(stored_key).ok()?))
+    };
+    let Some((iterations, salt, stored_key)) = parse() else { return false };
+    let mut salted = [0; 32];
+    let password = secret.expose_secret().as_bytes();
+    ring::pbkdf2::derive(ring::pbkdf2::PBKDF2_HMAC_SHA256, iterations, &salt, password, &mut salted);
+    let client_key = ring::hmac::sign(&ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &salted), b"Client Key");
+    ring::digest::digest(&ring::digest::SHA256, client_key.as_ref()).as_ref() == stored_key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verifier_is_recognised() {
+        let verifier = postgres_protocol::password::scram_sha_256(b"correct horse");
+        assert!(is_verifier_of(&verifier, &SecretString::from("correct horse")));
+        assert!(!is_verifier_of(&verifier, &SecretString::from("correct hors")));
+        assert!(!is_verifier_of("md5nonsense", &SecretString::from("correct horse")));
+    }
+}

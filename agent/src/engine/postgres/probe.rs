@@ -1,0 +1,330 @@
+//! Looks at the engine: process, new connection, kept session, write canary.
+//!
+//! An agent looks about once a second, all day, on every node: the kept session answers one statement per look; a *new*
+//! connection, which alone shows a wedged listener, is made every few seconds and at once when anything changed; the size of
+//! the data is asked for once a minute. **Invariants:** every part has its own deadline; nothing here waits for the disk
+//! without one; at most one canary is under way; what cannot be found out is unknown.
+
+use std::{
+    collections::BTreeMap, io::Write, os::unix::fs::OpenOptionsExt, sync::Arc, sync::atomic::Ordering, time::Duration,
+};
+
+use regent_common::{
+    position::Position,
+    topology::{EngineObservation, EngineState, Role, Ternary},
+};
+use tokio::{task::JoinHandle, time};
+
+use super::{
+    Postgres,
+    config::AGENT,
+    position::{Lsn, Place, parse_lsn},
+    replication::REPLAYED_ALL,
+    session::{Row, SqlError, Who},
+    wire::{self, Identified, Target},
+};
+use crate::supervisor::Status;
+
+/// For a new connection, and for a statement.
+const ANSWER: Duration = Duration::from_secs(1);
+/// Between two new connections while nothing changes.
+const NEW_CONNECTION: Duration = Duration::from_secs(5);
+/// Between two looks at the size of the data.
+const SIZE: Duration = Duration::from_secs(60);
+/// How long a canary may take.
+const CANARY: Duration = Duration::from_secs(2);
+/// How long one look waits for it.
+const CANARY_LOOK: Duration = Duration::from_millis(100);
+
+/// What the looks remember.
+#[derive(Debug, Default)]
+pub(super) struct Eyes {
+    connection: Option<Connection>,
+    canary: Option<(time::Instant, JoinHandle<std::io::Result<()>>)>,
+    canary_verdict: (Ternary, String),
+    size: Option<(time::Instant, u64)>,
+    identified: Option<Identified>,
+    /// Place and time of the last look at a primary, for its rate of writing.
+    written: Option<(time::Instant, Lsn)>,
+}
+
+/// What the last new connection told.
+#[derive(Debug)]
+struct Connection {
+    at: time::Instant,
+    /// Count of process changes then.
+    changes: u64,
+    answer: Answer,
+}
+
+/// What a new connection told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Answer {
+    Accepts,
+    TooMany,
+    Starting(String),
+    ShuttingDown,
+    Nothing(String),
+}
+
+/// What the kept session told.
+#[derive(Debug, Default)]
+struct Facts {
+    role: Option<Role>,
+    position: Option<Position>,
+    streaming: Ternary,
+    replay_lag_bytes: Option<u64>,
+    sender: Option<String>,
+}
+
+// === impl Postgres ===
+
+impl Postgres {
+    pub(super) async fn look(&self) -> EngineObservation {
+        let mut eyes = self.eyes.lock().await;
+        let eyes = &mut *eyes;
+        let (storage_writable, mut reason) = self.look_at_storage(eyes).await;
+        let mut details = BTreeMap::new();
+        let mut facts = Facts::default();
+        let mut state = self.state_of_process();
+        let mut pid = None;
+        if let Status::Alive { pid: alive } = self.supervisor.status() {
+            pid = Some(alive);
+            let mut sql = self.look_inside(eyes, &mut details).await;
+            let answer = self.new_connection(eyes, sql.is_none()).await;
+            if sql.is_none() && answer == Answer::Accepts {
+                // The kept session was of an earlier life of the engine, or was cut.
+                sql = self.look_inside(eyes, &mut details).await;
+            }
+            let (seen, why) = match answer {
+                Answer::Accepts => (EngineState::Running, String::new()),
+                Answer::TooMany => (EngineState::Running, "all its connections are in use".to_owned()),
+                Answer::Starting(text) => (EngineState::Starting, text),
+                Answer::ShuttingDown => (EngineState::Stopping, "it is shutting down".to_owned()),
+                Answer::Nothing(why) => (EngineState::Hung, why),
+            };
+            state = seen;
+            reason = [why, reason].into_iter().find(|text| !text.is_empty()).unwrap_or_default();
+            facts = sql.unwrap_or_default();
+        } else {
+            eyes.connection = None;
+            if state == EngineState::Crashed {
+                let how = match self.supervisor.status() {
+                    Status::Ended { how } => how,
+                    Status::Absent | Status::Alive { .. } => "it was not stopped by the agent".to_owned(),
+                };
+                reason = format!("the engine's process ended: {how}");
+            }
+        }
+        let upstream = self.following();
+        if let Some(sender) = facts.sender {
+            details.insert("upstream_address".to_owned(), sender);
+        }
+        EngineObservation {
+            state,
+            role: facts.role,
+            storage_writable,
+            position: facts.position,
+            streaming: facts.streaming,
+            upstream,
+            replay_lag_bytes: facts.replay_lag_bytes,
+            pid,
+            version: self.runner.tools.version.clone(),
+            reason,
+            details,
+            data_bytes: eyes.size.map_or(0, |(_, bytes)| bytes),
+        }
+    }
+
+    /// The state as far as the process tells it.
+    fn state_of_process(&self) -> EngineState {
+        let has_data = self.facts.has_data.load(Ordering::Acquire);
+        let pid_file = self.facts.pid_file.load(Ordering::Acquire);
+        match self.supervisor.status() {
+            Status::Alive { .. } => EngineState::Starting,
+            Status::Ended { .. } => EngineState::Crashed,
+            Status::Absent if !has_data => EngineState::Absent,
+            Status::Absent if pid_file => EngineState::Crashed,
+            Status::Absent => EngineState::Stopped,
+        }
+    }
+
+    /// A write that reaches the disk, on a thread that may wait for it. Also refreshes what is known of the files.
+    async fn look_at_storage(&self, eyes: &mut Eyes) -> (Ternary, String) {
+        let (started, mut canary) = eyes.canary.take().unwrap_or_else(|| {
+            let (path, layout, facts) = (self.layout.canary(), self.layout.clone(), Arc::clone(&self.facts));
+            let canary = tokio::task::spawn_blocking(move || {
+                facts.refresh(&layout);
+                if !layout.is_ours() {
+                    return Ok(());
+                }
+                // In place, so that a full disk, which is another matter, does not look like a broken one.
+                let mut file =
+                    std::fs::File::options().create(true).write(true).truncate(false).mode(0o600).open(path)?;
+                file.write_all(b"regent\n")?;
+                file.sync_data()
+            });
+            (time::Instant::now(), canary)
+        });
+        let verdict = match time::timeout(CANARY_LOOK, &mut canary).await {
+            Ok(Ok(Ok(()))) => (Ternary::Yes, String::new()),
+            Ok(Ok(Err(error))) => (Ternary::No, format!("the data volume cannot be written: {error}")),
+            Ok(Err(error)) => (Ternary::Unknown, format!("the write canary broke: {error}")),
+            Err(_) => {
+                let since = started.elapsed();
+                let earlier = eyes.canary_verdict.clone();
+                eyes.canary = Some((started, canary));
+                if since < CANARY {
+                    earlier
+                } else {
+                    (Ternary::No, format!("a write to the data volume has not ended for {} s", since.as_secs()))
+                }
+            }
+        };
+        eyes.canary_verdict.clone_from(&verdict);
+        verdict
+    }
+
+    /// What a new connection tells, from the last one when nothing changed since.
+    async fn new_connection(&self, eyes: &mut Eyes, now: bool) -> Answer {
+        let changes = *self.supervisor.changes().borrow();
+        if let Some(last) = &eyes.connection
+            && !now
+            && last.changes == changes
+            && last.at.elapsed() < NEW_CONNECTION
+            && last.answer == Answer::Accepts
+        {
+            return Answer::Accepts;
+        }
+        let before = eyes.connection.take().filter(|last| last.changes == changes);
+        let accepted_before = before.is_some_and(|last| !matches!(last.answer, Answer::Starting(_)));
+        let answer = match self.connect(Who::Agent, ANSWER).await {
+            Ok(session) => match session.value("SELECT 1", ANSWER).await {
+                Ok(_) => Answer::Accepts,
+                Err(error) => Answer::Nothing(format!("a new connection gets no answer: {error}")),
+            },
+            Err(SqlError::TooMany(_)) => Answer::TooMany,
+            Err(SqlError::Starting(text)) => Answer::Starting(text),
+            Err(SqlError::ShuttingDown(_)) => Answer::ShuttingDown,
+            // A process that does not listen yet is about to; one that listened before hangs.
+            Err(SqlError::NobodyListens(text)) if !accepted_before => Answer::Starting(text),
+            // The agent's role comes with the instance's initialization.
+            Err(SqlError::Refused { .. }) if self.facts.dirty.load(Ordering::Acquire) => {
+                Answer::Starting("its roles are being made".to_owned())
+            }
+            Err(error) => Answer::Nothing(format!("a new connection is not accepted: {error}")),
+        };
+        eyes.connection = Some(Connection { at: time::Instant::now(), changes, answer: answer.clone() });
+        answer
+    }
+
+    /// Asks the kept session; `None` when it does not answer.
+    async fn look_inside(&self, eyes: &mut Eyes, details: &mut BTreeMap<String, String>) -> Option<Facts> {
+        let session = time::timeout(ANSWER, self.session()).await.ok()?.ok()?;
+        let sql = "SELECT s.standby, \
+                   CASE WHEN s.standby THEN NULL ELSE pg_current_wal_flush_lsn() END, \
+                   pg_last_wal_replay_lsn(), coalesce(r.flushed_lsn, pg_last_wal_receive_lsn()), \
+                   (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup' AND s.standby), \
+                   r.status, r.received_tli, r.sender_host || ':' || r.sender_port \
+                   FROM (SELECT pg_is_in_recovery() AS standby) s LEFT JOIN pg_stat_wal_receiver r ON true";
+        let rows = match session.rows(sql, ANSWER).await {
+            Ok(rows) => rows,
+            Err(_) => {
+                self.drop_session().await;
+                return None;
+            }
+        };
+        let row = rows.into_iter().next()?;
+        let column = |index: usize| row.get(index).and_then(Option::as_deref);
+        let place = |index| column(index).and_then(parse_lsn);
+        let standby = column(0) == Some("t");
+        let mut facts = Facts::default();
+        let lsn = if standby {
+            facts.role = Some(Role::Replica);
+            let (replayed, received) = (place(2).unwrap_or_default(), place(3).unwrap_or_default());
+            let done = column(4).is_some_and(|event| REPLAYED_ALL.contains(&event));
+            facts.replay_lag_bytes = Some(if done { 0 } else { received.0.saturating_sub(replayed.0) });
+            facts.streaming = if column(5) == Some("streaming") { Ternary::Yes } else { Ternary::No };
+            facts.sender = column(7).map(str::to_owned);
+            if done { replayed } else { replayed.max(received) }
+        } else {
+            facts.role = Some(Role::Primary);
+            place(1)?
+        };
+        let receiving_on =
+            column(6).and_then(|timeline| timeline.parse().ok()).filter(|_| column(5) == Some("streaming"));
+        if let Some(identified) = self.timeline(eyes, standby, receiving_on).await {
+            let place = Place {
+                system_id: identified.system_id,
+                timeline: identified.timeline,
+                lsn,
+                history: identified.history.clone(),
+            };
+            facts.position = Some(place.position());
+            details.insert("timeline".to_owned(), identified.timeline.to_string());
+            details.insert("system_identifier".to_owned(), identified.system_id.to_string());
+        }
+        details.insert("lsn".to_owned(), lsn.to_string());
+        if !standby {
+            details.extend(writing_rate(eyes, lsn));
+            details.extend(self.look_at_replicas(&session, lsn).await);
+        }
+        if eyes.size.is_none_or(|(at, _)| at.elapsed() > SIZE) {
+            let size = "SELECT sum(pg_database_size(oid)) FROM pg_database";
+            if let Ok(Some(bytes)) = session.value(size, ANSWER).await {
+                eyes.size = Some((time::Instant::now(), bytes.parse().unwrap_or(0)));
+            }
+            if let Ok(Some(names)) =
+                session.value("SELECT string_agg(name, ', ') FROM pg_settings WHERE pending_restart", ANSWER).await
+            {
+                details.insert("pending_restart".to_owned(), names);
+            }
+        }
+        Some(facts)
+    }
+
+    /// The timeline and its history: the remembered one when it cannot have changed, else by the replication protocol.
+    async fn timeline<'a>(
+        &self,
+        eyes: &'a mut Eyes,
+        standby: bool,
+        receiving_on: Option<u32>,
+    ) -> Option<&'a Identified> {
+        // A promotion, a swap and a rewind all pass through a moment without a stream.
+        let still = eyes
+            .identified
+            .as_ref()
+            .is_some_and(|known| if standby { receiving_on == Some(known.timeline) } else { eyes.written.is_some() });
+        if !still {
+            let local = Target::Local { socket: self.socket(), user: AGENT };
+            eyes.identified = wire::identify(&local, ANSWER).await.ok();
+        }
+        if standby {
+            eyes.written = None;
+        }
+        eyes.identified.as_ref()
+    }
+
+    async fn look_at_replicas(&self, session: &super::session::Session, lsn: Lsn) -> Vec<(String, String)> {
+        let sql = "SELECT application_name, state, flush_lsn, replay_lsn FROM pg_stat_replication \
+                   WHERE application_name <> 'regent-agent'";
+        let Ok(rows) = session.rows(sql, ANSWER).await else { return Vec::new() };
+        let describe = |row: &Row| {
+            let column = |index: usize| row.get(index).and_then(Option::as_deref);
+            let behind = |index| column(index).and_then(parse_lsn).map(|place| lsn.0.saturating_sub(place.0));
+            let (flushed, replayed) = (behind(2)?, behind(3)?);
+            let text = format!("{}, {flushed} bytes not flushed, {replayed} bytes not replayed", column(1)?);
+            Some((format!("replica.{}", column(0)?), text))
+        };
+        rows.iter().filter_map(describe).collect()
+    }
+}
+
+/// Bytes of log per second since the last look.
+fn writing_rate(eyes: &mut Eyes, lsn: Lsn) -> Option<(String, String)> {
+    let now = time::Instant::now();
+    let (then, before) = eyes.written.replace((now, lsn))?;
+    let milliseconds = u64::try_from((now - then).as_millis()).unwrap_or(u64::MAX).max(1);
+    let rate = lsn.0.saturating_sub(before.0).saturating_mul(1000) / milliseconds;
+    Some(("log_bytes_per_second".to_owned(), rate.to_string()))
+}

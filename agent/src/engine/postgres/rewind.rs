@@ -1,0 +1,124 @@
+//! Bringing a diverged copy back by `pg_rewind`.
+//!
+//! The checklist that makes it sound: the source was flushed after its promotion (a step of the operation does that); this
+//! copy was shut down cleanly, which a crashed one is by recovering it isolated first; page checksums and hints are on; a
+//! dry run comes first; the data is marked as dirty before the first byte changes and until it streams; settings of the
+//! source that came along are removed. Our configuration is outside the data directory and stays.
+
+use std::time::Duration;
+
+use regent_common::topology::{Peer, Progress};
+
+use super::{
+    Postgres, config,
+    lifecycle::{Force, strip_auto_conf},
+    tools::{Ended, control_field},
+};
+use crate::engine::{DriverError, Work};
+
+/// Longest time that a rewind may take.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+// === impl Postgres ===
+
+impl Postgres {
+    pub(super) async fn rewind_to(&self, source: &Peer, work: &Work) -> Result<String, DriverError> {
+        if self.on_disk(|layout| Ok(layout.dirty().exists())).await? {
+            // A half-done rewind cannot be told from a half-done anything; only a clone helps.
+            return Err(DriverError::CannotRewind { reason: "an earlier rewind of it was interrupted".to_owned() });
+        }
+        let phase = |name: &str| {
+            work.progress.send_replace(Progress { phase: name.to_owned(), ..Progress::default() });
+        };
+        phase("recovering");
+        let own = self.recovered_place().await?;
+        let theirs = self.identify(source).await?;
+        if own.system_id != theirs.system_id {
+            return Err(DriverError::CannotRewind { reason: own.can_follow(&theirs).err().unwrap_or_default() });
+        }
+        let Err(detail) = own.can_follow(&theirs) else {
+            self.follow_upstream(source).await?;
+            return Ok("this copy had nothing that the source has not: it follows without a rewind".to_owned());
+        };
+        self.stop_fast().await?;
+        self.check_stopped_cleanly().await?;
+        phase("checking");
+        self.run_rewind(source, work, true).await?;
+        let why = format!("rewinding to {}: {detail}", source.member);
+        self.on_disk(move |layout| layout.mark_dirty(&why)).await?;
+        phase("rewinding");
+        self.run_rewind(source, work, false).await?;
+        self.on_disk(|layout| {
+            strip_auto_conf(layout)?;
+            layout.make_standby()
+        })
+        .await?;
+        phase("starting");
+        // Made before the start, so that the log that the copy needs from here on is held back.
+        let session = self.session_with(source).await?;
+        super::replication::make_slot(&session, &config::slot_name(&self.member))
+            .await
+            .map_err(|error| error.refused(format!("make a replication slot on {}", source.member)))?;
+        self.write_upstream(Some(source)).await?;
+        self.launch(Force::Dirty).await?;
+        self.wait_streaming(source).await?;
+        self.on_disk(|layout| layout.unmark(&layout.dirty())).await?;
+        Ok(detail)
+    }
+
+    /// How far this copy has come, as a standby without an upstream.
+    async fn recovered_place(&self) -> Result<super::position::Place, DriverError> {
+        self.start_as(&crate::engine::StartAs::Isolated).await?;
+        self.place().await
+    }
+
+    async fn check_stopped_cleanly(&self) -> Result<(), DriverError> {
+        let facts = self.runner.control_data(&self.layout.data()).await?;
+        let state = control_field(&facts, "Database cluster state").unwrap_or_default();
+        if ["shut down", "shut down in recovery"].contains(&state) {
+            return Ok(());
+        }
+        Err(DriverError::CannotRewind { reason: format!("it was not shut down cleanly, its state is {state:?}") })
+    }
+
+    async fn run_rewind(&self, source: &Peer, work: &Work, dry: bool) -> Result<(), DriverError> {
+        let host = &source.engine.host;
+        let connection =
+            config::connection_string(&self.layout, &self.member, host, source.engine.port, Some("postgres"));
+        let mut arguments = vec![
+            format!("--target-pgdata={}", self.layout.data().display()),
+            format!("--source-server={connection}"),
+            // It was recovered above, on our own configuration; the tool would do it on none.
+            "--no-ensure-shutdown".to_owned(),
+        ];
+        if dry {
+            arguments.push("--dry-run".to_owned());
+        }
+        let ended = self.runner.run("pg_rewind", &arguments, None, LONGEST, &work.cancel, |_| {}).await?;
+        if ended.success {
+            return Ok(());
+        }
+        if ended.messages.contains("No space left on device") {
+            return Err(DriverError::DiskFull { path: self.layout.data(), detail: ended.messages });
+        }
+        Err(if dry || cannot(&ended) {
+            DriverError::CannotRewind { reason: ended.messages }
+        } else {
+            ended.failure("pg_rewind")
+        })
+    }
+}
+
+/// Whether the tool says that a rewind is impossible, rather than that something failed on the way.
+fn cannot(ended: &Ended) -> bool {
+    let reasons = [
+        "could not find previous WAL record",
+        "could not open file",
+        "could not find common ancestor",
+        "wal_log_hints",
+        "different systems",
+        "must be shut down cleanly",
+        "not compatible",
+    ];
+    reasons.iter().any(|reason| ended.messages.contains(reason))
+}

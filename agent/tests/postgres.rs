@@ -1,0 +1,194 @@
+//! The conformance suite over real PostgreSQL, on loopback. Needs the programs of PostgreSQL, and root or an ordinary user.
+//!
+//! `cargo test -p regent-agent --test postgres`; `REGENT_POSTGRES_BIN` names another folder with the programs, and
+//! `REGENT_TEST_CASE` runs only the cases with this text in their name.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up fails")]
+
+use std::{
+    collections::BTreeMap,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use regent_agent::engine::{
+    Context, Driver, DriverError, Factory,
+    conformance::{self, Harness, World},
+    postgres::PostgresFactory,
+};
+use regent_common::{
+    ids::{ClusterName, MemberName, NodeName},
+    topology::{ClusterSpec, Endpoint, Peer},
+};
+
+struct Real;
+
+struct RealWorld {
+    folder: tempfile::TempDir,
+    ports: [u16; 3],
+}
+
+#[async_trait]
+impl Harness for Real {
+    async fn world(&self) -> Box<dyn World> {
+        let folder = tempfile::Builder::new().prefix("regent-pg").tempdir_in("/tmp").unwrap();
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+        // Held together, so that the three differ; freed here, and taken by the engines.
+        let held: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let ports = [0, 1, 2].map(|index: usize| held[index].local_addr().unwrap().port());
+        Box::new(RealWorld { folder, ports })
+    }
+}
+
+impl RealWorld {
+    fn cluster(&self) -> ClusterName {
+        ClusterName::new("db-main").unwrap()
+    }
+
+    fn member(&self, member: u32) -> MemberName {
+        self.cluster().member(member)
+    }
+
+    fn root(&self, member: u32) -> PathBuf {
+        self.folder.path().join(format!("root{member}"))
+    }
+
+    fn data(&self, member: u32) -> PathBuf {
+        self.root(member).join("data")
+    }
+
+    async fn sql(&self, member: u32, sql: &str) -> Result<Option<String>, String> {
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host("127.0.0.1")
+            .port(self.peer(member).engine.port)
+            .user("app")
+            .password("application's: \\ secret")
+            .dbname("app")
+            .connect_timeout(Duration::from_secs(5));
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await.map_err(|error| format!("{error:?}"))?;
+        let task = tokio::spawn(connection);
+        let answer = tokio::time::timeout(Duration::from_secs(10), client.simple_query(sql)).await;
+        drop(client);
+        let _ = task.await;
+        let messages = answer.map_err(|_| "no answer".to_owned())?.map_err(|error| format!("{error:?}"))?;
+        Ok(messages.into_iter().find_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        }))
+    }
+}
+
+fn processes_in(directory: &Path) -> Vec<i32> {
+    procfs::process::all_processes()
+        .unwrap()
+        .filter_map(Result::ok)
+        .filter(|process| process.cwd().is_ok_and(|cwd| cwd == directory))
+        .map(|process| process.pid)
+        .collect()
+}
+
+#[async_trait]
+impl World for RealWorld {
+    fn spec(&self) -> ClusterSpec {
+        let secrets = [("replication", "replication's: \\ secret"), ("application", "application's: \\ secret")];
+        ClusterSpec {
+            cluster: self.cluster(),
+            engine: "postgresql".to_owned(),
+            version: String::new(),
+            members: (1..=3).map(|member| self.peer(member)).collect(),
+            settings: BTreeMap::from([("shared_buffers".to_owned(), "16MB".to_owned())]),
+            secrets: secrets.map(|(name, secret)| (name.to_owned(), secret.into())).into(),
+        }
+    }
+
+    fn peer(&self, member: u32) -> Peer {
+        Peer {
+            member: self.member(member),
+            node: NodeName::new(format!("node{member}")).unwrap(),
+            engine: Endpoint { host: "127.0.0.1".to_owned(), port: self.ports[member as usize - 1] },
+            agent_address: String::new(),
+        }
+    }
+
+    fn open(&self, member: u32) -> Result<Arc<dyn Driver>, DriverError> {
+        let mut section = toml::Table::new();
+        section.insert("listen_addresses".to_owned(), "127.0.0.1".into());
+        if let Ok(folder) = std::env::var("REGENT_POSTGRES_BIN") {
+            section.insert("bin_dir".to_owned(), folder.into());
+        }
+        PostgresFactory.open(Context {
+            cluster: self.cluster(),
+            member: self.member(member),
+            root: self.root(member),
+            run_directory: self.folder.path().join(format!("run{member}")),
+            section: Some(section),
+            advertise_host: "127.0.0.1".to_owned(),
+            port: self.peer(member).engine.port,
+            version: String::new(),
+            agent_program: env!("CARGO_BIN_EXE_regent-agent").into(),
+        })
+    }
+
+    async fn write(&self, member: u32) -> Result<(), String> {
+        self.sql(member, "CREATE TABLE IF NOT EXISTS rows (id serial)").await?;
+        self.sql(member, "INSERT INTO rows DEFAULT VALUES").await.map(drop)
+    }
+
+    async fn rows(&self, member: u32) -> Result<u64, String> {
+        let rows = self.sql(member, "SELECT count(*) FROM rows").await?;
+        rows.and_then(|rows| rows.parse().ok()).ok_or_else(|| "no number".to_owned())
+    }
+
+    async fn crash(&self, member: u32) -> Result<(), String> {
+        let file =
+            std::fs::read_to_string(self.data(member).join("postmaster.pid")).map_err(|error| error.to_string())?;
+        let pid = file.lines().next().and_then(|line| line.parse().ok()).ok_or("no pid")?;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+            .map_err(|error| error.to_string())
+    }
+
+    fn processes(&self, member: u32) -> usize {
+        processes_in(&self.data(member)).len()
+    }
+
+    fn put_foreign_data(&self, member: u32) {
+        std::fs::create_dir_all(self.data(member)).unwrap();
+        std::fs::write(self.data(member).join("PG_VERSION"), "15\n").unwrap();
+    }
+
+    fn has_foreign_data(&self, member: u32) -> bool {
+        self.data(member).join("PG_VERSION").exists()
+    }
+
+    fn interrupt_rewind(&self, member: u32) {
+        std::fs::write(self.root(member).join("dirty"), "rewinding").unwrap();
+    }
+
+    async fn pause(&self) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+
+    async fn end(&self) {
+        for member in 1..=3 {
+            while let pids @ [_, ..] = processes_in(&self.data(member)).as_slice() {
+                for pid in pids {
+                    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL);
+                }
+                self.pause().await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgresql_conforms() {
+    if std::env::var_os("REGENT_LOG").is_some() {
+        tracing_subscriber::fmt().with_test_writer().init();
+    }
+    let case = std::env::var("REGENT_TEST_CASE").unwrap_or_default();
+    conformance::run_all(&Real, &case).await;
+}
