@@ -6,6 +6,7 @@
 pub mod api;
 pub mod audit;
 pub mod cluster;
+pub mod commands;
 pub mod config;
 pub mod detector;
 pub mod environment;

@@ -1,0 +1,3 @@
+//! What `regent-coordinator` does, by verb.
+
+pub mod init;
