@@ -6,10 +6,7 @@
 //! **Invariant:** no secret and no key is in `Debug`, in an error or in a log.
 
 use std::{
-    fmt,
-    fs::{self, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    fmt, fs, io,
     path::{Path, PathBuf},
 };
 
@@ -22,6 +19,8 @@ use ring::{
     rand::{SecureRandom as _, SystemRandom},
 };
 use secrecy::{ExposeSecret as _, SecretString, zeroize::Zeroize as _};
+
+use crate::pki::files::write_whole;
 
 /// The key under which secrets are sealed.
 pub struct Secrets(LessSafeKey);
@@ -99,7 +98,7 @@ impl Secrets {
             let mut bytes = random::<KEY_LENGTH>()?;
             let mut text = STANDARD.encode(bytes);
             bytes.zeroize();
-            let written = write_new(path, &text);
+            let written = write_whole(path, &text, 0o600);
             text.zeroize();
             written.map_err(|source| SecretError::File { action: "write", path: path.to_owned(), source })?;
         }
@@ -147,20 +146,6 @@ impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Secrets").finish_non_exhaustive()
     }
-}
-
-/// Puts a whole file in place or none: written aside, synced, renamed.
-fn write_new(path: &Path, text: &str) -> io::Result<()> {
-    let aside = path.with_extension("new");
-    match fs::remove_file(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&aside, path)?;
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
 #[cfg(test)]

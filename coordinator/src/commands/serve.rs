@@ -36,7 +36,10 @@ use crate::{
         link::{LinkSettings, Links},
         reaper,
     },
-    pki::{Authority, Host, StateDirectory},
+    pki::{
+        Authority, Host, StateDirectory,
+        renewal::{OwnCertificate, server_hosts},
+    },
     secrets::Secrets,
     store::{Store, keys, list_json, sqlite::SqliteStore},
 };
@@ -116,6 +119,16 @@ pub async fn serve(config: Config, stop: CancellationToken) -> anyhow::Result<()
     tokio::spawn(reaper::run(Arc::clone(&store), agents, Arc::clone(&table), stop.clone()));
     tokio::spawn(joiner::run(directory.clone(), Arc::clone(&table), stop.clone()));
     tokio::spawn(follow_revision(Arc::clone(&store), revision, stop.clone()));
+    let certificate = OwnCertificate {
+        store: Arc::clone(&store),
+        clock,
+        authority: Arc::new(Authority::open(&state.authority())?),
+        directory: IdentityDirectory::new(state.identity()),
+        identity: identity.clone(),
+        hosts: server_hosts(config.advertise.iter().map(|host| host.parse::<Host>()).collect::<Result<Vec<_>, _>>()?),
+        life: config.certificate_life.0,
+    };
+    tokio::spawn(certificate.keep(stop.clone()));
     tokio::spawn(tidy_up(Arc::clone(&store), Arc::clone(&identities), stop.clone()));
     let api = Arc::new(Api { directory, table });
     let routes = routes(&api, &identities).await?;

@@ -5,7 +5,6 @@ use std::{
     fmt,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write as _},
-    net::IpAddr,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::Path,
     time::Duration,
@@ -198,14 +197,5 @@ fn place(aside: &Path, folder: &Path, certificate: &str, key: &str) -> io::Resul
     File::open(aside)?.sync_all()?;
     // Refused by the kernel when a folder with files is there already.
     fs::rename(aside, folder)?;
-    File::open(folder.parent().unwrap_or(Path::new("/")))?.sync_all()
-}
-
-/// The loopback names that the coordinator's certificate always carries.
-pub(crate) fn loopback() -> [Host; 3] {
-    [
-        Host::Name("localhost".to_owned()),
-        Host::Address(IpAddr::from([127, 0, 0, 1])),
-        Host::Address(IpAddr::from(std::net::Ipv6Addr::LOCALHOST)),
-    ]
+    super::files::sync_folder_of(folder)
 }

@@ -7,6 +7,7 @@
 //! certificate comes from us. Every serial number is random and used once. A half-made authority is never seen.
 
 pub mod authority;
+pub(crate) mod files;
 pub mod host;
 pub mod renewal;
 pub mod request;

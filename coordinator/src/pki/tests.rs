@@ -1,14 +1,19 @@
 //! The authority and its certificates, read back as a stranger reads them.
 
-use std::{os::unix::fs::PermissionsExt as _, time::Duration};
+use std::{os::unix::fs::PermissionsExt as _, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use rcgen::{CertificateParams, KeyPair, PKCS_ED25519, PublicKeyData as _, SanType};
-use regent_common::{clock::wall_now, identity::Identity, tls::fingerprint};
+use regent_common::{
+    clock::{Clock as _, ManualClock, wall_now},
+    identity::{Identity, IdentityDirectory},
+    tls::{ReloadingIdentity, fingerprint},
+};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use super::*;
+use crate::store::{Store as _, keys, memory::MemoryStore};
 
 /// Made once by `openssl req -new -newkey rsa:2048`; its key was thrown away.
 const RSA_REQUEST: &str = "\
@@ -136,4 +141,39 @@ fn a_request_must_be_signed_with_its_own_strong_key() {
     let forged = format!("-----BEGIN CERTIFICATE REQUEST-----\n{text}\n-----END CERTIFICATE REQUEST-----\n");
     assert_eq!(PublicKey::of_request(&forged).unwrap_err(), RequestError::Content);
     assert_eq!(PublicKey::of_request(RSA_REQUEST).unwrap_err(), RequestError::Algorithm);
+}
+
+#[tokio::test]
+async fn the_coordinators_certificate_is_renewed_in_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Arc::new(ManualClock::new(wall_now()));
+    let authority = Arc::new(Authority::create(&folder.path().join("ca"), "01ABC", clock.wall()).unwrap());
+    let store = Arc::new(MemoryStore::default());
+    let directory = IdentityDirectory::new(folder.path().join("identity"));
+    let hosts = renewal::server_hosts(["10.0.0.1".parse().unwrap()]);
+    let subject = Subject { identity: "regent://01ABC/coordinator/c1".parse().unwrap(), hosts: hosts.clone() };
+    let terms = (90 * DAY, clock.wall(), "init");
+    renewal::issue_with_new_key(store.as_ref(), |all, _| all, &authority, &directory, &subject, terms).await.unwrap();
+    let identity = ReloadingIdentity::open(&directory).unwrap();
+    let (first, life) = (identity.serial(), 90 * DAY);
+    let mut own = renewal::OwnCertificate {
+        store: store.clone(),
+        clock: clock.clone(),
+        authority,
+        directory,
+        identity: identity.clone(),
+        hosts,
+        life,
+    };
+    clock.advance(59 * DAY);
+    assert!(!own.renew_if_due().await.unwrap());
+    clock.advance(2 * DAY);
+    assert!(own.renew_if_due().await.unwrap());
+    assert_ne!(identity.serial(), first);
+    assert!(identity.not_after() > clock.wall() + 89 * DAY);
+    assert_eq!(identity.identity(), subject.identity);
+    assert!(store.get(&keys::certificate(&identity.serial())).await.unwrap().is_some());
+    assert!(!own.renew_if_due().await.unwrap());
+    own.hosts.insert("new.example".parse().unwrap());
+    assert!(own.renew_if_due().await.unwrap() && !own.renew_if_due().await.unwrap());
 }

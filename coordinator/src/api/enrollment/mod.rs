@@ -86,3 +86,6 @@ pub(super) async fn to_the_end<T: Send + 'static>(
         Err(error) => Err(refuse(Reason::Internal, format!("the change ended by a fault of this program: {error}"))),
     }
 }
+
+#[cfg(test)]
+mod tests;
