@@ -21,7 +21,9 @@ use tonic::{Request, Response, Status};
 use super::{
     Api,
     create::{Asker, check},
-    failed_change, failed_store, page, view,
+    failed_change, failed_store,
+    idempotency::is_request,
+    page, view,
 };
 use crate::{
     cluster::actor::{ActorHandle, judge_all},
@@ -159,13 +161,21 @@ impl ClusterService for ClusterApi {
         }
         let transaction = api.remember(Transaction::default(), &caller, "CreateCluster", &request, &new.id);
         let name = record.name.clone();
-        let operation = api.directory.create(record, new, transaction).await.map_err(|error| match error {
-            StoreError::Conflict { .. } => refuse(
-                Reason::NodeInCluster,
-                "a node or the name was taken by another request just now: look again and retry; nothing was changed",
-            ),
-            other => failed_store(other),
-        })?;
+        let operation = match api.directory.create(record, new, transaction).await {
+            Ok(operation) => operation,
+            Err(StoreError::Conflict { key }) if is_request(&key) => {
+                // The same request arrived twice at once, and the other one was faster.
+                let faster = api.repeated(&caller, "CreateCluster", &request).await?;
+                return faster.map(Response::new).ok_or_else(|| failed_store(StoreError::Conflict { key }));
+            }
+            Err(StoreError::Conflict { .. }) => {
+                return Err(refuse(
+                    Reason::NodeInCluster,
+                    "a node or the name was taken by another request just now: look again and retry; nothing was changed",
+                ));
+            }
+            Err(error) => return Err(failed_store(error)),
+        };
         let actor = api.directory.get(&name);
         Ok(Response::new(api.render_operation(&operation, actor.as_ref()).await?))
     }

@@ -98,9 +98,12 @@ fn health(facts: &ClusterFacts<'_>) -> (wire::Health, Vec<String>) {
     if let Some(changing) = changing {
         return (wire::Health::Changing, vec![changing.to_owned()]);
     }
-    let mut reasons: Vec<String> =
-        facts.judgements.values().map(|j| j.reason.clone()).filter(|reason| !reason.is_empty()).collect();
+    let mut reasons = Vec::new();
     for (name, member) in &record.members {
+        // While a member's data is being made or replaced, what its agent sees of it says nothing more.
+        let being_made = matches!(member.state, MemberState::Creating | MemberState::Resyncing);
+        let judged = facts.judgements.get(name).map(|judgement| judgement.reason.clone());
+        reasons.extend(judged.filter(|reason| !reason.is_empty() && !being_made));
         reasons.extend(state_reason(name, member));
     }
     let serves = record.primary.as_ref().and_then(|primary| facts.judgements.get(primary));

@@ -6,6 +6,7 @@ use anyhow::Context;
 use regent_common::{
     clock::SystemClock,
     config,
+    error::ErrorChain,
     identity::IdentityDirectory,
     ids::NodeName,
     telemetry,
@@ -20,7 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::{Api, routes::routes},
+    api::{Api, idempotency, routes::routes},
     audit::AuditLog,
     cluster::directory::Directory,
     config::Config,
@@ -44,6 +45,8 @@ use crate::{
 const IDENTITY_PERIOD: Duration = Duration::from_secs(10);
 /// How often the metrics' recorder tidies up.
 const METRICS_PERIOD: Duration = Duration::from_secs(5);
+/// How often old records are looked for.
+const TIDY_PERIOD: Duration = Duration::from_secs(3600);
 /// How often the store's revision is read for the sessions' hello.
 const REVISION_PERIOD: Duration = Duration::from_secs(1);
 
@@ -113,6 +116,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> anyhow::Result<()
     tokio::spawn(reaper::run(Arc::clone(&store), agents, Arc::clone(&table), stop.clone()));
     tokio::spawn(joiner::run(directory.clone(), Arc::clone(&table), stop.clone()));
     tokio::spawn(follow_revision(Arc::clone(&store), revision, stop.clone()));
+    tokio::spawn(tidy_up(Arc::clone(&store), Arc::clone(&identities), stop.clone()));
     let api = Arc::new(Api { directory, table });
     let routes = routes(&api, &identities).await?;
     serve_http(&config, &stop).await?;
@@ -205,6 +209,24 @@ async fn follow_revision(
         }
         if let Ok(now) = store.revision().await {
             revision.send_replace(now);
+        }
+    }
+}
+
+/// Forgets what has no use any more: old requests, ended certificates and tokens.
+async fn tidy_up(store: Arc<dyn Store>, identities: Arc<Identities>, stop: CancellationToken) {
+    let mut period = tokio::time::interval(TIDY_PERIOD);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = period.tick() => {}
+        }
+        let outcome = match idempotency::prune(store.as_ref(), &SystemClock).await {
+            Ok(_) => identities.sweep().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = outcome {
+            tracing::warn!(error = %ErrorChain(&error), "what has no use any more could not be forgotten");
         }
     }
 }

@@ -37,3 +37,19 @@ pub struct UserRecord {
     #[serde(default)]
     pub serials: Vec<String>,
 }
+
+// === impl UserRole ===
+
+impl UserRole {
+    /// Every role, lowest first.
+    pub const ALL: [Self; 3] = [Self::Viewer, Self::Operator, Self::Admin];
+
+    /// The name, as people write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        }
+    }
+}

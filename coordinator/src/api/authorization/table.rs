@@ -3,19 +3,7 @@
 //! **Invariant:** every method of the coordinator's services stands here exactly once, and nothing else does; a test compares
 //! the table with the descriptors. A method that is not here is refused.
 
-use serde::{Deserialize, Serialize};
-
-/// What a user may do; a higher role may do all that a lower one may.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum UserRole {
-    /// Reads, except credentials.
-    Viewer,
-    /// Everyday verbs.
-    Operator,
-    /// Everything.
-    Admin,
-}
+pub use crate::model::user::UserRole;
 
 /// What a method wants of its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,22 +64,6 @@ const STANDARD: &[(&str, Requirement)] = &[
 pub fn requirement(path: &str) -> Option<Requirement> {
     let standard = || STANDARD.iter().find(|(service, _)| path.starts_with(service));
     METHODS.iter().find(|(method, _)| *method == path).or_else(standard).map(|(_, requirement)| *requirement)
-}
-
-// === impl UserRole ===
-
-impl UserRole {
-    /// Every role, lowest first.
-    pub const ALL: [Self; 3] = [Self::Viewer, Self::Operator, Self::Admin];
-
-    /// The name, as people write it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Viewer => "viewer",
-            Self::Operator => "operator",
-            Self::Admin => "admin",
-        }
-    }
 }
 
 // === impl Requirement ===
