@@ -11,5 +11,6 @@ pub mod ids;
 pub mod position;
 pub mod telemetry;
 pub mod tls;
+pub mod token;
 pub mod topology;
 pub mod transport;

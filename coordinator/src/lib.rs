@@ -6,14 +6,17 @@
 pub mod api;
 pub mod audit;
 pub mod cluster;
+pub mod commands;
 pub mod config;
 pub mod detector;
 pub mod environment;
 pub mod events;
 pub mod http;
+pub mod identity;
 pub mod model;
 pub mod nodes;
 pub mod operation;
+pub mod pki;
 pub mod planner;
 pub mod secrets;
 mod sequence;

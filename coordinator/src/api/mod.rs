@@ -22,10 +22,13 @@ pub mod authorization;
 pub mod catalog;
 pub mod cluster;
 pub mod create;
+pub mod enrollment;
 pub mod events;
 pub mod idempotency;
+pub mod identity;
 pub mod node;
 pub mod operation;
+pub mod routes;
 pub mod view;
 
 /// Rows in one answer when none are asked for, and the most.

@@ -3,9 +3,12 @@
 use regent_common::ids::{ClusterId, ClusterName, Epoch, MemberName, OperationToken};
 use serde::{Deserialize, Serialize};
 
+pub mod certificate;
 pub mod cluster;
 pub mod node;
 pub mod operation;
+pub mod token;
+pub mod user;
 
 /// Which member a node is; its key is the node, so that a node is never in two clusters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

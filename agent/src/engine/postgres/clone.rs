@@ -134,7 +134,7 @@ impl Postgres {
             return Err(error);
         }
         tracing::warn!(free, needed, own, "there is no space for two copies: the old data is removed first");
-        let _control = self.control.lock().await;
+        let _control = self.begin().await;
         self.on_disk(|layout| layout.mark_dirty("the old data was removed to make room for a clone")).await?;
         self.kill().await?;
         self.on_disk(|layout| layout.remove_tree(&layout.data())).await

@@ -3,7 +3,7 @@
 //! **Invariant:** the engine is started without `standby.signal` only by an order to be the primary; a start that a kill
 //! overtook ends in a kill.
 
-use std::{fs, net::TcpListener, sync::atomic::Ordering, time::Duration};
+use std::{fs, net::TcpListener, time::Duration};
 
 use nix::sys::signal::Signal;
 use tokio::time;
@@ -141,7 +141,10 @@ impl Postgres {
     pub(super) async fn launch(&self, force: Force) -> Result<(), DriverError> {
         self.check_startable(force).await?;
         self.wanted()?;
-        let kills = self.kills.load(Ordering::Acquire);
+        let overtaken = DriverError::Cancelled { doing: "starting: the engine was killed meanwhile" };
+        if self.was_killed() {
+            return Err(overtaken);
+        }
         if !self.is_alive() {
             // What a dead postmaster left behind holds its shared memory and keeps a new one from starting.
             self.supervisor.kill_all(KILL).await.map_err(|error| refused("start", &error))?;
@@ -160,9 +163,9 @@ impl Postgres {
             self.drop_session().await;
             self.supervisor.start(&launch).await.map_err(|error| refused("start", &error))?;
         }
-        if self.kills.load(Ordering::Acquire) != kills {
+        if self.was_killed() {
             self.kill().await?;
-            return Err(DriverError::Cancelled { doing: "starting: the engine was killed meanwhile" });
+            return Err(overtaken);
         }
         self.wait_accepting().await
     }
@@ -239,7 +242,6 @@ impl Postgres {
 
     /// Kills everything that could acknowledge a write; takes no lock and needs no disk.
     pub(super) async fn kill(&self) -> Result<(), DriverError> {
-        self.kills.fetch_add(1, Ordering::AcqRel);
         self.supervisor.kill_all(KILL).await.map_err(|error| refused("kill the engine", &error))?;
         self.supervisor.forget().map_err(|error| refused("kill the engine", &error))?;
         self.forget_pid_file().await;

@@ -15,7 +15,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -73,8 +73,10 @@ struct Postgres {
     control: tokio::sync::Mutex<()>,
     /// Held by a clone.
     cloning: tokio::sync::Mutex<()>,
-    /// Counts kills, so that a start that was under way knows of one.
+    /// Counts kills, so that a method that was under way knows of one and starts nothing any more.
     kills: AtomicU64,
+    /// The count when the method that holds `control` began.
+    kills_at_begin: AtomicU64,
     /// The one session that is kept open.
     session: tokio::sync::Mutex<Option<Arc<Session>>>,
     wanted: Mutex<Option<Arc<Wanted>>>,
@@ -89,8 +91,8 @@ struct Postgres {
 struct Facts {
     has_data: AtomicBool,
     dirty: AtomicBool,
-    /// A postmaster's pid file is there: with no process it tells of a crash.
-    pid_file: AtomicBool,
+    /// The process that the postmaster's pid file names, 0 without one: with no such process it tells of a crash.
+    claimed_process: AtomicU32,
 }
 
 // === impl PostgresFactory ===
@@ -140,7 +142,7 @@ impl Facts {
     fn refresh(&self, layout: &Layout) {
         self.has_data.store(layout.has_data(), Ordering::Release);
         self.dirty.store(layout.is_dirty(), Ordering::Release);
-        self.pid_file.store(layout.pid_file().exists(), Ordering::Release);
+        self.claimed_process.store(layout.claimed_process().unwrap_or(0), Ordering::Release);
     }
 }
 
@@ -190,6 +192,7 @@ impl Postgres {
             control: tokio::sync::Mutex::default(),
             cloning: tokio::sync::Mutex::default(),
             kills: AtomicU64::new(0),
+            kills_at_begin: AtomicU64::new(0),
             session: tokio::sync::Mutex::default(),
             wanted: Mutex::new(wanted),
             following: Mutex::new(following),
@@ -234,6 +237,18 @@ impl Postgres {
         Session::local(&self.run_directory, self.endpoint.port, who, limit).await
     }
 
+    /// Takes the engine for one method.
+    async fn begin(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        let control = self.control.lock().await;
+        self.kills_at_begin.store(self.kills.load(Ordering::Acquire), Ordering::Release);
+        control
+    }
+
+    /// Whether the engine was killed since the method began: then it starts nothing.
+    fn was_killed(&self) -> bool {
+        self.kills.load(Ordering::Acquire) != self.kills_at_begin.load(Ordering::Acquire)
+    }
+
     /// Closes the kept session.
     async fn drop_session(&self) {
         self.session.lock().await.take();
@@ -275,12 +290,12 @@ impl Driver for Postgres {
     }
 
     async fn configure(&self, spec: &ClusterSpec) -> Result<(), DriverError> {
-        let _control = self.control.lock().await;
+        let _control = self.begin().await;
         Box::pin(self.apply_spec(spec)).await
     }
 
     async fn initialize(&self) -> Result<Position, DriverError> {
-        let _control = self.control.lock().await;
+        let _control = self.begin().await;
         Box::pin(self.make_instance()).await
     }
 
@@ -291,53 +306,56 @@ impl Driver for Postgres {
 
     async fn swap(&self, upstream: &Peer, keep_old: bool) -> Result<(), DriverError> {
         let _cloning = self.cloning.lock().await;
-        let _control = self.control.lock().await;
+        let _control = self.begin().await;
         Box::pin(self.swap_in(upstream, keep_old)).await
     }
 
     async fn discard_kept(&self) -> Result<(), DriverError> {
-        let _control = self.control.lock().await;
+        let _control = self.begin().await;
         self.on_disk(swap::discard_kept).await
     }
 
     async fn start(&self, how: StartAs) -> Result<(), DriverError> {
-        let _control = self.control.lock().await;
+        let _control = self.begin().await;
         Box::pin(self.start_as(&how)).await
     }
 
     async fn stop(&self, how: Stop) -> Result<(), DriverError> {
         match how {
             Stop::Fast => {
-                let _control = self.control.lock().await;
+                let _control = self.begin().await;
                 Box::pin(self.stop_fast()).await
             }
             // Waits for nobody: whatever else is under way ends because the engine ends.
-            Stop::Kill => self.kill().await,
+            Stop::Kill => {
+                self.kills.fetch_add(1, Ordering::AcqRel);
+                self.kill().await
+            }
         }
     }
 
     async fn cut(&self) -> Result<Position, DriverError> {
-        let _control = self.control.lock().await;
+        let _control = self.begin().await;
         Box::pin(self.cut_stream()).await
     }
 
     async fn promote(&self) -> Result<Position, DriverError> {
-        let _control = self.control.lock().await;
+        let _control = self.begin().await;
         Box::pin(self.become_primary()).await
     }
 
     async fn follow(&self, upstream: &Peer) -> Result<(), DriverError> {
-        let _control = self.control.lock().await;
+        let _control = self.begin().await;
         Box::pin(self.follow_upstream(upstream)).await
     }
 
     async fn examine(&self) -> Result<Position, DriverError> {
-        let _control = self.control.lock().await;
+        let _control = self.begin().await;
         Ok(Box::pin(self.find_place()).await?.position())
     }
 
     async fn rewind(&self, source: &Peer, work: &Work) -> Result<String, DriverError> {
-        let _control = self.control.lock().await;
+        let _control = self.begin().await;
         Box::pin(self.rewind_to(source, work)).await
     }
 
@@ -346,7 +364,7 @@ impl Driver for Postgres {
     }
 
     async fn release(&self, keep_data: bool) -> Result<(), DriverError> {
-        let _control = self.control.lock().await;
+        let _control = self.begin().await;
         Box::pin(self.give_up(keep_data)).await
     }
 }

@@ -84,6 +84,13 @@ impl Postgres {
         let mut eyes = self.eyes.lock().await;
         let eyes = &mut *eyes;
         let (storage_writable, mut reason) = self.look_at_storage(eyes).await;
+        let claimed = self.facts.claimed_process.load(Ordering::Acquire);
+        if claimed != 0
+            && !self.is_alive()
+            && let Err(error) = self.supervisor.adopt(Some(claimed))
+        {
+            tracing::warn!(%error, "an engine that somebody else started could not be taken over");
+        }
         let mut details = BTreeMap::new();
         let mut facts = Facts::default();
         let mut state = self.state_of_process();
@@ -139,7 +146,7 @@ impl Postgres {
     /// The state as far as the process tells it.
     fn state_of_process(&self) -> EngineState {
         let has_data = self.facts.has_data.load(Ordering::Acquire);
-        let pid_file = self.facts.pid_file.load(Ordering::Acquire);
+        let pid_file = self.facts.claimed_process.load(Ordering::Acquire) != 0;
         match self.supervisor.status() {
             Status::Alive { .. } => EngineState::Starting,
             Status::Ended { .. } => EngineState::Crashed,

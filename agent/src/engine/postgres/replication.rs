@@ -332,7 +332,8 @@ impl Postgres {
     /// On a replica: the slots that it had made as a primary would hold its log back for ever.
     async fn drop_stale_slots(&self) {
         let result = match self.session().await {
-            Ok(session) => self.drop_slots(&session, |_| true).await,
+            // Slots of clones are left: another member may be copying this one.
+            Ok(session) => self.drop_slots(&session, |name| !name.ends_with("_clone")).await,
             Err(error) => Err(error),
         };
         if let Err(error) = result {

@@ -65,8 +65,15 @@ impl Postgres {
             .await
             .map_err(|error| error.refused(format!("make a replication slot on {}", source.member)))?;
         self.write_upstream(Some(source)).await?;
-        self.launch(Force::Dirty).await?;
-        self.wait_streaming(source).await?;
+        let started = match self.launch(Force::Dirty).await {
+            Ok(()) => self.wait_streaming(source).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = started {
+            // What does not stream is not whole: it stays dirty, and does not go on running.
+            self.kill().await?;
+            return Err(error);
+        }
         self.on_disk(|layout| layout.unmark(&layout.dirty())).await?;
         Ok(detail)
     }

@@ -287,6 +287,9 @@ pub(super) fn control_field<'a>(output: &'a str, name: &str) -> Option<&'a str> 
 async fn read_some(stream: impl AsyncRead + Unpin) -> String {
     let mut text = Vec::new();
     // What a tool prints is short; a runaway one must not fill our memory.
-    drop(stream.take(256 * 1024).read_to_end(&mut text).await);
+    let mut stream = stream.take(256 * 1024);
+    drop(stream.read_to_end(&mut text).await);
+    // A tool whose output nobody reads would wait for ever.
+    drop(tokio::io::copy(&mut stream.into_inner(), &mut tokio::io::sink()).await);
     String::from_utf8_lossy(&text).into_owned()
 }

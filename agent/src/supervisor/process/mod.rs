@@ -84,6 +84,11 @@ impl DetachedProcess {
         if seen.is_none() || start_time.is_some_and(|wanted| seen != Some(wanted)) {
             return Ok(false);
         }
+        if has_exited(&pidfd) {
+            let how = how_it_ended(&pidfd);
+            tracing::info!(pid, how, "the process has ended before it could be watched");
+            return Ok(false);
+        }
         let failed = |source| SupervisorError::Kernel { doing: "watch", pid, source };
         let readiness = pidfd.try_clone().map_err(failed)?;
         #[expect(
@@ -185,7 +190,10 @@ impl Supervisor for DetachedProcess {
             .map_err(|source| SupervisorError::Spawn { program: launch.program.clone(), source })?;
         let pid = child.id();
         let start_time = proc::start_time(pid);
-        self.watch(pid, start_time)?;
+        if !self.watch(pid, start_time)? {
+            *self.shared.watched() = Watched::Ended { how: "it ended at once".to_owned() };
+            self.shared.changed();
+        }
         self.keep_record(pid, start_time.unwrap_or_default())?;
         Ok(pid)
     }

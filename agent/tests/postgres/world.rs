@@ -1,9 +1,4 @@
-//! The conformance suite over real PostgreSQL, on loopback. Needs the programs of PostgreSQL, and root or an ordinary user.
-//!
-//! `cargo test -p regent-agent --test postgres`; `REGENT_POSTGRES_BIN` names another folder with the programs, and
-//! `REGENT_TEST_CASE` runs only the cases with this text in their name.
-
-#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up fails")]
+//! Three members of real PostgreSQL on loopback, each with its own folder and port.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use regent_agent::engine::{
     Context, Driver, DriverError, Factory,
-    conformance::{self, Harness, World},
+    conformance::{Harness, World},
     postgres::PostgresFactory,
 };
 use regent_common::{
@@ -24,26 +19,37 @@ use regent_common::{
     topology::{ClusterSpec, Endpoint, Peer},
 };
 
-struct Real;
+/// Passwords with everything in them that has to be escaped somewhere.
+pub(crate) const REPLICATION_SECRET: &str = "replication's: \\ secret";
+pub(crate) const APPLICATION_SECRET: &str = "application's: \\ secret";
 
-struct RealWorld {
-    folder: tempfile::TempDir,
+/// Makes worlds for the conformance suite.
+pub(crate) struct Real;
+
+pub(crate) struct RealWorld {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) settings: BTreeMap<String, String>,
     ports: [u16; 3],
 }
 
 #[async_trait]
 impl Harness for Real {
     async fn world(&self) -> Box<dyn World> {
+        Box::new(RealWorld::new())
+    }
+}
+
+impl RealWorld {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("regent-pg").tempdir_in("/tmp").unwrap();
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
         // Held together, so that the three differ; freed here, and taken by the engines.
         let held: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let ports = [0, 1, 2].map(|index: usize| held[index].local_addr().unwrap().port());
-        Box::new(RealWorld { folder, ports })
+        let settings = BTreeMap::from([("shared_buffers".to_owned(), "16MB".to_owned())]);
+        RealWorld { folder, ports, settings }
     }
-}
 
-impl RealWorld {
     fn cluster(&self) -> ClusterName {
         ClusterName::new("db-main").unwrap()
     }
@@ -52,21 +58,40 @@ impl RealWorld {
         self.cluster().member(member)
     }
 
-    fn root(&self, member: u32) -> PathBuf {
+    pub(crate) fn root(&self, member: u32) -> PathBuf {
         self.folder.path().join(format!("root{member}"))
     }
 
-    fn data(&self, member: u32) -> PathBuf {
+    pub(crate) fn data(&self, member: u32) -> PathBuf {
         self.root(member).join("data")
     }
 
-    async fn sql(&self, member: u32, sql: &str) -> Result<Option<String>, String> {
+    pub(crate) fn context(&self, member: u32) -> Context {
+        let mut section = toml::Table::new();
+        section.insert("listen_addresses".to_owned(), "127.0.0.1".into());
+        if let Ok(folder) = std::env::var("REGENT_POSTGRES_BIN") {
+            section.insert("bin_dir".to_owned(), folder.into());
+        }
+        Context {
+            cluster: self.cluster(),
+            member: self.member(member),
+            root: self.root(member),
+            run_directory: self.folder.path().join(format!("run{member}")),
+            section: Some(section),
+            advertise_host: "127.0.0.1".to_owned(),
+            port: self.peer(member).engine.port,
+            version: String::new(),
+            agent_program: env!("CARGO_BIN_EXE_regent-agent").into(),
+        }
+    }
+
+    pub(crate) async fn sql(&self, member: u32, sql: &str) -> Result<Option<String>, String> {
         let mut config = tokio_postgres::Config::new();
         config
             .host("127.0.0.1")
             .port(self.peer(member).engine.port)
             .user("app")
-            .password("application's: \\ secret")
+            .password(APPLICATION_SECRET)
             .dbname("app")
             .connect_timeout(Duration::from_secs(5));
         let (client, connection) = config.connect(tokio_postgres::NoTls).await.map_err(|error| format!("{error:?}"))?;
@@ -82,7 +107,7 @@ impl RealWorld {
     }
 }
 
-fn processes_in(directory: &Path) -> Vec<i32> {
+pub(crate) fn processes_in(directory: &Path) -> Vec<i32> {
     procfs::process::all_processes()
         .unwrap()
         .filter_map(Result::ok)
@@ -94,13 +119,13 @@ fn processes_in(directory: &Path) -> Vec<i32> {
 #[async_trait]
 impl World for RealWorld {
     fn spec(&self) -> ClusterSpec {
-        let secrets = [("replication", "replication's: \\ secret"), ("application", "application's: \\ secret")];
+        let secrets = [("replication", REPLICATION_SECRET), ("application", APPLICATION_SECRET)];
         ClusterSpec {
             cluster: self.cluster(),
             engine: "postgresql".to_owned(),
             version: String::new(),
             members: (1..=3).map(|member| self.peer(member)).collect(),
-            settings: BTreeMap::from([("shared_buffers".to_owned(), "16MB".to_owned())]),
+            settings: self.settings.clone(),
             secrets: secrets.map(|(name, secret)| (name.to_owned(), secret.into())).into(),
         }
     }
@@ -115,22 +140,7 @@ impl World for RealWorld {
     }
 
     fn open(&self, member: u32) -> Result<Arc<dyn Driver>, DriverError> {
-        let mut section = toml::Table::new();
-        section.insert("listen_addresses".to_owned(), "127.0.0.1".into());
-        if let Ok(folder) = std::env::var("REGENT_POSTGRES_BIN") {
-            section.insert("bin_dir".to_owned(), folder.into());
-        }
-        PostgresFactory.open(Context {
-            cluster: self.cluster(),
-            member: self.member(member),
-            root: self.root(member),
-            run_directory: self.folder.path().join(format!("run{member}")),
-            section: Some(section),
-            advertise_host: "127.0.0.1".to_owned(),
-            port: self.peer(member).engine.port,
-            version: String::new(),
-            agent_program: env!("CARGO_BIN_EXE_regent-agent").into(),
-        })
+        PostgresFactory.open(self.context(member))
     }
 
     async fn write(&self, member: u32) -> Result<(), String> {
@@ -173,22 +183,26 @@ impl World for RealWorld {
     }
 
     async fn end(&self) {
+        self.kill_everything();
+    }
+}
+
+impl RealWorld {
+    fn kill_everything(&self) {
         for member in 1..=3 {
             while let pids @ [_, ..] = processes_in(&self.data(member)).as_slice() {
                 for pid in pids {
                     let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL);
                 }
-                self.pause().await;
+                std::thread::yield_now();
             }
         }
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn postgresql_conforms() {
-    if std::env::var_os("REGENT_LOG").is_some() {
-        tracing_subscriber::fmt().with_test_writer().init();
+/// A test that fails leaves no engine behind either.
+impl Drop for RealWorld {
+    fn drop(&mut self) {
+        self.kill_everything();
     }
-    let case = std::env::var("REGENT_TEST_CASE").unwrap_or_default();
-    conformance::run_all(&Real, &case).await;
 }

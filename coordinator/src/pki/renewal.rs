@@ -1,0 +1,1 @@
+//! Keeps the coordinator's own certificate fresh.
