@@ -109,6 +109,8 @@ async fn a_member_from_its_assignment_to_its_release() {
     assert!(made.position.as_ref().is_some_and(|position| !position.is_empty()));
     let seen = agent.until(EngineState::Running).await;
     assert_eq!(seen.role, Some(Role::Primary));
+    let flushed = agent.done(1, "checkpoint", Action::Checkpoint).await;
+    assert!(flushed.position.unwrap().includes(made.position.as_ref().unwrap()));
     let postmaster = Pid::from_raw(seen.pid.unwrap().try_into().unwrap());
 
     // The agent ends and starts again: the engine is the same process.
