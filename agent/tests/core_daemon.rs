@@ -37,6 +37,7 @@ use support::{
     within,
 };
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
     process::{Child, Command},
     sync::mpsc,
@@ -142,23 +143,25 @@ impl Coordinator {
 struct Home {
     folder: tempfile::TempDir,
     address: String,
+    http: String,
 }
 
 impl Home {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         // Free at this moment; nothing else on this machine asks for this very port.
-        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let held = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let [address, http] = held.map(|listener| listener.local_addr().unwrap().to_string());
         let at = |name: &str| folder.path().join(name);
         let config = format!(
-            "listen = {address:?}\nhttp_listen = \"\"\nadvertise = \"127.0.0.1\"\nstate_dir = {:?}\ndata_root = {:?}\n\
+            "listen = {address:?}\nhttp_listen = {http:?}\nadvertise = \"127.0.0.1\"\nstate_dir = {:?}\ndata_root = {:?}\n\
              run_dir = {:?}\n",
             at("state"),
             at("engines"),
             at("run"),
         );
         std::fs::write(at("agent.toml"), config).unwrap();
-        Self { folder, address }
+        Self { folder, address, http }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -182,6 +185,16 @@ impl Home {
         let (code, shown, errors) = self.output("status", &["--output", "json"]).await;
         assert_eq!((code, errors.as_str()), (0, ""));
         serde_json::from_str(&shown).unwrap()
+    }
+
+    /// The answer to a plain HTTP request, head and body.
+    async fn get(&self, path: &str) -> String {
+        let mut stream = tokio::net::TcpStream::connect(&self.http).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        within(stream.read_to_string(&mut answer)).await.unwrap();
+        answer
     }
 
     fn run(&self) -> Child {
@@ -234,6 +247,10 @@ async fn a_machine_joins_runs_tells_its_state_and_ends() {
     .await;
     assert_eq!((status["node"].as_str(), status["sessions"].as_u64()), (Some("n1"), Some(0)));
     assert!(status["automatic_failover"].as_str().unwrap().starts_with("off"));
+
+    let health = home.get("/health").await;
+    assert!(health.starts_with("HTTP/1.1 200") && health.contains("\"node\":\"n1\""), "{health}");
+    assert!(home.get("/metrics").await.starts_with("HTTP/1.1 200"));
 
     let (code, _, errors) = home.output("run", &[]).await;
     assert_eq!(code, 3, "a second agent on the same state: {errors}");
