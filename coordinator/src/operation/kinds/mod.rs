@@ -1,6 +1,6 @@
 //! The kinds of operation, one file each.
 
-use regent_common::{error::Reason, ids::MemberName};
+use regent_common::{error::Reason, ids::MemberName, position::Position};
 use regent_proto::agent::v1::{self as wire, StepResult, action::Action};
 
 use super::{StepContext, StepError, context::Patience};
@@ -63,6 +63,13 @@ async fn swap_members(context: &StepContext<'_>, members: &[MemberName], keep_ol
         })
         .await;
     all_or_first_error(outcomes).map(|_| ())
+}
+
+/// The position that a step reported. One that is missing is not known, and never counts as empty.
+fn position_of(member: &MemberName, result: &StepResult) -> Result<Position, StepError> {
+    result.position.clone().map(Position::from).ok_or_else(|| {
+        StepError::new(Reason::Internal, format!("the agent of {member} did not say where its copy stands"))
+    })
 }
 
 /// Names in a sentence.
