@@ -6,10 +6,14 @@ use rcgen::{CertificateParams, KeyPair};
 use regent_common::{
     clock::{ManualClock, wall_now},
     error::reason_of,
-    ids::{ClusterId, ClusterName, MemberName, UserName},
+    ids::{ClusterId, ClusterName, MemberName, Revision, Term, UserName},
     token::JoinToken,
     topology::ConnectionFormat,
 };
+
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
+use tokio::sync::mpsc;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::*;
 use crate::{
@@ -19,10 +23,42 @@ use crate::{
         cluster::Policy,
         user::{UserRecord, UserRole},
     },
-    store::{get_json, memory::MemoryStore},
+    store::{Change, Key, Versioned, get_json, memory::MemoryStore},
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
+
+/// Lets others go first after each read, so that concurrent changes do meet.
+struct Yielding(Arc<MemoryStore>);
+
+#[async_trait::async_trait]
+impl Store for Yielding {
+    async fn get(&self, key: &Key) -> Result<Option<Versioned>, StoreError> {
+        let found = self.0.get(key).await;
+        tokio::task::yield_now().await;
+        found
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Versioned)>, StoreError> {
+        self.0.list(prefix, after, limit).await
+    }
+
+    async fn commit(&self, transaction: Transaction) -> Result<Revision, StoreError> {
+        self.0.commit(transaction).await
+    }
+
+    fn watch(&self, prefix: &str) -> mpsc::Receiver<Change> {
+        self.0.watch(prefix)
+    }
+
+    fn term(&self) -> Term {
+        self.0.term()
+    }
+
+    async fn revision(&self) -> Result<Revision, StoreError> {
+        self.0.revision().await
+    }
+}
 
 struct Fixture {
     _folder: tempfile::TempDir,
@@ -73,7 +109,7 @@ impl Fixture {
             on_revoked: Arc::new(move |name| revoked.lock().unwrap().push(format!("revoked {name}"))),
         };
         let settings = Settings {
-            store: store.clone(),
+            store: Arc::new(Yielding(store.clone())),
             clock: clock.clone(),
             authority: authority.clone(),
             coordinator_id: "01ABC".to_owned(),
@@ -148,6 +184,10 @@ async fn a_token_admits_one_key_of_one_node() {
         fixture.certificate(&joined.record.serials[0]).await.not_after
     );
     assert_eq!(fixture.told(), ["joined n1"]);
+    let der = CertificateDer::from_pem_slice(joined.certificate.as_bytes()).unwrap();
+    let (_, leaf) = X509Certificate::from_der(&der).unwrap();
+    let names = format!("{:?}", leaf.subject_alternative_name().unwrap().unwrap().value.general_names);
+    assert!(names.contains("\"n1\"") && !names.contains("coordinator.example"), "{names}");
 
     let again = fixture.identities.join(&fixture.join(&token, "n1", &key)).await.unwrap();
     assert_eq!(again.record.serials.len(), 2, "the certificate of the lost answer counts as well");
