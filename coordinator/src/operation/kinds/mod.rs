@@ -32,6 +32,12 @@ fn configure(context: &StepContext<'_>) -> Result<Action, StepError> {
     Ok(Action::Configure(wire::Configure { spec: Some((&context.spec()?).into()) }))
 }
 
+/// Makes a node the member that it is by the stored topology, also when its ledger was lost with its disk.
+fn assign_again(context: &StepContext<'_>) -> Result<Action, StepError> {
+    let port = context.cluster()?.port.into();
+    Ok(Action::Assign(wire::Assign { spec: Some((&context.spec()?).into()), port }))
+}
+
 /// Copies the primary's data into the side directories of `members`, all at once. The primary is asked first, so that it
 /// has persisted this operation's token before a copy relies on it (rule T2).
 async fn clone_members(
