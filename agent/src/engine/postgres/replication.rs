@@ -166,6 +166,7 @@ impl Postgres {
         if let Err(error) = self.apply_slots().await {
             tracing::warn!(%error, "the slots of the other members could not be made; they are made when they follow");
         }
+        tracing::info!(milliseconds = started.elapsed().as_millis(), place = %place.position(), "ready as the primary");
         Ok(place.position())
     }
 
