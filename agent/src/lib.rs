@@ -1,5 +1,22 @@
 //! The agent: owns the database engine of its node and obeys the coordinator. One module per concern.
 
+pub mod access;
+pub mod commands;
+pub mod config;
+pub mod daemon;
 pub mod engine;
+pub mod enroll;
 pub mod helper;
+pub mod host;
+pub mod http;
+pub mod ledger;
+pub mod member;
+pub mod node;
+pub mod observe;
+pub mod peer;
+pub mod server;
+pub mod services;
+pub mod session;
+pub mod status;
+pub mod steps;
 pub mod supervisor;

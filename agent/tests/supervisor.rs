@@ -202,6 +202,8 @@ async fn a_killed_agent_leaves_the_engine_running_and_the_next_one_adopts_it() {
     fs::remove_file(&record).unwrap();
     assert_eq!(supervisor(folder.path()).adopt(None).unwrap(), None);
     assert_eq!(supervisor(folder.path()).adopt(Some(std::process::id())).unwrap(), None);
+    let works_there = || fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == folder.path());
+    eventually("the program has gone to its folder", works_there).await;
     assert_eq!(supervisor(folder.path()).adopt(Some(pid)).unwrap(), Some(pid));
 
     assert!(next.signal(Signal::SIGTERM).unwrap());

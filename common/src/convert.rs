@@ -13,8 +13,8 @@ use crate::{
     ids::{Epoch, NameError, OperationToken},
     position::{IntervalSet, Position},
     topology::{
-        ClusterSpec, Divergence, Endpoint, EngineObservation, EngineOffer, EngineState, HostFacts, Observation, Peer,
-        Progress, Role, Ternary,
+        ClusterSpec, ConnectionFormat, Divergence, Endpoint, EngineObservation, EngineOffer, EngineState, HostFacts,
+        Observation, Peer, Progress, Role, Ternary,
     },
 };
 
@@ -267,6 +267,12 @@ impl From<&EngineOffer> for wire::EngineOffer {
             max_replicas: offer.max_replicas,
             can_rewind: offer.can_rewind,
             problem: offer.problem.clone(),
+            connection: Some(wire::ConnectionFormat {
+                user: offer.connection.user.clone(),
+                database: offer.connection.database.clone(),
+                any: offer.connection.any.clone(),
+                primary: offer.connection.primary.clone(),
+            }),
         }
     }
 }
@@ -282,6 +288,7 @@ impl From<wire::EngineOffer> for EngineOffer {
             max_replicas: message.max_replicas,
             can_rewind: message.can_rewind,
             problem: message.problem,
+            connection: message.connection.map(Into::into).unwrap_or_default(),
         }
     }
 }
@@ -322,6 +329,12 @@ impl From<wire::Progress> for Progress {
             bytes_per_second: message.bytes_per_second,
             eta_seconds: message.eta_seconds,
         }
+    }
+}
+
+impl From<wire::ConnectionFormat> for ConnectionFormat {
+    fn from(message: wire::ConnectionFormat) -> Self {
+        Self { user: message.user, database: message.database, any: message.any, primary: message.primary }
     }
 }
 

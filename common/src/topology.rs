@@ -187,6 +187,21 @@ pub struct EngineOffer {
     pub can_rewind: bool,
     /// Why the engine cannot be used on this node; empty when it can.
     pub problem: String,
+    /// How clients connect.
+    pub connection: ConnectionFormat,
+}
+
+/// How clients of an engine connect; the coordinator fills it in without knowing what it means.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionFormat {
+    /// Role that applications use.
+    pub user: String,
+    /// Database that it uses; empty where the engine has no such.
+    pub database: String,
+    /// Connection string to any member, with `{user}`, `{password}`, `{hosts}` and `{database}` to be filled in.
+    pub any: String,
+    /// Connection string that finds the primary among several hosts; empty where the engine's clients cannot.
+    pub primary: String,
 }
 
 /// How far long work has come.

@@ -15,7 +15,7 @@ use std::{
 use regent_common::{
     ids::MemberName,
     position::{IntervalSet, Position},
-    topology::{ClusterSpec, Endpoint, EngineOffer, EngineState, Role},
+    topology::{ClusterSpec, ConnectionFormat, Endpoint, EngineOffer, EngineState, Role},
 };
 use tokio::sync::watch;
 
@@ -209,12 +209,13 @@ impl Factory for FakeWorld {
         EngineOffer {
             engine: self.name().to_owned(),
             versions: vec!["1.0".to_owned()],
-            modes: vec!["replicated".to_owned()],
+            modes: vec!["primary-replica".to_owned()],
             min_replicas: 0,
             default_replicas: 2,
             max_replicas: 8,
             can_rewind: true,
             problem: String::new(),
+            connection: ConnectionFormat::default(),
         }
     }
 

@@ -24,7 +24,7 @@ use async_trait::async_trait;
 use regent_common::{
     ids::{ClusterName, MemberName},
     position::Position,
-    topology::{ClusterSpec, Endpoint, EngineObservation, EngineOffer, Peer},
+    topology::{ClusterSpec, ConnectionFormat, Endpoint, EngineObservation, EngineOffer, Peer},
 };
 use tokio::sync::watch;
 
@@ -115,12 +115,18 @@ impl Factory for PostgresFactory {
         EngineOffer {
             engine: self.name().to_owned(),
             versions,
-            modes: vec!["replicated".to_owned()],
+            modes: vec!["primary-replica".to_owned()],
             min_replicas: 0,
             default_replicas: 2,
             max_replicas: 8,
             can_rewind: true,
             problem,
+            connection: ConnectionFormat {
+                user: "app".to_owned(),
+                database: "app".to_owned(),
+                any: "postgresql://{user}:{password}@{hosts}/{database}".to_owned(),
+                primary: "postgresql://{user}:{password}@{hosts}/{database}?target_session_attrs=read-write".to_owned(),
+            },
         }
     }
 

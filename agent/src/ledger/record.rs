@@ -1,0 +1,364 @@
+//! What the ledger file holds. Plain values; what they permit is decided in [`super::admission`].
+//!
+//! **Invariant:** fields are only ever added, each with a default, while [`FORMAT`] stays; a file of a higher format is
+//! refused as written by a newer agent. Secrets are not here.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use regent_common::{
+    ids::{ClusterId, ClusterName, Epoch, MemberName, OperationId, OperationToken, Revision},
+    position::Position,
+    topology::{ClusterSpec, Endpoint, Peer, Role},
+};
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+
+/// Format of the file that this build writes.
+pub const FORMAT: u32 = 1;
+
+/// Operations whose steps are remembered; a coordinator that resumes one resumes the last.
+const OPERATIONS_REMEMBERED: usize = 20;
+
+/// Everything that this node has to remember over a restart.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ledger {
+    /// Format of the file.
+    pub format: u32,
+    /// Highest revision of a coordinator's store that was seen (rule T4).
+    #[serde(default)]
+    pub revision: Revision,
+    /// The cluster this node belongs to; `None` for a spare.
+    #[serde(default)]
+    pub membership: Option<Membership>,
+    /// Clusters that this node was released from; their ids are never obeyed again (rule T1).
+    #[serde(default)]
+    pub past_clusters: BTreeSet<ClusterId>,
+    /// Steps of the last operations, oldest operation first.
+    #[serde(default)]
+    pub operations: Vec<OperationRecord>,
+    /// Why this ledger is not to be believed (rule T5): engine data was found and no ledger beside it. Nothing but an
+    /// assignment or a release is carried out until one of the two has ended it.
+    #[serde(default)]
+    pub quarantine: Option<String>,
+}
+
+/// A node's place in a cluster, and what it has promised there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Membership {
+    /// Id of the cluster.
+    pub cluster_id: ClusterId,
+    /// Member name.
+    pub member: MemberName,
+    /// Port of the engine on this node; chosen once.
+    pub port: u16,
+    /// What the cluster last told its members, without secrets.
+    pub spec: StoredSpec,
+    /// Whether that has reached the driver: a restarted agent then applies it again.
+    #[serde(default)]
+    pub configured: bool,
+    /// Highest epoch that was accepted.
+    pub epoch: Epoch,
+    /// The epoch that was the highest before [`Membership::epoch`]: the last one that a fence at the present one ends.
+    #[serde(default)]
+    pub epoch_before: Epoch,
+    /// Highest operation token that was accepted.
+    pub token: OperationToken,
+    /// Role that the last step gave this member.
+    #[serde(default)]
+    pub role: Option<Role>,
+    /// Member that it follows.
+    #[serde(default)]
+    pub upstream: Option<MemberName>,
+    /// Whether the primary of the present epoch has been granted a lease once (rule L5).
+    #[serde(default)]
+    pub established: bool,
+    /// Version of the electorate within the epoch (rule M1); absent until leases are in use.
+    #[serde(default)]
+    pub electorate_version: Option<u64>,
+    /// Longest lease ever seen (rule E2); absent until leases are in use.
+    #[serde(default)]
+    pub longest_ttl_millis: Option<u64>,
+    /// The data must not be started: a clone over it, a swap or a rewind has begun and not ended.
+    #[serde(default)]
+    pub dirty: bool,
+    /// The data was here before this ledger knew of it; only a resync or a release ends this.
+    #[serde(default)]
+    pub distrusted: bool,
+    /// A resync of this member has begun and not ended: no candidate, whatever its data says.
+    #[serde(default)]
+    pub resyncing: bool,
+    /// Highest epoch in which the engine may have become writable here; set before it does (rule L6).
+    #[serde(default)]
+    pub writable_epoch: Option<Epoch>,
+    /// Highest epoch for which a fence was answered here.
+    #[serde(default)]
+    pub fenced_epoch: Option<Epoch>,
+    /// Whether that fence stands: no promotion and no start as a replica came after it.
+    #[serde(default)]
+    pub fenced: bool,
+    /// Highest position of the primary that was ever heard (rule P3).
+    #[serde(default)]
+    pub primary_position_heard: Option<Position>,
+}
+
+/// A [`ClusterSpec`] without its secrets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredSpec {
+    /// Cluster name.
+    pub cluster: ClusterName,
+    /// Engine name.
+    pub engine: String,
+    /// Version wanted; empty for the newest.
+    pub version: String,
+    /// All members.
+    pub members: Vec<Peer>,
+    /// Settings by the engine's names.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// The steps of one operation on this node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OperationRecord {
+    /// Id of the operation.
+    pub operation: OperationId,
+    /// Its steps by key.
+    pub steps: BTreeMap<String, StepRecord>,
+}
+
+/// One step that was begun on this node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Cluster that it belongs to.
+    pub cluster_id: ClusterId,
+    /// Name of its action.
+    pub action: String,
+    /// What it was to do.
+    pub content: Content,
+    /// Token under which it was last accepted.
+    pub token: OperationToken,
+    /// How often it was executed; an answer from the ledger does not count.
+    pub executions: u32,
+    /// Its result once it has one. A failed attempt leaves none, so that the step can be tried again.
+    #[serde(default)]
+    pub outcome: Option<StepOutcome>,
+    /// Why the last attempt failed, for people; empty when it did not.
+    #[serde(default)]
+    pub last_error: String,
+}
+
+/// Names a step among all steps.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct StepKey {
+    /// Id of the operation.
+    pub operation: OperationId,
+    /// Key within it.
+    pub step: String,
+}
+
+/// What a step does. The epoch is part of it: a promotion at a later epoch is not the same promotion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content {
+    /// SHA-256 of the encoded action.
+    pub digest: Digest,
+    /// Epoch of the step.
+    pub epoch: Epoch,
+}
+
+/// A SHA-256, as hexadecimal in text.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest([u8; 32]);
+
+/// What a step brought.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepOutcome {
+    /// Position after the step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<Position>,
+    /// Where the engine is reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Endpoint>,
+    /// Version of the engine's programs.
+    #[serde(default)]
+    pub engine_version: String,
+    /// Fence: whether the engine became writable in the epoch that ended.
+    #[serde(default)]
+    pub became_writable: bool,
+    /// Clone: bytes copied.
+    #[serde(default)]
+    pub bytes_copied: u64,
+    /// Clone and swap: whether the old data is still there.
+    #[serde(default)]
+    pub old_data_kept: bool,
+    /// A sentence for people.
+    #[serde(default)]
+    pub detail: String,
+    /// Highest position of the primary that was ever heard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub primary_position_heard: Option<Position>,
+}
+
+// === impl Digest ===
+
+impl Digest {
+    /// The digest of some bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+        Self(digest.as_ref().try_into().expect("a SHA-256 has 32 bytes"))
+    }
+
+    /// A digest from the wire; `None` when it is not 32 bytes long.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let malformed = || format!("{text:?} is not a SHA-256 in hexadecimal");
+        if text.len() != 64 || !text.is_ascii() {
+            return Err(malformed());
+        }
+        let mut bytes = [0; 32];
+        for (index, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16).map_err(|_| malformed())?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> String {
+        digest.to_string()
+    }
+}
+
+// === impl StoredSpec ===
+
+impl From<&ClusterSpec> for StoredSpec {
+    fn from(spec: &ClusterSpec) -> Self {
+        Self {
+            cluster: spec.cluster.clone(),
+            engine: spec.engine.clone(),
+            version: spec.version.clone(),
+            members: spec.members.clone(),
+            settings: spec.settings.clone(),
+        }
+    }
+}
+
+impl StoredSpec {
+    /// The spec again, with its secrets.
+    pub fn with_secrets(&self, secrets: BTreeMap<String, SecretString>) -> ClusterSpec {
+        ClusterSpec {
+            cluster: self.cluster.clone(),
+            engine: self.engine.clone(),
+            version: self.version.clone(),
+            members: self.members.clone(),
+            settings: self.settings.clone(),
+            secrets,
+        }
+    }
+}
+
+// === impl Ledger ===
+
+impl Default for Ledger {
+    /// The ledger of a node that has never belonged to a cluster.
+    fn default() -> Self {
+        Self {
+            format: FORMAT,
+            revision: Revision::default(),
+            membership: None,
+            past_clusters: BTreeSet::new(),
+            operations: Vec::new(),
+            quarantine: None,
+        }
+    }
+}
+
+impl Ledger {
+    /// The record of a step.
+    pub fn step(&self, key: &StepKey) -> Option<&StepRecord> {
+        self.operations.iter().find(|record| record.operation == key.operation)?.steps.get(&key.step)
+    }
+
+    /// The record of a step, to be changed.
+    pub fn step_mut(&mut self, key: &StepKey) -> Option<&mut StepRecord> {
+        self.operations.iter_mut().find(|record| record.operation == key.operation)?.steps.get_mut(&key.step)
+    }
+
+    /// Notes a step, moves its operation to the end, and forgets the oldest operations.
+    pub(super) fn put_step(&mut self, key: &StepKey, record: StepRecord) {
+        let mut operation = match self.operations.iter().position(|known| known.operation == key.operation) {
+            Some(index) => self.operations.remove(index),
+            None => OperationRecord { operation: key.operation, steps: BTreeMap::new() },
+        };
+        operation.steps.insert(key.step.clone(), record);
+        self.operations.push(operation);
+        let forgotten = self.operations.len().saturating_sub(OPERATIONS_REMEMBERED);
+        self.operations.drain(..forgotten);
+    }
+}
+
+// === impl Membership ===
+
+impl Membership {
+    /// Whether the data must not be started, by the ledger alone; the driver may know more.
+    pub fn must_not_start(&self) -> bool {
+        self.dirty || self.distrusted
+    }
+
+    /// Raises the epoch, remembering the one before.
+    pub fn raise_epoch(&mut self, epoch: Epoch) {
+        if epoch > self.epoch {
+            self.epoch_before = self.epoch;
+            self.epoch = epoch;
+            // Whether a primary is established is said anew in each epoch (rule L5).
+            self.established = false;
+        }
+    }
+
+    /// Whether the engine may have been writable in the last epoch below `epoch` that this node knows.
+    ///
+    /// An unknown jump of epochs counts as "it was": only a certain "no" makes a reign count as never established.
+    pub fn became_writable_below(&self, epoch: Epoch) -> bool {
+        let ended = if self.epoch < epoch { self.epoch } else { self.epoch_before };
+        self.writable_epoch.is_some_and(|writable| writable < epoch && writable >= ended)
+    }
+
+    /// Keeps the higher of the known and a newly heard position of the primary. Of two that have diverged, the newer
+    /// one: it is what the present primary says.
+    pub fn hear_primary_position(&mut self, position: Position) {
+        match &self.primary_position_heard {
+            Some(known) if known.includes(&position) => {}
+            Some(_) | None => self.primary_position_heard = Some(position),
+        }
+    }
+
+    /// The peer of that node, other than this member.
+    pub fn names_node(&self, node: &regent_common::ids::NodeName) -> bool {
+        self.spec.members.iter().any(|peer| &peer.node == node)
+    }
+}

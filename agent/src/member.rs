@@ -1,0 +1,219 @@
+//! The driver of this node's member: opening it, holding it, giving it up.
+//!
+//! **Invariant:** opening a driver starts nothing; an engine that an earlier agent left running is adopted as it is.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use regent_common::{
+    ids::{ClusterName, MemberName},
+    position::Position,
+    topology::{EngineObservation, EngineOffer, EngineState},
+};
+use tokio::sync::watch;
+
+use crate::{
+    config::PortRange,
+    engine::{Context, Driver, DriverError, Factory},
+    ledger::Membership,
+};
+
+/// The engines that a node can run.
+pub type Engines = &'static [&'static dyn Factory];
+
+/// What a driver is told about its node.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Folder of all engine data, one folder per cluster in it.
+    pub data_root: PathBuf,
+    /// Folder for sockets and pid files.
+    pub run_directory: PathBuf,
+    /// Host under which clients and peers reach this node.
+    pub advertise_host: String,
+    /// Ports from which an engine gets one when its cluster names none.
+    pub ports: Option<PortRange>,
+    /// The engines' own sections of the configuration.
+    pub sections: BTreeMap<String, toml::Table>,
+    /// This program.
+    pub agent_program: PathBuf,
+}
+
+/// Which driver to open.
+#[derive(Debug, Clone)]
+pub struct Wanted<'a> {
+    /// Cluster that the member belongs to.
+    pub cluster: &'a ClusterName,
+    /// The member.
+    pub member: &'a MemberName,
+    /// Its engine.
+    pub engine: &'a str,
+    /// Version; empty for the newest.
+    pub version: &'a str,
+    /// Port; 0 for the node's own choice.
+    pub port: u16,
+}
+
+/// Why there is no driver.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No such engine in this build.
+    #[error("engine {engine:?} is not known to this agent; it knows: {known}")]
+    UnknownEngine {
+        /// What was asked for.
+        engine: String,
+        /// What there is.
+        known: String,
+    },
+    /// The engine cannot be used on this node.
+    #[error("engine {engine} cannot be used on this node: {problem}")]
+    Unusable {
+        /// Name of the engine.
+        engine: String,
+        /// Why, and what to do.
+        problem: String,
+    },
+    /// The driver said no.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+}
+
+/// The node's member, as far as its engine is concerned.
+pub struct Member {
+    engines: Engines,
+    place: Place,
+    driver: watch::Sender<Option<Arc<dyn Driver>>>,
+    seen: watch::Sender<Option<EngineObservation>>,
+}
+
+/// Engine data in a data root, if there is any.
+pub fn data_in(data_root: &Path) -> Option<PathBuf> {
+    let clusters = std::fs::read_dir(data_root).ok()?;
+    clusters.flatten().map(|cluster| cluster.path().join("data")).find(|data| !is_empty(data))
+}
+
+/// Whether a folder is missing or has nothing in it.
+pub fn is_empty(folder: &Path) -> bool {
+    std::fs::read_dir(folder).map_or(true, |mut entries| entries.next().is_none())
+}
+
+// === impl Member ===
+
+impl Member {
+    /// A node without a driver.
+    pub fn new(engines: Engines, place: Place) -> Self {
+        Self { engines, place, driver: watch::channel(None).0, seen: watch::channel(None).0 }
+    }
+
+    /// What this node can run.
+    pub fn offers(&self) -> Vec<EngineOffer> {
+        self.engines.iter().map(|factory| factory.offer(self.place.sections.get(factory.name()))).collect()
+    }
+
+    /// Folder of a cluster on this node.
+    pub fn root(&self, cluster: &ClusterName) -> PathBuf {
+        self.place.data_root.join(cluster.as_str())
+    }
+
+    /// Folder of all engine data.
+    pub fn data_root(&self) -> &Path {
+        &self.place.data_root
+    }
+
+    /// Makes a driver. It is not yet the node's: see [`Member::hold`].
+    pub fn open(&self, wanted: &Wanted<'_>) -> Result<Arc<dyn Driver>, OpenError> {
+        let Some(factory) = self.engines.iter().find(|factory| factory.name() == wanted.engine) else {
+            let known: Vec<_> = self.engines.iter().map(|factory| factory.name()).collect();
+            return Err(OpenError::UnknownEngine { engine: wanted.engine.to_owned(), known: known.join(", ") });
+        };
+        let section = self.place.sections.get(wanted.engine);
+        let problem = factory.offer(section).problem;
+        if !problem.is_empty() {
+            return Err(OpenError::Unusable { engine: wanted.engine.to_owned(), problem });
+        }
+        Ok(factory.open(Context {
+            cluster: wanted.cluster.clone(),
+            member: wanted.member.clone(),
+            root: self.root(wanted.cluster),
+            run_directory: self.place.run_directory.clone(),
+            section: section.cloned(),
+            advertise_host: self.place.advertise_host.clone(),
+            port: self.port(wanted.port)?,
+            version: wanted.version.to_owned(),
+            agent_program: self.place.agent_program.clone(),
+        })?)
+    }
+
+    /// The port that is wanted, or the first free one of this node's range; 0 leaves the choice to the driver.
+    fn port(&self, wanted: u16) -> Result<u16, DriverError> {
+        match (wanted, &self.place.ports) {
+            (0, Some(range)) => {
+                let free = |port: &u16| std::net::TcpListener::bind(("0.0.0.0", *port)).is_ok();
+                range.ports().find(free).ok_or_else(|| DriverError::PortInUse { port: range.last() })
+            }
+            (wanted, Some(_) | None) => Ok(wanted),
+        }
+    }
+
+    /// Makes the driver that the ledger's membership names, and holds it.
+    pub fn reopen(&self, membership: &Membership) -> Result<Arc<dyn Driver>, OpenError> {
+        let driver = self.open(&Wanted {
+            cluster: &membership.spec.cluster,
+            member: &membership.member,
+            engine: &membership.spec.engine,
+            version: &membership.spec.version,
+            port: membership.port,
+        })?;
+        self.hold(driver.clone());
+        Ok(driver)
+    }
+
+    /// Makes this the node's driver.
+    pub fn hold(&self, driver: Arc<dyn Driver>) {
+        self.driver.send_replace(Some(driver));
+    }
+
+    /// Gives the driver up.
+    pub fn let_go(&self) {
+        self.driver.send_replace(None);
+        self.note(None);
+    }
+
+    /// The node's driver, if it has one.
+    pub fn driver(&self) -> Option<Arc<dyn Driver>> {
+        self.driver.borrow().clone()
+    }
+
+    /// Follows the node's driver as it comes and goes.
+    pub fn watch_driver(&self) -> watch::Receiver<Option<Arc<dyn Driver>>> {
+        self.driver.subscribe()
+    }
+
+    /// Notes what was seen last.
+    pub fn note(&self, seen: Option<EngineObservation>) {
+        self.seen.send_replace(seen);
+    }
+
+    /// Follows what is seen of the engine.
+    pub fn watch_seen(&self) -> watch::Receiver<Option<EngineObservation>> {
+        self.seen.subscribe()
+    }
+
+    /// The position that was seen last: a lower bound of what the copy holds.
+    pub fn last_position(&self) -> Option<Position> {
+        self.seen.borrow().as_ref()?.position.clone()
+    }
+
+    /// The state of the engine that was seen last.
+    pub fn last_state(&self) -> Option<EngineState> {
+        Some(self.seen.borrow().as_ref()?.state)
+    }
+}
+
+impl std::fmt::Debug for Member {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Member").field("place", &self.place).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,179 @@
+//! What all services of this agent share: the node's name, its ledger, its member, what is seen of them.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use jiff::Timestamp;
+use regent_common::{
+    clock::Clock,
+    error::ErrorChain,
+    ids::NodeName,
+    topology::{HostFacts, Observation},
+};
+use regent_proto::agent::v1 as wire;
+use tokio::sync::watch;
+
+use crate::{
+    ledger::{Ledger, LedgerStore},
+    member::Member,
+    observe,
+    steps::{Executor, Peers, running::Running},
+};
+
+/// One agent's state.
+pub struct Node {
+    /// Name of the node.
+    pub name: NodeName,
+    /// Id of the coordinator that it belongs to.
+    pub coordinator_id: String,
+    /// When this process started; for display.
+    pub started_at: Timestamp,
+    /// The member's driver and what is seen of the engine.
+    pub member: Arc<Member>,
+    /// Carries out steps; holds the ledger.
+    pub executor: Arc<Executor>,
+    /// Facts of the machine.
+    pub host: watch::Sender<HostFacts>,
+    /// The connection to the coordinator, for display.
+    pub contact: watch::Sender<Contact>,
+    clock: Arc<dyn Clock>,
+    next_nonce: AtomicU64,
+}
+
+/// The standing connection to the coordinator, for display.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Contact {
+    /// Sessions that are open.
+    pub sessions: usize,
+    /// When a coordinator was heard last.
+    pub heard_at: Option<Timestamp>,
+    /// Whether the coordinator's store is older than one that this node has seen (rule T4).
+    pub stale_store: bool,
+}
+
+/// What a node is made of.
+pub struct Parts {
+    /// Name of the node.
+    pub name: NodeName,
+    /// Id of the coordinator that it belongs to.
+    pub coordinator_id: String,
+    /// The ledger.
+    pub ledger: LedgerStore,
+    /// The member.
+    pub member: Arc<Member>,
+    /// The way to other agents.
+    pub peers: Arc<dyn Peers>,
+    /// The clocks.
+    pub clock: Arc<dyn Clock>,
+}
+
+// === impl Node ===
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// Puts a node together and opens the driver that its ledger names; an engine that runs is adopted, one that is
+    /// stopped stays stopped.
+    ///
+    /// A driver that cannot be opened is no reason not to start: the coordinator has to hear of it.
+    pub async fn start(parts: Parts) -> Arc<Self> {
+        let Parts { name, coordinator_id, ledger, member, peers, clock } = parts;
+        reopen(&ledger, &member).await;
+        Arc::new(Self {
+            name,
+            coordinator_id,
+            started_at: clock.wall(),
+            executor: Arc::new(Executor::new(ledger, member.clone(), peers)),
+            member,
+            host: watch::channel(HostFacts::default()).0,
+            contact: watch::channel(Contact::default()).0,
+            clock,
+            next_nonce: AtomicU64::new(1),
+        })
+    }
+
+    /// The ledger.
+    pub fn ledger(&self) -> &LedgerStore {
+        self.executor.ledger()
+    }
+
+    /// A number that this process has not used before.
+    pub fn nonce(&self) -> u64 {
+        self.next_nonce.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Wall time, for display.
+    pub fn wall(&self) -> Timestamp {
+        self.clock.wall()
+    }
+
+    /// What is known of the member now; `None` for a spare and until the engine was looked at once.
+    pub fn observation(&self) -> Option<Observation> {
+        self.observation_in(&self.ledger().read())
+    }
+
+    fn observation_in(&self, ledger: &Ledger) -> Option<Observation> {
+        let membership = ledger.membership.as_ref()?;
+        let engine = self.member.watch_seen().borrow().clone()?;
+        Some(Observation {
+            cluster_id: membership.cluster_id,
+            member: membership.member.clone(),
+            epoch: membership.epoch,
+            token: membership.token,
+            fenced: membership.fenced,
+            dirty: membership.must_not_start() || self.member.driver().is_some_and(|driver| driver.is_dirty()),
+            engine,
+            observed_at: self.wall(),
+        })
+    }
+
+    /// The running steps, as on the wire.
+    pub fn jobs(&self) -> Vec<wire::Job> {
+        self.executor.table().all().iter().map(|step| job(step)).collect()
+    }
+}
+
+fn job(running: &Running) -> wire::Job {
+    wire::Job {
+        operation: running.key.operation.to_string(),
+        step: running.key.step.clone(),
+        action: running.action.to_owned(),
+        progress: Some((&*running.progress.borrow()).into()),
+    }
+}
+
+/// Opens the driver that the ledger names, and applies again what the cluster last told it.
+async fn reopen(ledger: &LedgerStore, member: &Member) {
+    let present = ledger.read();
+    if let Some(reason) = &present.quarantine {
+        tracing::error!(reason, "in quarantine: nothing but an assignment or a release is carried out");
+    }
+    let Some(membership) = &present.membership else { return };
+    let driver = match member.reopen(membership) {
+        Ok(driver) => driver,
+        Err(error) => {
+            tracing::error!(member = %membership.member, error = %ErrorChain(&error), "no driver for the member");
+            member.note(Some(observe::without_driver(ErrorChain(&error).to_string())));
+            return;
+        }
+    };
+    if !membership.configured {
+        return;
+    }
+    let secrets = match ledger.load_secrets().await {
+        Ok(secrets) => secrets,
+        Err(error) => {
+            tracing::error!(error = %ErrorChain(&error), "the cluster's secrets cannot be read");
+            return;
+        }
+    };
+    if let Err(error) = driver.configure(&membership.spec.with_secrets(secrets)).await {
+        tracing::warn!(member = %membership.member, error = %ErrorChain(&error), "the settings were not applied again");
+    }
+}

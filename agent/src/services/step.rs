@@ -1,0 +1,164 @@
+//! StepService: steps come in, progress and a result go out.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use prost::Message;
+use regent_common::{
+    error::bad_field,
+    ids::{Epoch, MemberName, OperationId, OperationToken, Revision},
+};
+use regent_proto::agent::v1::{
+    self as wire, ExecuteRequest, ExecuteResponse, GetLedgerRequest, GetLedgerResponse, LedgerStep, StepHeader,
+    execute_response::Event, step_service_server::StepService,
+};
+use tokio::sync::mpsc;
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    access,
+    ledger::{Digest, Header, Ledger, StepKey, StepOutcome},
+    node::Node,
+    steps::{Action, Execution, running::Running},
+};
+
+/// StepService of a node.
+#[derive(Debug, Clone)]
+pub struct Steps(pub Arc<Node>);
+
+type Events = Pin<Box<dyn Stream<Item = Result<ExecuteResponse, Status>> + Send>>;
+
+/// Least time between two messages about progress.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(250);
+
+#[tonic::async_trait]
+impl StepService for Steps {
+    type ExecuteStream = Events;
+
+    async fn execute(&self, request: Request<ExecuteRequest>) -> Result<Response<Events>, Status> {
+        access::coordinator(&request, &self.0.coordinator_id)?;
+        let (header, action) = read(request.into_inner())?;
+        match self.0.executor.execute(header, action).await.map_err(|error| error.status())? {
+            Execution::Answered(outcome) => Ok(Response::new(Box::pin(tokio_stream::once(Ok(result(&outcome)))))),
+            Execution::Running(running) => {
+                // One message of progress may wait for the caller, and the end behind it.
+                let (sender, receiver) = mpsc::channel(2);
+                tokio::spawn(follow(running, sender));
+                Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+            }
+        }
+    }
+
+    async fn get_ledger(&self, request: Request<GetLedgerRequest>) -> Result<Response<GetLedgerResponse>, Status> {
+        access::coordinator(&request, &self.0.coordinator_id)?;
+        let dirty = self.0.member.driver().is_some_and(|driver| driver.is_dirty());
+        Ok(Response::new(ledger_to_wire(&self.0.ledger().read(), dirty)))
+    }
+}
+
+/// Sends progress until the end; the caller going away ends only this.
+async fn follow(running: Arc<Running>, caller: mpsc::Sender<Result<ExecuteResponse, Status>>) {
+    let mut progress = running.progress.clone();
+    let mut ended = Box::pin(running.ended());
+    let end = loop {
+        tokio::select! {
+            biased;
+            end = &mut ended => break end,
+            () = caller.closed() => return,
+            // The sender lives as long as the step: an error here is its end, which the first branch brings.
+            Ok(()) = progress.changed() => {
+                let event = Event::Progress((&*progress.borrow_and_update()).into());
+                if caller.send(Ok(ExecuteResponse { event: Some(event) })).await.is_err() {
+                    return;
+                }
+                tokio::select! {
+                    end = &mut ended => break end,
+                    () = tokio::time::sleep(PROGRESS_PERIOD) => {}
+                }
+            }
+        }
+    };
+    let last = match end {
+        Ok(outcome) => Ok(result(&outcome)),
+        Err(error) => Err(error.status()),
+    };
+    // A caller that went away asks again.
+    let _ = caller.send(last).await;
+}
+
+fn result(outcome: &StepOutcome) -> ExecuteResponse {
+    ExecuteResponse { event: Some(Event::Result(outcome_to_wire(outcome))) }
+}
+
+/// Checks a step from the wire, its digest included.
+fn read(request: ExecuteRequest) -> Result<(Header, Action), Status> {
+    let header = request.header.ok_or_else(|| bad_field("header", "is missing"))?;
+    let action = request.action.ok_or_else(|| bad_field("action", "is missing"))?;
+    let digest = Digest::of(&action.encode_to_vec());
+    if Digest::from_bytes(&header.digest) != Some(digest) {
+        return Err(bad_field("header.digest", "is not the SHA-256 of the encoded action"));
+    }
+    let action = Action::try_from(action).map_err(|error| bad_field("action", error.to_string()))?;
+    Ok((read_header(header, digest)?, action))
+}
+
+fn read_header(header: StepHeader, digest: Digest) -> Result<Header, Status> {
+    let name = |field: &'static str| move |error: regent_common::ids::NameError| bad_field(field, error.to_string());
+    if header.step.is_empty() || header.step.len() > 200 {
+        return Err(bad_field("header.step", "is a key of 1 to 200 bytes"));
+    }
+    Ok(Header {
+        cluster_id: header.cluster_id.parse().map_err(name("header.cluster_id"))?,
+        member: MemberName::from_resource(&header.member).map_err(name("header.member"))?,
+        epoch: Epoch(header.epoch),
+        token: OperationToken(header.token),
+        key: StepKey {
+            operation: OperationId::from_resource(&header.operation).map_err(name("header.operation"))?,
+            step: header.step,
+        },
+        digest,
+        revision: Revision(header.revision),
+    })
+}
+
+fn outcome_to_wire(outcome: &StepOutcome) -> wire::StepResult {
+    wire::StepResult {
+        position: outcome.position.as_ref().map(Into::into),
+        endpoint: outcome.endpoint.as_ref().map(Into::into),
+        engine_version: outcome.engine_version.clone(),
+        became_writable: outcome.became_writable,
+        bytes_copied: outcome.bytes_copied,
+        old_data_kept: outcome.old_data_kept,
+        detail: outcome.detail.clone(),
+        primary_position_heard: outcome.primary_position_heard.as_ref().map(Into::into),
+    }
+}
+
+/// The ledger for people and for recovery.
+fn ledger_to_wire(ledger: &Ledger, driver_dirty: bool) -> GetLedgerResponse {
+    let steps = ledger
+        .operations
+        .iter()
+        .flat_map(|operation| {
+            operation.steps.iter().map(|(key, record)| LedgerStep {
+                operation: operation.operation.to_string(),
+                step: key.clone(),
+                executions: record.executions,
+                finished: record.outcome.is_some(),
+                action: record.action.clone(),
+            })
+        })
+        .collect();
+    let membership = ledger.membership.as_ref();
+    GetLedgerResponse {
+        cluster_id: membership.map(|m| m.cluster_id.to_string()).unwrap_or_default(),
+        cluster: membership.map(|m| m.spec.cluster.to_string()).unwrap_or_default(),
+        member: membership.map(|m| m.member.to_string()).unwrap_or_default(),
+        epoch: membership.map(|m| m.epoch.0).unwrap_or_default(),
+        token: membership.map(|m| m.token.0).unwrap_or_default(),
+        revision: ledger.revision.0,
+        steps,
+        dirty: driver_dirty || membership.is_some_and(|m| m.must_not_start()),
+        writable_epoch: membership.and_then(|m| m.writable_epoch).map(|epoch| epoch.0).unwrap_or_default(),
+    }
+}

@@ -1,0 +1,206 @@
+//! What a step is to do, translated from the wire. The list of actions of this agent.
+
+use regent_common::{
+    convert::ConvertError,
+    position::Position,
+    topology::{ClusterSpec, Peer},
+};
+use regent_proto::agent::v1 as wire;
+
+use crate::ledger::Claim;
+
+/// One action, checked.
+#[derive(Debug, Clone)]
+pub enum Action {
+    /// Makes the node a member of a cluster.
+    Assign {
+        /// Of what.
+        spec: ClusterSpec,
+        /// Port for the engine; 0 for the node's own choice.
+        port: u16,
+    },
+    /// Applies members, settings and access rules.
+    Configure {
+        /// What to apply.
+        spec: ClusterSpec,
+    },
+    /// Makes new data and starts the engine as the first primary.
+    Initialize,
+    /// Copies a member's data into the side directory.
+    Clone {
+        /// Whose.
+        source: Peer,
+        /// Most bytes per second; 0 for no limit.
+        max_bytes_per_second: u64,
+        /// The old data may go first when there is no space for both.
+        wipe_first_if_needed: bool,
+    },
+    /// Puts the copy in place.
+    Swap {
+        /// Member to follow afterwards.
+        upstream: Peer,
+        /// Keep the old data aside.
+        keep_old: bool,
+    },
+    /// Removes what a swap kept.
+    DiscardKept,
+    /// Ends every reign below the step's epoch.
+    Fence,
+    /// Persists the epoch, cuts the stream, reports the position.
+    Prepare,
+    /// Makes the replica the primary of the step's epoch.
+    Promote,
+    /// Follows an upstream.
+    Follow {
+        /// Whom.
+        upstream: Peer,
+    },
+    /// Finds out where a copy stands.
+    Examine {
+        /// Position of the primary that it is meant to follow.
+        primary_position: Option<Position>,
+    },
+    /// Brings a diverged copy back to the history of another.
+    Rewind {
+        /// Whose.
+        source: Peer,
+    },
+    /// Takes the node out of the cluster.
+    Release {
+        /// Leave the data aside instead of removing it.
+        keep_data: bool,
+    },
+    /// Flushes the primary.
+    Checkpoint,
+}
+
+/// Why an action from the wire was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ActionError {
+    /// There is none, or one that this version does not know.
+    #[error(
+        "the step has no action that this agent (version {}) knows: upgrade the agent, then the operation goes on",
+        env!("CARGO_PKG_VERSION")
+    )]
+    Unknown,
+    /// A field of it is not valid.
+    #[error("action {action}: {source}")]
+    Field {
+        /// Name of the action.
+        action: &'static str,
+        /// What is wrong.
+        source: ConvertError,
+    },
+}
+
+fn required<M, D>(action: &'static str, field: &'static str, message: Option<M>) -> Result<D, ActionError>
+where
+    D: TryFrom<M, Error = ConvertError>,
+{
+    message
+        .ok_or(ConvertError::Missing { field })
+        .and_then(D::try_from)
+        .map_err(|source| ActionError::Field { action, source })
+}
+
+// === impl Action ===
+
+impl Action {
+    /// Name of the action, as it stands in the ledger and in job lists.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Assign { .. } => "assign",
+            Self::Configure { .. } => "configure",
+            Self::Initialize => "initialize",
+            Self::Clone { .. } => "clone",
+            Self::Swap { .. } => "swap",
+            Self::DiscardKept => "discard_kept",
+            Self::Fence => "fence",
+            Self::Prepare => "prepare",
+            Self::Promote => "promote",
+            Self::Follow { .. } => "follow",
+            Self::Examine { .. } => "examine",
+            Self::Rewind { .. } => "rewind",
+            Self::Release { .. } => "release",
+            Self::Checkpoint => "checkpoint",
+        }
+    }
+
+    /// What it needs of the node's membership.
+    pub fn claim(&self) -> Claim {
+        match self {
+            Self::Assign { .. } => Claim::Enter,
+            Self::Release { .. } => Claim::Leave,
+            Self::Configure { .. }
+            | Self::Initialize
+            | Self::Clone { .. }
+            | Self::Swap { .. }
+            | Self::DiscardKept
+            | Self::Fence
+            | Self::Prepare
+            | Self::Promote
+            | Self::Follow { .. }
+            | Self::Examine { .. }
+            | Self::Rewind { .. }
+            | Self::Checkpoint => Claim::Act,
+        }
+    }
+
+    /// Whether it kills what is in its way instead of waiting for it.
+    pub fn kills(&self) -> bool {
+        matches!(self, Self::Fence)
+    }
+}
+
+impl TryFrom<wire::Action> for Action {
+    type Error = ActionError;
+    fn try_from(message: wire::Action) -> Result<Self, ActionError> {
+        use wire::action::Action as Wire;
+        Ok(match message.action.ok_or(ActionError::Unknown)? {
+            Wire::Assign(wire::Assign { spec, port }) => Self::Assign {
+                spec: required("assign", "spec", spec)?,
+                port: u16::try_from(port).map_err(|_| ActionError::Field {
+                    action: "assign",
+                    source: ConvertError::OutOfRange { field: "port", value: port.into() },
+                })?,
+            },
+            Wire::Configure(wire::Configure { spec }) => Self::Configure { spec: required("configure", "spec", spec)? },
+            Wire::Initialize(wire::Initialize {}) => Self::Initialize,
+            Wire::Clone(wire::Clone { source, max_bytes_per_second, wipe_first_if_needed }) => {
+                Self::Clone { source: required("clone", "source", source)?, max_bytes_per_second, wipe_first_if_needed }
+            }
+            Wire::Swap(wire::Swap { upstream, keep_old }) => {
+                Self::Swap { upstream: required("swap", "upstream", upstream)?, keep_old }
+            }
+            Wire::DiscardKept(wire::DiscardKept {}) => Self::DiscardKept,
+            Wire::Fence(wire::Fence {}) => Self::Fence,
+            Wire::Prepare(wire::Prepare {}) => Self::Prepare,
+            Wire::Promote(wire::Promote {}) => Self::Promote,
+            Wire::Follow(wire::Follow { upstream }) => {
+                Self::Follow { upstream: required("follow", "upstream", upstream)? }
+            }
+            Wire::Examine(wire::Examine { primary_position }) => {
+                Self::Examine { primary_position: primary_position.map(Into::into) }
+            }
+            Wire::Rewind(wire::Rewind { source }) => Self::Rewind { source: required("rewind", "source", source)? },
+            Wire::Release(wire::Release { keep_data }) => Self::Release { keep_data },
+            Wire::Checkpoint(wire::Checkpoint {}) => Self::Checkpoint,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_action_without_its_fields_is_refused() {
+        assert!(matches!(Action::try_from(wire::Action { action: None }), Err(ActionError::Unknown)));
+        let clone = wire::Clone { source: None, max_bytes_per_second: 0, wipe_first_if_needed: false };
+        let refused = Action::try_from(wire::Action { action: Some(wire::action::Action::Clone(clone)) });
+        assert_eq!(
+            refused.map(|_| ()),
+            Err(ActionError::Field { action: "clone", source: ConvertError::Missing { field: "source" } })
+        );
+    }
+}

@@ -1,0 +1,84 @@
+//! Makes the node a member of a cluster: chooses its port, keeps what the cluster told it. Starts nothing.
+//!
+//! Data that is already there is never taken over: on a node with a ledger the assignment is refused, on one that has
+//! lost its ledger the data is marked as not to be trusted, and only a resync or a release ends that (rule T5).
+
+use regent_common::topology::ClusterSpec;
+
+use super::super::{
+    StepContext, StepError,
+    context::{Done, refuse_other_spec},
+};
+use crate::{
+    engine::{DriverError, Stop},
+    ledger::{Ledger, Membership, StepOutcome, StoredSpec},
+    member::{Wanted, is_empty},
+};
+
+pub(super) async fn run(context: &StepContext, spec: ClusterSpec, port: u16) -> Result<Done, StepError> {
+    let ledger = context.ledger.read();
+    let driver = match &ledger.membership {
+        Some(membership) => {
+            refuse_other_spec(&membership.spec, &spec)?;
+            context.driver()?
+        }
+        None => {
+            let driver = context.member.open(&Wanted {
+                cluster: &spec.cluster,
+                member: &context.header.member,
+                engine: &spec.engine,
+                version: &spec.version,
+                port,
+            })?;
+            let data = context.member.root(&spec.cluster).join("data");
+            let distrusted = driver.has_data() || !is_empty(&data);
+            if distrusted && ledger.quarantine.is_none() {
+                let member = context.header.member.clone();
+                return Err(DriverError::ForeignData { path: data, member }.into());
+            }
+            if distrusted {
+                // Nobody knows what this engine has promised to whom.
+                driver.stop(Stop::Kill).await?;
+            }
+            let membership = enter(context, &spec, driver.endpoint().port, distrusted);
+            context.ledger.store_secrets(&spec.secrets).await?;
+            context.ledger.update(move |ledger| become_member(ledger, membership)).await?;
+            context.member.hold(driver.clone());
+            driver
+        }
+    };
+    context.ledger.store_secrets(&spec.secrets).await?;
+    let outcome =
+        StepOutcome { endpoint: Some(driver.endpoint()), engine_version: driver.version(), ..StepOutcome::default() };
+    Ok(Done::noting(outcome, move |membership| membership.spec = StoredSpec::from(&spec)))
+}
+
+fn enter(context: &StepContext, spec: &ClusterSpec, port: u16, distrusted: bool) -> Membership {
+    Membership {
+        cluster_id: context.header.cluster_id,
+        member: context.header.member.clone(),
+        port,
+        spec: StoredSpec::from(spec),
+        configured: false,
+        epoch: context.header.epoch,
+        epoch_before: context.header.epoch,
+        token: context.header.token,
+        role: None,
+        upstream: None,
+        established: false,
+        electorate_version: None,
+        longest_ttl_millis: None,
+        dirty: false,
+        distrusted,
+        resyncing: false,
+        writable_epoch: None,
+        fenced_epoch: None,
+        fenced: false,
+        primary_position_heard: None,
+    }
+}
+
+fn become_member(ledger: &mut Ledger, membership: Membership) {
+    ledger.quarantine = None;
+    ledger.membership = Some(membership);
+}

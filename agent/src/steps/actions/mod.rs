@@ -1,0 +1,44 @@
+//! The actions, one file each. **Adding one:** copy a file, add a variant to `Action` and a line to `run`.
+//!
+//! Every action may be carried out again after it failed, was stopped, or the agent was killed half-way. Marks that must
+//! be on disk *before* the engine changes go through `StepContext::mark`; what is true only *after* it goes into the
+//! ledger together with the result (`Done`).
+
+mod assign;
+mod checkpoint;
+mod clone;
+mod configure;
+mod discard_kept;
+mod examine;
+mod fence;
+mod follow;
+mod initialize;
+mod prepare;
+mod promote;
+mod release;
+mod rewind;
+mod swap;
+
+use super::{Action, StepContext, StepError, context::Done};
+
+/// Carries one action out.
+pub(super) async fn run(context: &StepContext, action: Action) -> Result<Done, StepError> {
+    match action {
+        Action::Assign { spec, port } => assign::run(context, spec, port).await,
+        Action::Configure { spec } => configure::run(context, spec).await,
+        Action::Initialize => initialize::run(context).await,
+        Action::Clone { source, max_bytes_per_second, wipe_first_if_needed } => {
+            clone::run(context, source, max_bytes_per_second, wipe_first_if_needed).await
+        }
+        Action::Swap { upstream, keep_old } => swap::run(context, upstream, keep_old).await,
+        Action::DiscardKept => discard_kept::run(context).await,
+        Action::Fence => fence::run(context).await,
+        Action::Prepare => prepare::run(context).await,
+        Action::Promote => promote::run(context).await,
+        Action::Follow { upstream } => follow::run(context, upstream).await,
+        Action::Examine { primary_position } => examine::run(context, primary_position).await,
+        Action::Rewind { source } => rewind::run(context, source).await,
+        Action::Release { keep_data } => release::run(context, keep_data).await,
+        Action::Checkpoint => checkpoint::run(context).await,
+    }
+}

@@ -1,0 +1,36 @@
+//! Cuts the member's own stream and reports how far it has come (rule P3). The epoch is on disk since the step was
+//! accepted.
+//!
+//! An old primary that is prepared (rule P5) is fenced in full: its engine is killed, then started isolated to find out
+//! its position. Reigns at lower epochs cannot be ended more gently before there is a gate.
+
+use regent_common::topology::Role;
+
+use super::super::{StepContext, StepError, context::Done};
+use crate::{engine::Stop, ledger::StepOutcome};
+
+pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
+    let membership = context.membership()?;
+    let driver = context.driver()?;
+    context.refuse_dirty(&membership, &*driver)?;
+    let epoch = context.header.epoch;
+    let position = if membership.role == Some(Role::Primary) {
+        context
+            .mark(move |membership| {
+                membership.fenced_epoch = membership.fenced_epoch.max(Some(epoch));
+                membership.fenced = true;
+            })
+            .await?;
+        driver.stop(Stop::Kill).await?;
+        driver.examine().await?
+    } else {
+        driver.cut().await?
+    };
+    let outcome = StepOutcome {
+        position: Some(position),
+        primary_position_heard: membership.primary_position_heard.clone(),
+        became_writable: membership.became_writable_below(epoch),
+        ..StepOutcome::default()
+    };
+    Ok(Done::noting(outcome, |membership| membership.upstream = None))
+}

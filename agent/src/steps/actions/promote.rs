@@ -1,0 +1,38 @@
+//! Makes the replica the primary of the step's epoch.
+//!
+//! The ledger's mark that the engine may be writable in this epoch is on disk before it is (rule L6). An engine that does
+//! not run is first started isolated, so that every reign begins with a promotion of its own.
+
+use regent_common::topology::{EngineState, Role};
+
+use super::super::{StepContext, StepError, context::Done};
+use crate::{engine::StartAs, ledger::StepOutcome};
+
+pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
+    let membership = context.membership()?;
+    let driver = context.driver()?;
+    context.refuse_dirty(&membership, &*driver)?;
+    if membership.resyncing {
+        return Err(StepError::DataNotWhole { member: membership.member });
+    }
+    let epoch = context.header.epoch;
+    context
+        .mark(move |membership| {
+            membership.writable_epoch = membership.writable_epoch.max(Some(epoch));
+            membership.fenced = false;
+            membership.role = Some(Role::Primary);
+            membership.upstream = None;
+        })
+        .await?;
+    // What was seen last is kept current by the process's own events; a look now would cost the writers its probes.
+    let state = match context.member.last_state() {
+        Some(state) => state,
+        None => driver.observe().await.state,
+    };
+    match state {
+        EngineState::Absent | EngineState::Stopped | EngineState::Crashed => driver.start(StartAs::Isolated).await?,
+        EngineState::Starting | EngineState::Running | EngineState::Stopping | EngineState::Hung => {}
+    }
+    let position = driver.promote().await?;
+    Ok(Done::new(StepOutcome { position: Some(position), ..StepOutcome::default() }))
+}

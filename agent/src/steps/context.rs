@@ -1,0 +1,129 @@
+//! What an action is given: its header, the ledger, the driver, the peers.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use regent_common::{
+    ids::{ClusterId, OperationToken},
+    position::Position,
+    topology::{ClusterSpec, Peer},
+};
+
+use super::StepError;
+use crate::{
+    engine::{Driver, Work},
+    ledger::{Header, Ledger, LedgerStore, Membership, StepOutcome, StoredSpec},
+    member::Member,
+};
+
+/// What actions ask of other agents.
+#[async_trait]
+pub trait Peers: Send + Sync + std::fmt::Debug {
+    /// Asks the agent of `source` whether its copy is whole under the same token (rule T2). The position of that copy,
+    /// or why it is not to be relied on.
+    async fn confirm_whole(
+        &self,
+        source: &Peer,
+        cluster_id: ClusterId,
+        token: OperationToken,
+    ) -> Result<Position, String>;
+}
+
+/// One step being carried out.
+pub struct StepContext {
+    pub(super) header: Header,
+    pub(super) ledger: LedgerStore,
+    pub(super) member: Arc<Member>,
+    pub(super) peers: Arc<dyn Peers>,
+    pub(super) work: Work,
+}
+
+/// What an action brought, and what the ledger notes together with it, in one durable write.
+pub(super) struct Done {
+    pub(super) outcome: StepOutcome,
+    pub(super) effect: Effect,
+}
+
+type Effect = Box<dyn FnOnce(&mut Ledger) + Send>;
+
+// === impl Done ===
+
+impl Done {
+    /// A result that changes nothing in the ledger.
+    pub(super) fn new(outcome: StepOutcome) -> Self {
+        Self { outcome, effect: Box::new(|_| {}) }
+    }
+
+    /// A result, and a change of the membership.
+    pub(super) fn noting(outcome: StepOutcome, change: impl FnOnce(&mut Membership) + Send + 'static) -> Self {
+        Self {
+            outcome,
+            effect: Box::new(|ledger| {
+                if let Some(membership) = &mut ledger.membership {
+                    change(membership);
+                }
+            }),
+        }
+    }
+}
+
+// === impl StepContext ===
+
+impl StepContext {
+    /// The membership as the ledger has it now.
+    pub(super) fn membership(&self) -> Result<Membership, StepError> {
+        self.ledger.read().membership.clone().ok_or(StepError::NoMember)
+    }
+
+    /// The driver; opened again where that had failed when the agent started.
+    pub(super) fn driver(&self) -> Result<Arc<dyn Driver>, StepError> {
+        match self.member.driver() {
+            Some(driver) => Ok(driver),
+            None => Ok(self.member.reopen(&self.membership()?)?),
+        }
+    }
+
+    /// Notes something in the ledger before going on; durable when it returns.
+    pub(super) async fn mark(&self, change: impl FnOnce(&mut Membership) + Send + 'static) -> Result<(), StepError> {
+        self.ledger
+            .update(|ledger| {
+                if let Some(membership) = &mut ledger.membership {
+                    change(membership);
+                }
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Refuses where the data must not be started, by the ledger's word or the driver's.
+    pub(super) fn refuse_dirty(&self, membership: &Membership, driver: &dyn Driver) -> Result<(), StepError> {
+        if membership.must_not_start() || driver.is_dirty() {
+            Err(StepError::DataNotWhole { member: membership.member.clone() })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Before this node's own copy goes: the one that must survive has just confirmed that it is whole (rule T2).
+    pub(super) async fn confirm_survivor(&self, source: &Peer) -> Result<(), StepError> {
+        let confirmed = self.peers.confirm_whole(source, self.header.cluster_id, self.header.token).await;
+        match confirmed {
+            Ok(position) => self.mark(move |membership| membership.hear_primary_position(position)).await,
+            Err(reason) => Err(StepError::CopyNotWhole { source_member: source.member.clone(), reason }),
+        }
+    }
+}
+
+/// Refuses what speaks of another cluster or engine than the member has.
+pub(super) fn refuse_other_spec(known: &StoredSpec, given: &ClusterSpec) -> Result<(), StepError> {
+    let differs = |field, given: &str, known: &str| {
+        Err(StepError::OtherSpec { field, given: given.to_owned(), known: known.to_owned() })
+    };
+    if known.cluster != given.cluster {
+        differs("cluster", given.cluster.as_str(), known.cluster.as_str())
+    } else if known.engine != given.engine {
+        differs("engine", &given.engine, &known.engine)
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,136 @@
+//! Why a step was not carried out, and the one translation of that to the wire.
+
+use regent_common::{
+    error::{ErrorChain, Reason, refuse},
+    ids::MemberName,
+};
+use tonic::Status;
+
+use crate::{
+    engine::DriverError,
+    ledger::{LedgerError, Refusal},
+    member::OpenError,
+};
+
+/// Why a step was not carried out, or not to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The ledger does not admit it.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The ledger could not be written.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// There is no driver for the member.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The driver failed.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// The node left its cluster while the step waited for its turn.
+    #[error("this node is not a member of a cluster any more")]
+    NoMember,
+    /// What it was told about its cluster is about another one.
+    #[error("the step speaks of {field} {given:?} and this member has {known:?}; nothing was changed")]
+    OtherSpec {
+        /// What differs.
+        field: &'static str,
+        /// In the step.
+        given: String,
+        /// In the ledger.
+        known: String,
+    },
+    /// The data must not be started.
+    #[error(
+        "the data of {member} is not whole (a copy over it, a resync or a rewind has begun and not ended, or nobody \
+         knows where it comes from): resync this member; the data is unchanged"
+    )]
+    DataNotWhole {
+        /// The member.
+        member: MemberName,
+    },
+    /// The copy that must survive did not give its word.
+    #[error("{source_member} does not confirm that its copy is whole ({reason}); the data here is unchanged")]
+    CopyNotWhole {
+        /// Whose copy.
+        source_member: MemberName,
+        /// What its agent said.
+        reason: String,
+    },
+    /// It was told to stop, or dropped.
+    #[error("the step {action} was stopped")]
+    Killed {
+        /// Name of its action.
+        action: &'static str,
+    },
+    /// It was stopped for one with a higher epoch or token.
+    #[error("the step {action} was stopped for one with a higher epoch or operation token")]
+    Superseded {
+        /// Name of its action.
+        action: &'static str,
+    },
+}
+
+// === impl StepError ===
+
+impl StepError {
+    /// The reason on the wire.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Refused(refusal) => refusal_reason(refusal),
+            Self::Ledger(error) => ledger_reason(error),
+            Self::Open(OpenError::UnknownEngine { .. }) => Reason::UnknownEngine,
+            Self::Open(OpenError::Unusable { .. }) => Reason::EngineMissing,
+            Self::Open(OpenError::Driver(error)) | Self::Driver(error) => driver_reason(error),
+            Self::NoMember | Self::OtherSpec { .. } => Reason::WrongCluster,
+            Self::DataNotWhole { .. } => Reason::DataDirty,
+            Self::CopyNotWhole { .. } => Reason::CopyNotWhole,
+            Self::Killed { .. } => Reason::Cancelled,
+            Self::Superseded { .. } => Reason::StepSuperseded,
+        }
+    }
+
+    /// The status that the caller gets.
+    pub fn status(&self) -> Status {
+        refuse(self.reason(), ErrorChain(self).to_string())
+    }
+}
+
+fn refusal_reason(refusal: &Refusal) -> Reason {
+    match refusal {
+        Refusal::StaleEpoch { .. } => Reason::StaleEpoch,
+        Refusal::StaleToken { .. } => Reason::StaleToken,
+        Refusal::ContentDiffers { .. } => Reason::StepContentDiffers,
+        Refusal::NotAMember { .. } | Refusal::PastCluster { .. } => Reason::WrongCluster,
+        Refusal::OtherCluster { entering: true, .. } => Reason::NodeInCluster,
+        Refusal::OtherCluster { entering: false, .. } => Reason::WrongCluster,
+        Refusal::OtherMember { .. } => Reason::WrongMember,
+        Refusal::Quarantined { .. } => Reason::LedgerLost,
+    }
+}
+
+fn ledger_reason(error: &LedgerError) -> Reason {
+    match error {
+        LedgerError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Reason::DiskFull,
+        LedgerError::Io { .. } | LedgerError::WriterLost => Reason::Internal,
+        LedgerError::Damaged { .. } | LedgerError::Newer { .. } => Reason::LedgerLost,
+    }
+}
+
+/// What a driver's error is on the wire. The one place that says so.
+fn driver_reason(error: &DriverError) -> Reason {
+    match error {
+        DriverError::MissingProgram { .. } => Reason::EngineMissing,
+        DriverError::ForeignData { .. } => Reason::ForeignData,
+        DriverError::PortInUse { .. } => Reason::PortInUse,
+        DriverError::InvalidSetting { .. } => Reason::InvalidField,
+        DriverError::DiskFull { .. } => Reason::DiskFull,
+        DriverError::NoData { .. } | DriverError::Dirty { .. } => Reason::DataDirty,
+        DriverError::Diverged { .. } => Reason::Diverged,
+        DriverError::CannotRewind { .. } => Reason::CannotRewind,
+        DriverError::Cancelled { .. } => Reason::Cancelled,
+        DriverError::Deadline { .. } => Reason::Deadline,
+        DriverError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Reason::DiskFull,
+        DriverError::Program { .. } | DriverError::Refused { .. } | DriverError::Io { .. } => Reason::EngineFailed,
+    }
+}

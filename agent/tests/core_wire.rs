@@ -1,0 +1,448 @@
+//! The agent's services over a real loopback connection with mutual TLS.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of these tests are outside of the test functions")]
+
+mod support;
+
+use prost::Message;
+use regent_common::{
+    error::{Reason, reason_of},
+    ids::Epoch,
+    topology::Role,
+};
+use regent_proto::{
+    agent::v1::{
+        self as wire, CancelJobRequest, ConfirmWholeRequest, CoordinatorHello, ExecuteRequest, GetLedgerRequest,
+        ListJobsRequest, OpenRequest, Revocations, StepHeader, execute_response::Event,
+        job_service_client::JobServiceClient, open_request, open_response, peer_service_client::PeerServiceClient,
+        session_service_client::SessionServiceClient, step_service_client::StepServiceClient,
+    },
+    types::v1::EngineState,
+};
+use support::{
+    wire::{Agent, Authority, Holder, INSTALLATION},
+    *,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming, transport::Channel};
+
+/// Peers as the coordinator would name them: where the agents of this test really are.
+fn spec_of(agents: &[&Agent]) -> wire::ClusterSpec {
+    let members = agents.iter().enumerate().map(|(index, agent)| peer_of(index, agent)).collect();
+    wire::ClusterSpec {
+        cluster: "db".to_owned(),
+        engine: "test".to_owned(),
+        version: String::new(),
+        members,
+        settings: Default::default(),
+        secrets: [("replication".to_owned(), "hush".to_owned())].into(),
+    }
+}
+
+fn peer_of(index: usize, agent: &Agent) -> wire::Peer {
+    wire::Peer {
+        member: format!("db{}", index + 1),
+        node: agent.node.name.to_string(),
+        engine: Some(regent_proto::types::v1::Endpoint { host: "127.0.0.1".to_owned(), port: 7777 }),
+        agent_address: agent.address.clone(),
+    }
+}
+
+fn request(member: &str, epoch: u64, token: u64, step: &str, action: wire::action::Action) -> ExecuteRequest {
+    let action = wire::Action { action: Some(action) };
+    let digest = regent_agent::ledger::Digest::of(&action.encode_to_vec()).as_bytes().to_vec();
+    let header = StepHeader {
+        cluster_id: cluster_id().to_string(),
+        member: member.to_owned(),
+        epoch,
+        token,
+        operation: operation().to_string(),
+        step: step.to_owned(),
+        digest,
+        revision: 3,
+    };
+    ExecuteRequest { header: Some(header), action: Some(action) }
+}
+
+async fn execute(
+    channel: &Channel,
+    request: ExecuteRequest,
+) -> Result<(Vec<wire::ExecuteResponse>, wire::StepResult), Status> {
+    let mut stream = within(StepServiceClient::new(channel.clone()).execute(request)).await?.into_inner();
+    let mut before = Vec::new();
+    loop {
+        match within(stream.message()).await?.expect("the stream ends with a result") {
+            wire::ExecuteResponse { event: Some(Event::Result(result)) } => return Ok((before, result)),
+            other => before.push(other),
+        }
+    }
+}
+
+async fn assigned(authority: &Authority, coordinator: &Holder) -> (Agent, Channel) {
+    let agent = authority.agent("n1").await;
+    let channel = agent.channel(coordinator).await;
+    let assign = wire::Assign { spec: Some(spec_of(&[&agent])), port: 0 };
+    execute(&channel, request("db1", 1, 1, "assign", wire::action::Action::Assign(assign))).await.unwrap();
+    (agent, channel)
+}
+
+fn hello(revision: u64) -> OpenRequest {
+    let hello = CoordinatorHello {
+        coordinator_id: INSTALLATION.to_owned(),
+        term: 1,
+        revision,
+        // Longer than any test waits: what arrives sooner was pushed.
+        heartbeat_millis: 60_000,
+    };
+    OpenRequest { message: Some(open_request::Message::Hello(hello)) }
+}
+
+struct Session {
+    out: mpsc::Sender<OpenRequest>,
+    answers: Streaming<wire::OpenResponse>,
+}
+
+impl Session {
+    async fn open(channel: &Channel, first: OpenRequest) -> Self {
+        let (out, requests) = mpsc::channel(4);
+        out.send(first).await.unwrap();
+        let answers = within(SessionServiceClient::new(channel.clone()).open(ReceiverStream::new(requests))).await;
+        Self { out, answers: answers.unwrap().into_inner() }
+    }
+
+    async fn next(&mut self) -> Result<open_response::Message, Status> {
+        let message = within(self.answers.message()).await?.expect("the session goes on");
+        Ok(message.message.expect("a message"))
+    }
+
+    async fn heartbeat(&mut self) -> wire::Heartbeat {
+        match self.next().await.unwrap() {
+            open_response::Message::Heartbeat(heartbeat) => heartbeat,
+            open_response::Message::Hello(_) => panic!("a second hello"),
+        }
+    }
+
+    /// Waits for a heartbeat of that kind.
+    async fn until(&mut self, fits: impl Fn(&wire::Heartbeat) -> bool) -> wire::Heartbeat {
+        loop {
+            let heartbeat = self.heartbeat().await;
+            if fits(&heartbeat) {
+                return heartbeat;
+            }
+        }
+    }
+}
+
+fn state_is(heartbeat: &wire::Heartbeat, state: EngineState) -> bool {
+    heartbeat.member.as_ref().is_some_and(|member| member.engine_state() == state)
+}
+
+#[tokio::test]
+async fn a_step_brings_progress_and_a_result_and_is_answered_again() {
+    let authority = Authority::new();
+    let coordinator = authority.issue("coordinator/c1");
+    let (agent, channel) = assigned(&authority, &coordinator).await;
+    agent.machine.hold("clone");
+    let clone = || {
+        let source = Some(peer_of(0, &agent));
+        wire::action::Action::Clone(wire::Clone { source, max_bytes_per_second: 0, wipe_first_if_needed: false })
+    };
+    let mut stream = StepServiceClient::new(channel.clone())
+        .execute(request("db1", 1, 1, "clone", clone()))
+        .await
+        .unwrap()
+        .into_inner();
+    let first = within(stream.message()).await.unwrap().unwrap();
+    assert!(matches!(first.event, Some(Event::Progress(progress)) if progress.phase == "copying"));
+    // The call breaks off; the step goes on, and shows as a job.
+    drop(stream);
+    let mut jobs = JobServiceClient::new(channel.clone());
+    let running = jobs.list_jobs(ListJobsRequest {}).await.unwrap().into_inner().jobs;
+    assert_eq!(running.iter().map(|job| job.action.as_str()).collect::<Vec<_>>(), ["clone"]);
+    agent.machine.release("clone");
+    let (_, joined) = execute(&channel, request("db1", 1, 1, "clone", clone())).await.unwrap();
+    let (progress, answered) = execute(&channel, request("db1", 1, 1, "clone", clone())).await.unwrap();
+    assert_eq!((joined.bytes_copied, &answered, progress.len()), (100, &joined, 0));
+    let ledger = StepServiceClient::new(channel.clone()).get_ledger(GetLedgerRequest {}).await.unwrap().into_inner();
+    let step = ledger.steps.iter().find(|step| step.step == "clone").unwrap();
+    assert_eq!((step.executions, step.finished, agent.machine.count("clone")), (1, true, 1));
+    assert_eq!((ledger.member.as_str(), ledger.epoch, ledger.token, ledger.revision), ("db1", 1, 1, 3));
+    let gone = jobs.cancel_job(CancelJobRequest { operation: operation().to_string(), step: "clone".to_owned() }).await;
+    assert_eq!(reason_of(&gone.unwrap_err()), Some(Reason::OperationNotFound));
+}
+
+#[tokio::test]
+async fn a_stopped_agent_answers_from_its_ledger_when_it_is_back() {
+    let authority = Authority::new();
+    let coordinator = authority.issue("coordinator/c1");
+    let (agent, channel) = assigned(&authority, &coordinator).await;
+    let initialize = || request("db1", 1, 1, "init", wire::action::Action::Initialize(wire::Initialize {}));
+    let configure = wire::Configure { spec: Some(spec_of(&[&agent])) };
+    execute(&channel, request("db1", 1, 1, "configure", wire::action::Action::Configure(configure))).await.unwrap();
+    let (_, before) = execute(&channel, initialize()).await.unwrap();
+    drop(channel);
+    let (machine, directory) = agent.end().await;
+    assert_eq!(machine.count("kill") + machine.count("stop"), 0, "the engine was touched");
+    let agent = authority.agent_on("n1", machine, directory).await;
+    assert_eq!(agent.machine.count("configure"), 2, "what the cluster told its members is applied again");
+    let channel = agent.channel(&coordinator).await;
+    let (_, after) = execute(&channel, initialize()).await.unwrap();
+    assert_eq!((after, agent.machine.count("initialize"), agent.machine.count("start")), (before, 1, 0));
+}
+
+#[tokio::test]
+async fn bad_steps_are_refused_with_a_reason() {
+    let authority = Authority::new();
+    let coordinator = authority.issue("coordinator/c1");
+    let (agent, channel) = assigned(&authority, &coordinator).await;
+    let fence = || request("db1", 2, 2, "fence", wire::action::Action::Fence(wire::Fence {}));
+    let refused = async |request: ExecuteRequest| reason_of(&execute(&channel, request).await.unwrap_err());
+    let mut forged = fence();
+    forged.header.as_mut().unwrap().digest = vec![0; 32];
+    assert_eq!(refused(forged).await, Some(Reason::InvalidField));
+    let mut nothing = fence();
+    nothing.action = Some(wire::Action { action: None });
+    nothing.header.as_mut().unwrap().digest = regent_agent::ledger::Digest::of(&[]).as_bytes().to_vec();
+    assert_eq!(refused(nothing).await, Some(Reason::InvalidField));
+    assert_eq!(refused(ExecuteRequest { header: None, action: None }).await, Some(Reason::InvalidField));
+    let mut nameless = fence();
+    nameless.header.as_mut().unwrap().cluster_id = "x".to_owned();
+    assert_eq!(refused(nameless).await, Some(Reason::InvalidField));
+    execute(&channel, fence()).await.unwrap();
+    let late = request("db1", 1, 9, "promote", wire::action::Action::Promote(wire::Promote {}));
+    assert_eq!(refused(late).await, Some(Reason::StaleEpoch));
+    assert_eq!(agent.machine.count("promote"), 0);
+}
+
+#[tokio::test]
+async fn only_the_coordinator_of_this_node_is_obeyed() {
+    let authority = Authority::new();
+    let agent = authority.agent("n1").await;
+    for who in ["user/admin", "node/n2"] {
+        let channel = agent.channel(&authority.issue(who)).await;
+        let mut steps = StepServiceClient::new(channel.clone());
+        let mut jobs = JobServiceClient::new(channel.clone());
+        let mut sessions = SessionServiceClient::new(channel.clone());
+        let opened = sessions.open(tokio_stream::iter([hello(1)])).await.map(|_| ());
+        let operation = operation().to_string();
+        for refused in [
+            steps.execute(ExecuteRequest { header: None, action: None }).await.map(|_| ()),
+            steps.get_ledger(GetLedgerRequest {}).await.map(|_| ()),
+            jobs.list_jobs(ListJobsRequest {}).await.map(|_| ()),
+            jobs.cancel_job(CancelJobRequest { operation, step: String::new() }).await.map(|_| ()),
+            opened,
+        ] {
+            assert_eq!(reason_of(&refused.unwrap_err()), Some(Reason::WrongCaller), "{who}");
+        }
+        // Reflection is for anybody with a certificate, health for everybody.
+        reflect(&channel).await.unwrap();
+    }
+    for caller in ["coordinator/c1", "user/admin", "node/n2"] {
+        let channel = agent.channel(&authority.issue(caller)).await;
+        let question = ConfirmWholeRequest { cluster_id: cluster_id().to_string(), token: 1, nonce: 1 };
+        let refused = PeerServiceClient::new(channel).confirm_whole(question).await.unwrap_err();
+        assert_eq!(reason_of(&refused), Some(Reason::WrongCaller), "{caller}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_certificate_of_ours_only_health_is_told() {
+    let authority = Authority::new();
+    let agent = authority.agent("n1").await;
+    let channel = agent.channel(&Authority::new().issue_beside("coordinator/c1", &authority)).await;
+    let refused = StepServiceClient::new(channel.clone()).get_ledger(GetLedgerRequest {}).await.unwrap_err();
+    assert_eq!(reason_of(&refused), Some(Reason::UnknownAuthority));
+    assert_eq!(refused.code(), tonic::Code::Unauthenticated);
+    assert_eq!(reflect(&channel).await.unwrap_err().code(), tonic::Code::Unauthenticated);
+    health(&channel).await.unwrap();
+}
+
+async fn health(channel: &Channel) -> Result<(), Status> {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    let request = HealthCheckRequest { service: "regent.agent.v1.StepService".to_owned() };
+    HealthClient::new(channel.clone()).check(request).await.map(|_| ())
+}
+
+async fn reflect(channel: &Channel) -> Result<(), Status> {
+    use tonic_reflection::pb::v1::{
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+    };
+    let list = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut client = ServerReflectionClient::new(channel.clone());
+    let mut answers = client.server_reflection_info(tokio_stream::iter([list])).await?.into_inner();
+    let answer = within(answers.message()).await?.expect("an answer");
+    let Some(MessageResponse::ListServicesResponse(services)) = answer.message_response else { panic!("no list") };
+    let names: Vec<_> = services.service.into_iter().map(|service| service.name).collect();
+    for service in ["StepService", "JobService", "SessionService", "PeerService"] {
+        assert!(names.contains(&format!("regent.agent.v1.{service}")), "{names:?}");
+    }
+    assert!(names.contains(&"grpc.health.v1.Health".to_owned()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_session_greets_and_pushes_what_changes() {
+    let authority = Authority::new();
+    let coordinator = authority.issue("coordinator/c1");
+    let (agent, channel) = assigned(&authority, &coordinator).await;
+    agent.machine.set_running(Role::Replica);
+    let mut session = Session::open(&channel, hello(7)).await;
+    let open_response::Message::Hello(greeting) = session.next().await.unwrap() else { panic!("no hello") };
+    assert_eq!((greeting.node.as_str(), greeting.revision, greeting.stale_store), ("n1", 7, false));
+    assert_eq!(greeting.engines.len(), 1);
+    let first = session.until(|heartbeat| state_is(heartbeat, EngineState::Running)).await;
+    assert!(first.nonce > 0);
+    // A step that raises the epoch is seen at once, without a period.
+    let prepare = request("db1", 2, 2, "prepare", wire::action::Action::Prepare(wire::Prepare {}));
+    execute(&channel, prepare).await.unwrap();
+    let raised = session.until(|heartbeat| heartbeat.member.as_ref().is_some_and(|member| member.epoch == 2)).await;
+    assert!(raised.nonce > first.nonce);
+    // The engine hangs, then dies: the look that waits for it does not delay the news.
+    agent.machine.hold("observe");
+    agent.machine.set_running(Role::Replica);
+    agent.machine.crash();
+    let crashed = session.until(|heartbeat| state_is(heartbeat, EngineState::Crashed)).await;
+    assert!(crashed.nonce > raised.nonce);
+    drop(session.out);
+    let mut contact = agent.node.contact.subscribe();
+    within(contact.wait_for(|contact| contact.sessions == 0)).await.unwrap();
+}
+
+#[tokio::test]
+async fn running_steps_are_shown_in_heartbeats() {
+    let authority = Authority::new();
+    let coordinator = authority.issue("coordinator/c1");
+    let (agent, channel) = assigned(&authority, &coordinator).await;
+    let mut session = Session::open(&channel, hello(7)).await;
+    agent.machine.hold("checkpoint");
+    let checkpoint = request("db1", 1, 1, "checkpoint", wire::action::Action::Checkpoint(wire::Checkpoint {}));
+    let executing = tokio::spawn({
+        let channel = channel.clone();
+        async move { execute(&channel, checkpoint).await.map(|_| ()) }
+    });
+    let open_response::Message::Hello(_) = session.next().await.unwrap() else { panic!("no hello") };
+    session.until(|heartbeat| heartbeat.jobs.iter().any(|job| job.action == "checkpoint")).await;
+    agent.machine.release("checkpoint");
+    within(executing).await.unwrap().unwrap();
+    session.until(|heartbeat| heartbeat.jobs.is_empty()).await;
+}
+
+#[tokio::test]
+async fn an_older_store_is_told_so() {
+    let authority = Authority::new();
+    let coordinator = authority.issue("coordinator/c1");
+    let agent = authority.agent("n1").await;
+    let channel = agent.channel(&coordinator).await;
+    let mut session = Session::open(&channel, hello(9)).await;
+    let open_response::Message::Hello(_) = session.next().await.unwrap() else { panic!("no hello") };
+    let mut older = Session::open(&channel, hello(8)).await;
+    let open_response::Message::Hello(greeting) = older.next().await.unwrap() else { panic!("no hello") };
+    assert!(greeting.stale_store);
+    assert_eq!(greeting.revision, 9);
+    // A coordinator of another installation, or one that does not say hello, gets no session.
+    let other = CoordinatorHello { coordinator_id: "other".to_owned(), term: 1, revision: 1, heartbeat_millis: 1000 };
+    let foreign = OpenRequest { message: Some(open_request::Message::Hello(other)) };
+    let refused = Session::open(&channel, foreign).await.next().await.unwrap_err();
+    assert_eq!(reason_of(&refused), Some(Reason::ForeignCoordinator));
+    let rude = OpenRequest { message: Some(open_request::Message::Revocations(Revocations { serials: Vec::new() })) };
+    let refused = Session::open(&channel, rude).await.next().await.unwrap_err();
+    assert_eq!(reason_of(&refused), Some(Reason::InvalidField));
+}
+
+#[tokio::test]
+async fn a_revoked_caller_is_refused_on_the_connection_it_has() {
+    let authority = Authority::new();
+    let (coordinator, second) = (authority.issue("coordinator/c1"), authority.issue("coordinator/c2"));
+    let agent = authority.agent("n1").await;
+    let (channel, revoked) = (agent.channel(&coordinator).await, agent.channel(&second).await);
+    let ledger = async |channel: &Channel| {
+        StepServiceClient::new(channel.clone()).get_ledger(GetLedgerRequest {}).await.map(|_| ())
+    };
+    ledger(&revoked).await.unwrap();
+    let mut session = Session::open(&channel, hello(1)).await;
+    let serials = vec![second.identity.serial()];
+    let message = Some(open_request::Message::Revocations(Revocations { serials }));
+    session.out.send(OpenRequest { message }).await.unwrap();
+    let refused = within(async {
+        loop {
+            match ledger(&revoked).await {
+                Ok(()) => tokio::task::yield_now().await,
+                Err(status) => return status,
+            }
+        }
+    })
+    .await;
+    assert_eq!(reason_of(&refused), Some(Reason::CertificateRevoked));
+    ledger(&channel).await.unwrap();
+    session.next().await.unwrap();
+}
+
+/// Two agents of one cluster: db1 on n1 is the primary, db2 on n2 is to be wiped.
+async fn pair(authority: &Authority, coordinator: &Holder) -> ((Agent, Channel), (Agent, Channel)) {
+    let (first, second) = (authority.agent("n1").await, authority.agent("n2").await);
+    let (to_first, to_second) = (first.channel(coordinator).await, second.channel(coordinator).await);
+    for (member, channel) in [("db1", &to_first), ("db2", &to_second)] {
+        let spec = spec_of(&[&first, &second]);
+        let assign = wire::action::Action::Assign(wire::Assign { spec: Some(spec), port: 0 });
+        execute(channel, request(member, 1, 1, "assign", assign)).await.unwrap();
+    }
+    first.machine.set_running(Role::Primary);
+    second.machine.set_running(Role::Replica);
+    ((first, to_first), (second, to_second))
+}
+
+#[tokio::test]
+async fn a_wipe_needs_the_word_of_the_copy_that_survives() {
+    let authority = Authority::new();
+    let coordinator = authority.issue("coordinator/c1");
+    let ((first, to_first), (second, to_second)) = pair(&authority, &coordinator).await;
+    let swap = || {
+        let swap = wire::Swap { upstream: Some(peer_of(0, &first)), keep_old: true };
+        request("db2", 1, 2, "swap", wire::action::Action::Swap(swap))
+    };
+    let refused = async || {
+        let status = execute(&to_second, swap()).await.unwrap_err();
+        assert_eq!(reason_of(&status), Some(Reason::CopyNotWhole));
+        assert_eq!(second.machine.count("swap"), 0);
+        status.message().to_owned()
+    };
+    assert!(refused().await.contains("token"), "the source has not taken on the token of this resync");
+    let checkpoint = request("db1", 1, 2, "checkpoint", wire::action::Action::Checkpoint(wire::Checkpoint {}));
+    execute(&to_first, checkpoint).await.unwrap();
+    first.machine.set_dirty(true);
+    assert!(refused().await.contains("in the middle of a change"));
+    first.machine.set_dirty(false);
+    first.machine.crash();
+    assert!(refused().await.contains("not running"));
+    first.machine.set_running(Role::Primary);
+    execute(&to_second, swap()).await.unwrap();
+    assert_eq!(second.machine.count("swap"), 1);
+    let heard = second.node.ledger().read().membership.as_ref().unwrap().primary_position_heard.clone();
+    assert_eq!(heard, Some(at(10)));
+    assert_eq!(first.node.ledger().read().membership.as_ref().unwrap().epoch, Epoch(1));
+}
+
+#[tokio::test]
+async fn a_wipe_is_refused_when_the_other_agent_is_away_or_another() {
+    let authority = Authority::new();
+    let coordinator = authority.issue("coordinator/c1");
+    let ((first, _), (second, to_second)) = pair(&authority, &coordinator).await;
+    let wipe = |upstream: wire::Peer, token: u64| {
+        let clone = wire::Clone { source: Some(upstream), max_bytes_per_second: 0, wipe_first_if_needed: true };
+        request("db2", 1, token, "clone", wire::action::Action::Clone(clone))
+    };
+    // At the named address is another node than the one that is meant.
+    let mistaken = wire::Peer { node: "n3".to_owned(), ..peer_of(0, &first) };
+    let status = execute(&to_second, wipe(mistaken, 2)).await.unwrap_err();
+    assert_eq!(reason_of(&status), Some(Reason::CopyNotWhole));
+    let upstream = peer_of(0, &first);
+    first.end().await;
+    let status = execute(&to_second, wipe(upstream, 3)).await.unwrap_err();
+    assert_eq!(reason_of(&status), Some(Reason::CopyNotWhole));
+    assert_eq!(second.machine.count("clone"), 0);
+}

@@ -1,0 +1,77 @@
+//! Enums of the wire as words for people. Foreign numbers become "unknown(N)": a newer coordinator must not break an
+//! older command.
+
+use regent_proto::{coordinator::v1 as wire, types::v1 as types};
+
+/// A name of the wire without its prefix, lower-case, with hyphens; "unknown" for the unspecified value.
+pub fn plain(name: &str, prefix: &str) -> String {
+    match name.strip_prefix(prefix).unwrap_or(name) {
+        "UNSPECIFIED" => "unknown".to_owned(),
+        word => word.to_ascii_lowercase().replace('_', "-"),
+    }
+}
+
+fn word(name: Option<&str>, number: i32, prefix: &str) -> String {
+    name.map_or_else(|| format!("unknown({number})"), |name| plain(name, prefix))
+}
+
+/// Such as "healthy".
+pub fn health(number: i32) -> String {
+    word(wire::Health::try_from(number).ok().map(|value| value.as_str_name()), number, "HEALTH_")
+}
+
+/// What a health means, in a sentence.
+pub fn health_sentence(number: i32) -> &'static str {
+    match wire::Health::try_from(number) {
+        Ok(wire::Health::Healthy) => "healthy: every member is as it should be",
+        Ok(wire::Health::Degraded) => "degraded: the primary serves, but something else is amiss",
+        Ok(wire::Health::Down) => "DOWN: no primary accepts writes",
+        Ok(wire::Health::Changing) => "changing: an operation is making or removing it",
+        Ok(wire::Health::Unspecified) | Err(_) => "not known",
+    }
+}
+
+/// Such as "needs-rejoin".
+pub fn member_state(number: i32) -> String {
+    word(wire::MemberState::try_from(number).ok().map(|value| value.as_str_name()), number, "MEMBER_STATE_")
+}
+
+/// Such as "primary".
+pub fn role(number: i32) -> String {
+    word(types::Role::try_from(number).ok().map(|value| value.as_str_name()), number, "ROLE_")
+}
+
+/// Such as "running".
+pub fn engine_state(number: i32) -> String {
+    word(types::EngineState::try_from(number).ok().map(|value| value.as_str_name()), number, "ENGINE_STATE_")
+}
+
+/// Such as "succeeded".
+pub fn operation_state(number: i32) -> String {
+    word(wire::OperationState::try_from(number).ok().map(|value| value.as_str_name()), number, "OPERATION_STATE_")
+}
+
+/// Such as "running".
+pub fn step_state(number: i32) -> String {
+    word(wire::StepState::try_from(number).ok().map(|value| value.as_str_name()), number, "STEP_STATE_")
+}
+
+/// Such as "admin".
+pub fn user_role(number: i32) -> String {
+    word(wire::UserRole::try_from(number).ok().map(|value| value.as_str_name()), number, "USER_ROLE_")
+}
+
+/// Such as "yes"; "unknown" is never "no".
+pub fn ternary(number: i32) -> String {
+    word(types::Ternary::try_from(number).ok().map(|value| value.as_str_name()), number, "TERNARY_")
+}
+
+/// The last part of a resource name: "clusters/db" is "db".
+pub fn short(resource: &str) -> &str {
+    resource.rsplit('/').next().unwrap_or(resource)
+}
+
+/// The text, or "-" when there is none.
+pub fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+}

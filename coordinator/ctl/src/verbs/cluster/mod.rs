@@ -1,0 +1,12 @@
+//! Verbs on clusters, registered in `crate::verbs`.
+
+pub(super) mod create;
+pub(super) mod credentials;
+pub(super) mod delete;
+pub(super) mod label;
+pub(super) mod list;
+pub(super) mod protect;
+pub(super) mod resync;
+pub(super) mod show;
+pub(super) mod unprotect;
+mod update;

@@ -1,0 +1,3 @@
+//! Verbs on engines, registered in `crate::verbs`.
+
+pub(super) mod list;

@@ -1,0 +1,3 @@
+//! Verbs on join tokens, registered in `crate::verbs`.
+
+pub(super) mod create;

@@ -1,0 +1,357 @@
+//! ClusterService: checks requests, answers from what is stored and heard, and begins operations.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use regent_common::{
+    error::{Reason, bad_field, refuse},
+    ids::{ClusterId, ClusterName, MemberName, OperationId},
+};
+use regent_proto::coordinator::v1::{
+    self as wire, Cluster, CreateClusterRequest, Credentials, DeleteClusterRequest, GetClusterRequest,
+    GetCredentialsRequest, ListClustersRequest, ListClustersResponse, Operation, ResyncClusterRequest,
+    UpdateClusterRequest, cluster_service_server::ClusterService,
+};
+use secrecy::ExposeSecret;
+use serde_json::json;
+use tonic::{Request, Response, Status};
+
+use super::{
+    Api,
+    create::{Asker, check},
+    failed_change, failed_store,
+    idempotency::is_request,
+    page, view,
+};
+use crate::{
+    cluster::actor::{ActorHandle, judge_all},
+    environment::secret_name,
+    model::{
+        cluster::ClusterRecord,
+        operation::{OperationRecord, PlannedStep},
+    },
+    operation::{Kind, executor::NewOperation, kinds, log},
+    secrets::generate_password,
+    store::{StoreError, Transaction},
+};
+
+/// The service.
+pub struct ClusterApi(pub Arc<Api>);
+
+impl ClusterApi {
+    fn find(&self, name: &str) -> Result<(ActorHandle, Arc<ClusterRecord>), Status> {
+        let name = ClusterName::from_resource(name).map_err(|e| refuse(Reason::NameInvalid, format!("name: {e}")))?;
+        let actor = self.0.directory.get(&name);
+        let found = actor.and_then(|actor| actor.cluster.record().map(|record| (actor, record)));
+        found.ok_or_else(|| {
+            refuse(Reason::ClusterNotFound, format!("there is no cluster {name}: see `regentctl cluster list`"))
+        })
+    }
+
+    async fn render(&self, actor: &ActorHandle, record: &ClusterRecord) -> Result<Cluster, Status> {
+        let environment = self.0.directory.environment();
+        let judgements = judge_all(environment, record, self.0.directory.thresholds());
+        let members = || record.members.values().map(|member| member.node.clone());
+        let views: BTreeMap<_, _> = members().map(|node| (node.clone(), environment.agents.view(&node))).collect();
+        let mut nodes = BTreeMap::new();
+        for node in members() {
+            if let Some(stored) = self.0.node_record(&node).await? {
+                nodes.insert(node, stored);
+            }
+        }
+        let version = actor.cluster.version().await.unwrap_or_default();
+        Ok(view::cluster(&view::ClusterFacts {
+            record,
+            version,
+            judgements: &judgements,
+            views: &views,
+            nodes: &nodes,
+        }))
+    }
+
+    /// Begins an operation, or answers what it would do.
+    async fn begin(
+        &self,
+        actor: &ActorHandle,
+        record: &ClusterRecord,
+        new: NewOperation,
+        validate_only: bool,
+        report: Vec<String>,
+        transaction: Transaction,
+    ) -> Result<Response<Operation>, Status> {
+        if validate_only {
+            return Ok(Response::new(dry_run(&new, record.clone(), report)));
+        }
+        let operation = self.0.directory.begin(actor, new, transaction).await.map_err(failed_change)?;
+        Ok(Response::new(self.0.render_operation(&operation, Some(actor)).await?))
+    }
+}
+
+/// An operation that is only planned: what it would do, step by step.
+fn dry_run(new: &NewOperation, mut cluster: ClusterRecord, report: Vec<String>) -> Operation {
+    new.kind.begin(&mut cluster, &new.parameters);
+    let steps: Vec<PlannedStep> = new.kind.plan(&cluster, &new.parameters);
+    let record = OperationRecord {
+        id: new.id,
+        kind: new.kind.name().to_owned(),
+        cluster: cluster.name.clone(),
+        cluster_id: cluster.id,
+        parameters: new.parameters.clone(),
+        created_by: new.created_by.clone(),
+        reason: new.reason.clone(),
+        created_at: cluster.created_at,
+        steps,
+    };
+    let status = log::Status::new(record.steps.len());
+    let planned = view::operation(&record, &status, None);
+    Operation { name: String::new(), create_time: None, validate_only: true, report, ..planned }
+}
+
+fn confirm(given: &str, wanted: &str) -> Result<(), Status> {
+    if given == wanted {
+        return Ok(());
+    }
+    let message =
+        format!("this erases data: confirm it with the name {wanted:?} (given: {given:?}); nothing was changed");
+    Err(refuse(Reason::ConfirmNameWrong, message))
+}
+
+fn check_etag(etag: &str, version: Option<u64>) -> Result<(), Status> {
+    if etag.is_empty() || version.is_some_and(|version| version.to_string() == etag) {
+        return Ok(());
+    }
+    Err(refuse(Reason::EtagMismatch, "the cluster has changed since it was read: read it again; nothing was changed"))
+}
+
+fn new_operation(
+    kind: &'static dyn Kind,
+    parameters: serde_json::Value,
+    created_by: &str,
+    reason: &str,
+) -> NewOperation {
+    let id = OperationId::generate();
+    NewOperation { id, kind, parameters, created_by: created_by.to_owned(), reason: reason.to_owned() }
+}
+
+#[tonic::async_trait]
+impl ClusterService for ClusterApi {
+    async fn create_cluster(&self, request: Request<CreateClusterRequest>) -> Result<Response<Operation>, Status> {
+        let caller = self.0.caller(&request);
+        let request = request.into_inner();
+        let api = &self.0;
+        if let Some(operation) = api.repeated(&caller, "CreateCluster", &request).await? {
+            return Ok(Response::new(operation));
+        }
+        let taken: BTreeSet<ClusterName> =
+            api.directory.all().iter().map(|actor| actor.cluster.name().clone()).collect();
+        let environment = api.directory.environment();
+        let asker = Asker { name: caller.clone(), now: environment.clock.wall(), id: ClusterId::generate() };
+        let mut record = check(&request, &api.candidates().await?, &taken, asker)?;
+        let new = new_operation(&kinds::create_cluster::CreateCluster, json!({}), &caller, "asked for");
+        if request.validate_only {
+            let nodes = record.members.iter().map(|(member, stored)| format!("{member} on node {}", stored.node));
+            return Ok(Response::new(dry_run(&new, record.clone(), nodes.collect())));
+        }
+        for purpose in ["replication", "application"] {
+            let password = generate_password();
+            let sealed = environment.secrets.seal(&secret_name(&record, purpose), &password);
+            record.secrets.insert(purpose.to_owned(), sealed.map_err(|e| Status::internal(e.to_string()))?);
+        }
+        let transaction = api.remember(Transaction::default(), &caller, "CreateCluster", &request, &new.id);
+        let name = record.name.clone();
+        let operation = match api.directory.create(record, new, transaction).await {
+            Ok(operation) => operation,
+            Err(StoreError::Conflict { key }) if is_request(&key) => {
+                // The same request arrived twice at once, and the other one was faster.
+                let faster = api.repeated(&caller, "CreateCluster", &request).await?;
+                return faster.map(Response::new).ok_or_else(|| failed_store(StoreError::Conflict { key }));
+            }
+            Err(StoreError::Conflict { .. }) => {
+                return Err(refuse(
+                    Reason::NodeInCluster,
+                    "a node or the name was taken by another request just now: look again and retry; nothing was changed",
+                ));
+            }
+            Err(error) => return Err(failed_store(error)),
+        };
+        let actor = api.directory.get(&name);
+        Ok(Response::new(api.render_operation(&operation, actor.as_ref()).await?))
+    }
+
+    async fn get_cluster(&self, request: Request<GetClusterRequest>) -> Result<Response<Cluster>, Status> {
+        let (actor, record) = self.find(&request.get_ref().name)?;
+        Ok(Response::new(self.render(&actor, &record).await?))
+    }
+
+    async fn list_clusters(
+        &self,
+        request: Request<ListClustersRequest>,
+    ) -> Result<Response<ListClustersResponse>, Status> {
+        let request = request.into_inner();
+        let wanted = |record: &ClusterRecord| request.labels.iter().all(|(k, v)| record.labels.get(k) == Some(v));
+        let actors = self.0.directory.all().into_iter();
+        let found = actors.filter_map(|actor| actor.cluster.record().filter(|r| wanted(r)).map(|r| (actor, r)));
+        let named = found.map(|(actor, record)| (record.name.to_string(), (actor, record)));
+        let (rows, next_page_token) = page(named, request.page_size, &request.page_token)?;
+        let mut clusters = Vec::new();
+        for (actor, record) in rows {
+            clusters.push(self.render(&actor, &record).await?);
+        }
+        Ok(Response::new(ListClustersResponse { clusters, next_page_token }))
+    }
+
+    async fn update_cluster(&self, request: Request<UpdateClusterRequest>) -> Result<Response<Cluster>, Status> {
+        let request = request.into_inner();
+        let (actor, _) = self.find(&request.name)?;
+        check_etag(&request.etag, actor.cluster.version().await)?;
+        let apply = |record: &mut ClusterRecord| {
+            for (label, value) in &request.labels {
+                if value.is_empty() {
+                    record.labels.remove(label);
+                } else {
+                    record.labels.insert(label.clone(), value.clone());
+                }
+            }
+            record.protected = request.protected.unwrap_or(record.protected);
+        };
+        let record = if request.validate_only {
+            let (_, stored) = self.find(&request.name)?;
+            let mut changed = (*stored).clone();
+            apply(&mut changed);
+            Arc::new(changed)
+        } else {
+            let change = actor.cluster.change(|record| {
+                apply(record);
+                Ok(Transaction::default())
+            });
+            change.await.map_err(failed_change)?
+        };
+        Ok(Response::new(self.render(&actor, &record).await?))
+    }
+
+    async fn delete_cluster(&self, request: Request<DeleteClusterRequest>) -> Result<Response<Operation>, Status> {
+        let caller = self.0.caller(&request);
+        let request = request.into_inner();
+        if let Some(operation) = self.0.repeated(&caller, "DeleteCluster", &request).await? {
+            return Ok(Response::new(operation));
+        }
+        let (actor, record) = self.find(&request.name)?;
+        check_etag(&request.etag, actor.cluster.version().await)?;
+        if record.protected {
+            let message = format!("cluster {0} is protected: `regentctl cluster unprotect {0}` first", record.name);
+            return Err(refuse(Reason::ClusterProtected, message));
+        }
+        if !request.validate_only {
+            confirm(&request.confirm_name, record.name.as_str())?;
+        }
+        let fate = if request.keep_data { "its data is kept aside" } else { "its data is erased" };
+        let report =
+            record.members.iter().map(|(member, stored)| format!("{member} on node {}: {fate}", stored.node)).collect();
+        let parameters = json!({ "keep_data": request.keep_data });
+        let new = new_operation(&kinds::delete_cluster::DeleteCluster, parameters, &caller, "asked for");
+        let transaction = self.0.remember(Transaction::default(), &caller, "DeleteCluster", &request, &new.id);
+        self.begin(&actor, &record, new, request.validate_only, report, transaction).await
+    }
+
+    async fn resync_cluster(&self, request: Request<ResyncClusterRequest>) -> Result<Response<Operation>, Status> {
+        let caller = self.0.caller(&request);
+        let request = request.into_inner();
+        if let Some(operation) = self.0.repeated(&caller, "ResyncCluster", &request).await? {
+            return Ok(Response::new(operation));
+        }
+        let (actor, record) = self.find(&request.name)?;
+        let environment = self.0.directory.environment();
+        let judgements = judge_all(environment, &record, self.0.directory.thresholds());
+        let members = resync_members(&request, &record)?;
+        let obstacle = |member| view::resync_obstacle(&record, &judgements, member);
+        if let Some(why) = members.iter().find_map(|member| obstacle(Some(member))).or_else(|| obstacle(None)) {
+            let reason = match (&record.primary, record.operation) {
+                (None, _) => Reason::ClusterHasNoPrimary,
+                (Some(primary), _) if members.contains(primary) => Reason::MemberIsPrimary,
+                (Some(_), _) if record.members.len() < 2 => Reason::NoReplica,
+                (Some(_), Some(_)) => Reason::ClusterBusy,
+                (Some(_), None) => Reason::PrimaryUnhealthy,
+            };
+            return Err(refuse(
+                reason,
+                format!("cluster {} cannot be resynced: {why}; nothing was erased", record.name),
+            ));
+        }
+        if !request.validate_only {
+            let wanted = match members.as_slice() {
+                [one] if !request.members.is_empty() => one.as_str(),
+                _ => record.name.as_str(),
+            };
+            confirm(&request.confirm_name, wanted)?;
+        }
+        let report = members.iter().map(|m| format!("{m}: its data is erased and replaced by a copy of the primary's"));
+        let report = report.collect();
+        let parameters = json!({
+            "members": members,
+            "parallel": request.parallel.max(1),
+            "max_bytes_per_second": request.max_bytes_per_second,
+        });
+        let new = new_operation(&kinds::resync::Resync, parameters, &caller, "asked for");
+        let transaction = self.0.remember(Transaction::default(), &caller, "ResyncCluster", &request, &new.id);
+        self.begin(&actor, &record, new, request.validate_only, report, transaction).await
+    }
+
+    async fn get_credentials(&self, request: Request<GetCredentialsRequest>) -> Result<Response<Credentials>, Status> {
+        let (_, record) = self.find(&request.get_ref().name)?;
+        let spec = self.0.directory.environment().spec(&record).map_err(|e| Status::internal(e.to_string()))?;
+        let password = spec.secrets.get("application").map(|s| s.expose_secret().to_owned()).unwrap_or_default();
+        let format = &record.connection;
+        let fill = |template: &str, hosts: &str| {
+            template
+                .replace("{user}", &format.user)
+                .replace("{password}", &password)
+                .replace("{hosts}", hosts)
+                .replace("{database}", &format.database)
+        };
+        let hosts = |member: &MemberName| {
+            let endpoint = record.members.get(member)?.endpoint.as_ref()?;
+            Some(format!("{}:{}", endpoint.host, endpoint.port))
+        };
+        let known: Vec<(String, String)> =
+            record.members.keys().filter_map(|m| hosts(m).map(|h| (m.to_string(), h))).collect();
+        let all = known.iter().map(|(_, host)| host.as_str()).collect::<Vec<_>>().join(",");
+        let mut connection_strings: BTreeMap<String, String> =
+            known.iter().map(|(member, host)| (member.clone(), fill(&format.any, host))).collect();
+        connection_strings.insert("any".to_owned(), fill(&format.any, &all));
+        if !format.primary.is_empty() {
+            connection_strings.insert("primary".to_owned(), fill(&format.primary, &all));
+        }
+        Ok(Response::new(wire::Credentials {
+            user: format.user.clone(),
+            password,
+            database: format.database.clone(),
+            connection_strings,
+        }))
+    }
+}
+
+/// The members that are meant; all replicas when none is named.
+fn resync_members(request: &ResyncClusterRequest, record: &ClusterRecord) -> Result<Vec<MemberName>, Status> {
+    if request.members.is_empty() {
+        return Ok(record.replicas().map(|(member, _)| member.clone()).collect());
+    }
+    let mut members = Vec::new();
+    for text in &request.members {
+        let found = record.members.iter().find(|(name, stored)| {
+            name.as_str() == text || stored.node.as_str() == text || text.ends_with(&format!("/{name}"))
+        });
+        let (name, _) = found.ok_or_else(|| {
+            refuse(
+                Reason::MemberNotFound,
+                format!("{text:?} is neither a member nor a node of cluster {}", record.name),
+            )
+        })?;
+        if members.contains(name) {
+            return Err(bad_field("members", format!("{name} is named twice")));
+        }
+        members.push(name.clone());
+    }
+    Ok(members)
+}

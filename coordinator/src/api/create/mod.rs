@@ -1,0 +1,256 @@
+//! Checks a request for a new cluster and makes its record. Pure: everything it looks at is handed to it.
+//!
+//! Every refusal names the field and what to do; nothing has been changed when one is returned.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use regent_common::{
+    error::{Reason, bad_field, refuse},
+    ids::{ClusterId, ClusterName, Epoch, NodeName, OperationToken},
+    topology::EngineOffer,
+};
+use regent_proto::coordinator::v1::CreateClusterRequest;
+use tonic::Status;
+
+use crate::{
+    model::{
+        Assignment,
+        cluster::{ClusterRecord, MemberRecord, MemberState, Phase, Policy},
+        node::NodeRecord,
+    },
+    nodes::NodeView,
+};
+
+/// A node as the checks see it.
+pub struct Candidate {
+    /// The stored node.
+    pub record: NodeRecord,
+    /// Its last word.
+    pub view: NodeView,
+    /// Its cluster, if it has one.
+    pub assignment: Option<Assignment>,
+}
+
+/// Who asks, and when.
+pub struct Asker {
+    /// Identity of the caller.
+    pub name: String,
+    /// Wall time.
+    pub now: Timestamp,
+    /// Id for the cluster.
+    pub id: ClusterId,
+}
+
+/// Makes the record of the wanted cluster, or says why it cannot be.
+pub fn check(
+    request: &CreateClusterRequest,
+    nodes: &BTreeMap<NodeName, Candidate>,
+    taken: &BTreeSet<ClusterName>,
+    asker: Asker,
+) -> Result<ClusterRecord, Status> {
+    let name = ClusterName::from_resource(&request.cluster)
+        .map_err(|error| refuse(Reason::NameInvalid, format!("cluster: {error}")))?;
+    if taken.contains(&name) {
+        return Err(refuse(Reason::NameTaken, format!("cluster {name} exists already: choose another name")));
+    }
+    let offers = offers(&request.engine, nodes)?;
+    let mode = mode(request, &offers)?;
+    let chosen = choose_nodes(request, nodes, &offers)?;
+    let version = version(request, &chosen, &offers)?;
+    let port = u16::try_from(request.port).map_err(|_| bad_field("port", "must be between 0 and 65535"))?;
+    let mut record = ClusterRecord {
+        id: asker.id,
+        name,
+        engine: request.engine.clone(),
+        version,
+        mode,
+        epoch: Epoch(0),
+        token: OperationToken(0),
+        primary: None,
+        candidate: None,
+        established: false,
+        may_be_writable: BTreeSet::new(),
+        members: BTreeMap::new(),
+        next_number: 1,
+        phase: Phase::Creating,
+        labels: request.labels.clone(),
+        protected: request.protected,
+        settings: request.settings.clone(),
+        port,
+        connection: offers.values().next().expect("checked not to be empty").connection.clone(),
+        secrets: BTreeMap::new(),
+        policy: Policy::default(),
+        created_at: asker.now,
+        created_by: asker.name,
+        ready_at: None,
+        keep_data_on_delete: false,
+        operation: None,
+        divergences: Vec::new(),
+    };
+    for node in chosen {
+        let member = record.take_member_name();
+        record.members.insert(member, MemberRecord { node, state: MemberState::Creating, endpoint: None });
+    }
+    Ok(record)
+}
+
+/// Who offers the engine.
+fn offers<'a>(
+    engine: &str,
+    nodes: &'a BTreeMap<NodeName, Candidate>,
+) -> Result<BTreeMap<&'a NodeName, &'a EngineOffer>, Status> {
+    let all = || nodes.iter().flat_map(|(name, node)| node.view.engines.iter().map(move |offer| (name, offer)));
+    let found: BTreeMap<_, _> = all().filter(|(_, offer)| offer.engine == engine).collect();
+    if found.is_empty() {
+        let known: BTreeSet<&str> = all().map(|(_, offer)| offer.engine.as_str()).collect();
+        let known = if known.is_empty() { "none: no node is connected".to_owned() } else { join(known) };
+        return Err(refuse(Reason::UnknownEngine, format!("engine {engine:?} is offered by no node; known: {known}")));
+    }
+    Ok(found)
+}
+
+fn mode(request: &CreateClusterRequest, offers: &BTreeMap<&NodeName, &EngineOffer>) -> Result<String, Status> {
+    let offer = offers.values().next().expect("checked not to be empty");
+    if request.mode.is_empty() {
+        return Ok(offer.modes.first().cloned().unwrap_or_default());
+    }
+    if offer.modes.contains(&request.mode) {
+        return Ok(request.mode.clone());
+    }
+    let known = join(offer.modes.iter().map(String::as_str));
+    Err(refuse(
+        Reason::UnknownMode,
+        format!("engine {} has no mode {:?}; known: {known}", request.engine, request.mode),
+    ))
+}
+
+/// Why a node cannot be used; `None` when it can.
+fn obstacle(name: &NodeName, node: &Candidate) -> Option<Status> {
+    if let Some(assignment) = &node.assignment {
+        let message = format!("node {name} is member {} of cluster {}", assignment.member, assignment.cluster);
+        return Some(refuse(Reason::NodeInCluster, message));
+    }
+    if node.record.revoked {
+        return Some(refuse(Reason::NodeRevoked, format!("node {name} is revoked: join it again first")));
+    }
+    if !node.view.connected {
+        let message = format!("node {name} is not connected: {}; start its agent and try again", node.view.problem);
+        return Some(refuse(Reason::NodeUnreachable, message));
+    }
+    if let Some(seen) = &node.view.observation {
+        let message = format!("node {name} still holds member {} of a cluster that is being removed", seen.member);
+        return Some(refuse(Reason::NodeInCluster, message));
+    }
+    None
+}
+
+fn choose_nodes(
+    request: &CreateClusterRequest,
+    nodes: &BTreeMap<NodeName, Candidate>,
+    offers: &BTreeMap<&NodeName, &EngineOffer>,
+) -> Result<Vec<NodeName>, Status> {
+    let any = offers.values().next().expect("checked not to be empty");
+    let chosen =
+        if request.nodes.is_empty() { spares(request, nodes, offers)? } else { named(request, nodes, offers)? };
+    let replicas = u32::try_from(chosen.len()).unwrap_or(u32::MAX).saturating_sub(1);
+    if replicas < any.min_replicas || replicas > any.max_replicas {
+        let (min, max) = (any.min_replicas, any.max_replicas);
+        return Err(bad_field(
+            "nodes",
+            format!("{} takes {min} to {max} replicas, {replicas} were asked for", request.engine),
+        ));
+    }
+    Ok(chosen)
+}
+
+fn named(
+    request: &CreateClusterRequest,
+    nodes: &BTreeMap<NodeName, Candidate>,
+    offers: &BTreeMap<&NodeName, &EngineOffer>,
+) -> Result<Vec<NodeName>, Status> {
+    if request.replicas.is_some_and(|replicas| replicas as usize + 1 != request.nodes.len()) {
+        return Err(bad_field("replicas", "give either the nodes or the number of replicas, not both"));
+    }
+    let mut chosen = Vec::new();
+    for text in &request.nodes {
+        let name = NodeName::from_resource(text).map_err(|e| refuse(Reason::NameInvalid, format!("nodes: {e}")))?;
+        if chosen.contains(&name) {
+            return Err(refuse(Reason::NodeTwice, format!("node {name} is named twice")));
+        }
+        let node = nodes.get(&name).ok_or_else(|| {
+            refuse(Reason::NodeNotFound, format!("there is no node {name}: see `regentctl node list`"))
+        })?;
+        if let Some(obstacle) = obstacle(&name, node) {
+            return Err(obstacle);
+        }
+        match offers.get(&name) {
+            Some(offer) if offer.problem.is_empty() => chosen.push(name),
+            Some(offer) => {
+                let message = format!("node {name} cannot run {}: {}", request.engine, offer.problem);
+                return Err(refuse(Reason::EngineMissing, message));
+            }
+            None => {
+                let message = format!("the agent of node {name} does not know engine {}: upgrade it", request.engine);
+                return Err(refuse(Reason::EngineMissing, message));
+            }
+        }
+    }
+    Ok(chosen)
+}
+
+fn spares(
+    request: &CreateClusterRequest,
+    nodes: &BTreeMap<NodeName, Candidate>,
+    offers: &BTreeMap<&NodeName, &EngineOffer>,
+) -> Result<Vec<NodeName>, Status> {
+    let any = offers.values().next().expect("checked not to be empty");
+    let wanted = request.replicas.unwrap_or(any.default_replicas) as usize + 1;
+    let usable: Vec<NodeName> = nodes
+        .iter()
+        .filter(|(name, node)| {
+            obstacle(name, node).is_none() && offers.get(name).is_some_and(|offer| offer.problem.is_empty())
+        })
+        .map(|(name, _)| name.clone())
+        .take(wanted)
+        .collect();
+    if usable.is_empty() {
+        return Err(refuse(Reason::NoNodes, "no spare node can run this engine: join nodes first"));
+    }
+    if usable.len() < wanted {
+        let (found, wanted) = (usable.len(), wanted);
+        let message = format!("{wanted} spare nodes are needed (a primary and its replicas) and {found} can be used");
+        return Err(refuse(Reason::NotEnoughSpares, message));
+    }
+    Ok(usable)
+}
+
+/// The version that all members run: what was asked for, or the newest that all have.
+fn version(
+    request: &CreateClusterRequest,
+    chosen: &[NodeName],
+    offers: &BTreeMap<&NodeName, &EngineOffer>,
+) -> Result<String, Status> {
+    let of = |node: &NodeName| offers.get(node).map(|offer| offer.versions.as_slice()).unwrap_or_default();
+    let has = |node: &NodeName, version: &str| of(node).iter().any(|v| v == version);
+    let listed = || join(chosen.iter().map(|node| format!("{node}: {}", of(node).join(" "))));
+    if !request.version.is_empty() {
+        if let Some(node) = chosen.iter().find(|node| !has(node, &request.version)) {
+            let message = format!("node {node} does not have version {}; installed: {}", request.version, listed());
+            return Err(refuse(Reason::EngineMissing, message));
+        }
+        return Ok(request.version.clone());
+    }
+    let first = chosen.first().map(of).unwrap_or_default();
+    let common = first.iter().find(|version| chosen.iter().all(|node| has(node, version)));
+    common.cloned().ok_or_else(|| {
+        refuse(Reason::VersionsDiffer, format!("no version is installed on all nodes; installed: {}", listed()))
+    })
+}
+
+fn join(items: impl IntoIterator<Item = impl ToString>) -> String {
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+//! Every refusal of a new cluster, by its reason, and what is made when there is none.
+
+use regent_common::{
+    error::reason_of,
+    topology::{ConnectionFormat, Observation},
+};
+
+use super::*;
+
+fn candidate(name: &str) -> (NodeName, Candidate) {
+    let offer = EngineOffer {
+        engine: "fake".to_owned(),
+        versions: vec!["2".to_owned(), "1".to_owned()],
+        modes: vec!["primary-replica".to_owned()],
+        min_replicas: 0,
+        default_replicas: 2,
+        max_replicas: 3,
+        can_rewind: true,
+        problem: String::new(),
+        connection: ConnectionFormat::default(),
+    };
+    let name: NodeName = name.parse().unwrap();
+    let record = NodeRecord {
+        name: name.clone(),
+        agent_address: String::new(),
+        public_address: String::new(),
+        private_address: String::new(),
+        labels: BTreeMap::new(),
+        joined_at: Timestamp::UNIX_EPOCH,
+        certificate_not_after: None,
+        serials: Vec::new(),
+        revoked: false,
+        data_lost: false,
+        join_cluster: None,
+    };
+    let view = NodeView { connected: true, engines: vec![offer], ..NodeView::default() };
+    (name, Candidate { record, view, assignment: None })
+}
+
+fn nodes() -> BTreeMap<NodeName, Candidate> {
+    ["a", "b", "c", "d"].map(candidate).into()
+}
+
+fn request(change: impl FnOnce(&mut CreateClusterRequest)) -> CreateClusterRequest {
+    let mut request =
+        CreateClusterRequest { cluster: "db".to_owned(), engine: "fake".to_owned(), ..CreateClusterRequest::default() };
+    change(&mut request);
+    request
+}
+
+fn outcome(
+    request: &CreateClusterRequest,
+    nodes: &BTreeMap<NodeName, Candidate>,
+) -> Result<ClusterRecord, Option<Reason>> {
+    let taken = BTreeSet::from(["taken".parse().unwrap()]);
+    let asker = Asker { name: "me".to_owned(), now: Timestamp::UNIX_EPOCH, id: ClusterId::from_parts(1, 1) };
+    check(request, nodes, &taken, asker).map_err(|status| reason_of(&status))
+}
+
+#[test]
+fn named_nodes_become_members_in_the_order_given() {
+    let wanted = request(|r| r.nodes = ["c", "nodes/a"].map(ToOwned::to_owned).into());
+    let record = outcome(&wanted, &nodes()).unwrap();
+    let members: Vec<_> = record.members.iter().map(|(m, r)| (m.as_str(), r.node.as_str())).collect();
+    assert_eq!(members, [("db1", "c"), ("db2", "a")]);
+    assert_eq!((record.version.as_str(), record.mode.as_str(), record.next_number), ("2", "primary-replica", 3));
+}
+
+#[test]
+fn spares_are_taken_when_no_node_is_named() {
+    assert_eq!(outcome(&request(|_| ()), &nodes()).unwrap().members.len(), 3);
+    assert_eq!(outcome(&request(|r| r.replicas = Some(0)), &nodes()).unwrap().members.len(), 1);
+}
+
+#[test]
+fn bad_requests_are_refused_with_their_reason() {
+    let named = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let cases: Vec<(Reason, CreateClusterRequest)> = vec![
+        (Reason::NameInvalid, request(|r| r.cluster = "Not.A.Label".to_owned())),
+        (Reason::NameInvalid, request(|r| r.cluster = "db1".to_owned())),
+        (Reason::NameTaken, request(|r| r.cluster = "taken".to_owned())),
+        (Reason::UnknownEngine, request(|r| r.engine = "oracle".to_owned())),
+        (Reason::UnknownMode, request(|r| r.mode = "triangle".to_owned())),
+        (Reason::NodeTwice, request(|r| r.nodes = named(&["a", "nodes/a"]))),
+        (Reason::NodeNotFound, request(|r| r.nodes = named(&["z"]))),
+        (Reason::EngineMissing, request(|r| r.version = "9".to_owned())),
+        (Reason::NotEnoughSpares, request(|r| r.replicas = Some(7))),
+        (Reason::InvalidField, request(|r| r.port = 70_000)),
+        (
+            Reason::InvalidField,
+            request(|r| {
+                r.nodes = named(&["a"]);
+                r.replicas = Some(2);
+            }),
+        ),
+    ];
+    for (reason, request) in cases {
+        assert_eq!(outcome(&request, &nodes()), Err(Some(reason)), "{request:?}");
+    }
+}
+
+#[test]
+fn nodes_that_cannot_be_used_are_refused_with_their_reason() {
+    type Spoil = fn(&mut Candidate);
+    let cases: [(Reason, Spoil); 5] = [
+        (Reason::NodeInCluster, |c| {
+            c.assignment = Some(Assignment { cluster: "x".parse().unwrap(), member: "x1".parse().unwrap() });
+        }),
+        (Reason::NodeRevoked, |c| c.record.revoked = true),
+        (Reason::NodeUnreachable, |c| c.view.connected = false),
+        (Reason::EngineMissing, |c| c.view.engines[0].problem = "not installed".to_owned()),
+        (Reason::VersionsDiffer, |c| c.view.engines[0].versions = vec!["3".to_owned()]),
+    ];
+    for (reason, spoil) in cases {
+        let mut nodes = nodes();
+        spoil(nodes.get_mut(&"b".parse().unwrap()).unwrap());
+        let wanted = request(|r| r.nodes = ["a", "b"].map(ToOwned::to_owned).into());
+        assert_eq!(outcome(&wanted, &nodes), Err(Some(reason)));
+    }
+    assert_eq!(outcome(&request(|_| ()), &BTreeMap::new()), Err(Some(Reason::UnknownEngine)));
+}
+
+#[test]
+fn a_node_that_still_holds_data_of_a_cluster_is_no_spare() {
+    let mut nodes = nodes();
+    let spoiled = nodes.get_mut(&"a".parse().unwrap()).unwrap();
+    spoiled.view.observation = Some(Observation {
+        cluster_id: ClusterId::from_parts(2, 2),
+        member: "old1".parse().unwrap(),
+        epoch: Epoch(1),
+        token: OperationToken(1),
+        fenced: false,
+        dirty: false,
+        engine: regent_common::topology::EngineObservation {
+            state: regent_common::topology::EngineState::Stopped,
+            role: None,
+            storage_writable: regent_common::topology::Ternary::Unknown,
+            position: None,
+            streaming: regent_common::topology::Ternary::Unknown,
+            upstream: None,
+            replay_lag_bytes: None,
+            pid: None,
+            version: String::new(),
+            reason: String::new(),
+            details: BTreeMap::new(),
+            data_bytes: 0,
+        },
+        observed_at: Timestamp::UNIX_EPOCH,
+    });
+    let record = outcome(&request(|_| ()), &nodes).unwrap();
+    assert!(record.members.values().all(|m| m.node.as_str() != "a"));
+}

@@ -1,0 +1,328 @@
+//! Renders what is stored and what is heard as the messages that people and platforms read. Pure.
+
+use std::collections::BTreeMap;
+
+use regent_common::{
+    convert::to_wire_time,
+    ids::{MemberName, NodeName, OperationId},
+    position::Position,
+    topology::Progress,
+};
+use regent_proto::{coordinator::v1 as wire, types::v1 as types};
+
+use crate::{
+    detector::{Judgement, Verdict},
+    model::{
+        cluster::{ClusterRecord, MemberRecord, MemberState, Phase},
+        node::NodeRecord,
+        operation::OperationRecord,
+    },
+    nodes::NodeView,
+    operation::log::{Outcome, Stage, Status, StepStatus},
+    planner::{self, Decision},
+};
+
+/// What is known of a cluster at one moment.
+pub struct ClusterFacts<'a> {
+    /// The stored record.
+    pub record: &'a ClusterRecord,
+    /// Its version, the etag.
+    pub version: u64,
+    /// The judgement of each member.
+    pub judgements: &'a BTreeMap<MemberName, Judgement>,
+    /// The last word of each member's node.
+    pub views: &'a BTreeMap<NodeName, NodeView>,
+    /// The stored nodes.
+    pub nodes: &'a BTreeMap<NodeName, NodeRecord>,
+}
+
+/// Renders a cluster.
+pub fn cluster(facts: &ClusterFacts<'_>) -> wire::Cluster {
+    let record = facts.record;
+    let (health, reasons) = health(facts);
+    let decision = planner::decide(record, facts.judgements);
+    let failover_note = match decision {
+        Decision::NoFailover { why } => format!("no failover, because {why}"),
+        Decision::Failover { why } => format!("failover is due: {why}"),
+        Decision::Nothing | Decision::Rejoin { .. } => String::new(),
+    };
+    let primary_position = record.primary.as_ref().and_then(|primary| position_of(facts, primary));
+    wire::Cluster {
+        name: record.name.resource(),
+        id: record.id.to_string(),
+        engine: record.engine.clone(),
+        version: running_version(facts),
+        mode: record.mode.clone(),
+        epoch: record.epoch.0,
+        primary: record.primary.as_ref().map(ToString::to_string).unwrap_or_default(),
+        members: record.members.iter().map(|(name, m)| member(facts, name, m, primary_position.as_ref())).collect(),
+        labels: record.labels.clone(),
+        protected: record.protected,
+        health: health.into(),
+        reasons,
+        create_time: Some(to_wire_time(record.created_at)),
+        ready_time: record.ready_at.map(to_wire_time),
+        created_by: record.created_by.clone(),
+        available_actions: cluster_actions(facts),
+        operation: record.operation.map(|id| id.resource()).unwrap_or_default(),
+        etag: facts.version.to_string(),
+        settings: record.settings.clone(),
+        divergence_reports: record.divergences.iter().map(Into::into).collect(),
+        token: record.token.0,
+        failover_note,
+    }
+}
+
+fn running_version(facts: &ClusterFacts<'_>) -> String {
+    let primary = facts.record.primary.as_ref().and_then(|primary| view_of(facts, primary));
+    let said = primary.and_then(|view| view.observation.as_ref()).map(|seen| seen.engine.version.clone());
+    said.filter(|version| !version.is_empty()).unwrap_or_else(|| facts.record.version.clone())
+}
+
+fn view_of<'a>(facts: &ClusterFacts<'a>, member: &MemberName) -> Option<&'a NodeView> {
+    facts.record.members.get(member).and_then(|record| facts.views.get(&record.node))
+}
+
+fn position_of(facts: &ClusterFacts<'_>, member: &MemberName) -> Option<Position> {
+    view_of(facts, member)?.observation.as_ref()?.engine.position.clone()
+}
+
+/// How well a cluster does, and why not better.
+fn health(facts: &ClusterFacts<'_>) -> (wire::Health, Vec<String>) {
+    let record = facts.record;
+    let changing = match record.phase {
+        Phase::Creating => Some("the cluster is being made"),
+        Phase::Deleting => Some("the cluster is being deleted"),
+        Phase::Active => None,
+    };
+    if let Some(changing) = changing {
+        return (wire::Health::Changing, vec![changing.to_owned()]);
+    }
+    let mut reasons = Vec::new();
+    for (name, member) in &record.members {
+        // While a member's data is being made or replaced, what its agent sees of it says nothing more.
+        let being_made = matches!(member.state, MemberState::Creating | MemberState::Resyncing);
+        let judged = facts.judgements.get(name).map(|judgement| judgement.reason.clone());
+        reasons.extend(judged.filter(|reason| !reason.is_empty() && !being_made));
+        reasons.extend(state_reason(name, member));
+    }
+    let serves = record.primary.as_ref().and_then(|primary| facts.judgements.get(primary));
+    let health = match serves {
+        None => {
+            reasons.insert(0, format!("cluster {} has no primary: nobody accepts writes", record.name));
+            wire::Health::Down
+        }
+        Some(judgement) => match judgement.verdict {
+            Verdict::EngineDown | Verdict::EngineHung | Verdict::StorageHung | Verdict::Lost | Verdict::Dirty => {
+                wire::Health::Down
+            }
+            Verdict::NodeUnreachable | Verdict::Astray | Verdict::Starting => wire::Health::Down,
+            Verdict::Healthy | Verdict::Suspect | Verdict::NotStreaming if reasons.is_empty() => wire::Health::Healthy,
+            Verdict::Healthy | Verdict::Suspect | Verdict::NotStreaming => wire::Health::Degraded,
+        },
+    };
+    (health, reasons)
+}
+
+fn state_reason(name: &MemberName, member: &MemberRecord) -> Option<String> {
+    match &member.state {
+        MemberState::Ready => None,
+        MemberState::Creating => Some(format!("{name} is being made")),
+        MemberState::Resyncing => Some(format!("{name} is being resynced")),
+        MemberState::NeedsRejoin => Some(format!(
+            "{name} waits to be brought back as a replica; this happens by itself once its agent is heard"
+        )),
+        MemberState::NeedsResync { why } => Some(format!("{name} needs a resync: {why}")),
+    }
+}
+
+fn member(
+    facts: &ClusterFacts<'_>,
+    name: &MemberName,
+    stored: &MemberRecord,
+    primary_position: Option<&Position>,
+) -> wire::Member {
+    let record = facts.record;
+    let unheard = NodeView::default();
+    let view = facts.views.get(&stored.node).unwrap_or(&unheard);
+    let node = facts.nodes.get(&stored.node);
+    let judgement = facts.judgements.get(name);
+    let own = view.observation.as_ref().and_then(|seen| seen.engine.position.as_ref());
+    let is_primary = record.primary.as_ref() == Some(name);
+    let lag = match (own, primary_position) {
+        (Some(own), Some(primary)) if !is_primary => Some(primary.minus(own).amount()),
+        (Some(_) | None, _) => None,
+    };
+    wire::Member {
+        name: format!("{}/members/{name}", record.name.resource()),
+        node: stored.node.resource(),
+        role: types::Role::from(record.role_of(name)).into(),
+        state: state(&stored.state).into(),
+        endpoint: stored.endpoint.as_ref().map(Into::into),
+        public_address: node.map(|node| node.public_address.clone()).unwrap_or_default(),
+        private_address: node.map(|node| node.private_address.clone()).unwrap_or_default(),
+        observation: view.observation.as_ref().map(Into::into),
+        host: view.host.as_ref().map(Into::into),
+        connected: view.connected,
+        last_contact: view.last_contact_wall.map(to_wire_time),
+        verdict: judgement.map(|j| j.verdict.label().to_owned()).unwrap_or_default(),
+        reason: judgement.map(|j| j.reason.clone()).unwrap_or_default(),
+        lag_bytes: lag,
+        position: own.map(|p| p.display().to_owned()).unwrap_or_default(),
+        available_actions: vec![resync_action(facts, Some(name))],
+        progress: view.jobs.first().map(|job| (&job.progress).into()),
+    }
+}
+
+fn state(state: &MemberState) -> wire::MemberState {
+    match state {
+        MemberState::Creating => wire::MemberState::Creating,
+        MemberState::Ready => wire::MemberState::Ready,
+        MemberState::Resyncing => wire::MemberState::Resyncing,
+        MemberState::NeedsRejoin => wire::MemberState::NeedsRejoin,
+        MemberState::NeedsResync { .. } => wire::MemberState::NeedsResync,
+    }
+}
+
+fn action(name: &str, obstacle: Option<String>) -> wire::AvailableAction {
+    wire::AvailableAction {
+        action: name.to_owned(),
+        available: obstacle.is_none(),
+        reason: obstacle.unwrap_or_default(),
+    }
+}
+
+fn busy(record: &ClusterRecord) -> Option<String> {
+    record.operation.map(|id| format!("{} is running", id.resource()))
+}
+
+fn cluster_actions(facts: &ClusterFacts<'_>) -> Vec<wire::AvailableAction> {
+    let record = facts.record;
+    let protected = record.protected.then(|| "the cluster is protected: unprotect it first".to_owned());
+    vec![
+        resync_action(facts, None),
+        action("delete", protected.or_else(|| busy(record))),
+        action("protect", record.protected.then(|| "the cluster is protected already".to_owned())),
+        action("unprotect", (!record.protected).then(|| "the cluster is not protected".to_owned())),
+        action("credentials", None),
+    ]
+}
+
+/// Whether replicas can be resynced now, or why not.
+pub fn resync_obstacle(
+    record: &ClusterRecord,
+    judgements: &BTreeMap<MemberName, Judgement>,
+    member: Option<&MemberName>,
+) -> Option<String> {
+    let Some(primary) = &record.primary else {
+        return Some("the cluster has no primary to restore from".to_owned());
+    };
+    if record.members.len() < 2 {
+        return Some("the cluster has no replica".to_owned());
+    }
+    if member == Some(primary) {
+        return Some(format!("{primary} is the primary: there is nothing to restore it from"));
+    }
+    match judgements.get(primary) {
+        Some(judgement) if judgement.verdict != Verdict::Healthy => {
+            Some(format!("the primary {primary} is not healthy: {}", judgement.reason))
+        }
+        Some(_) | None => busy(record),
+    }
+}
+
+fn resync_action(facts: &ClusterFacts<'_>, member: Option<&MemberName>) -> wire::AvailableAction {
+    action("resync", resync_obstacle(facts.record, facts.judgements, member))
+}
+
+/// Renders a node.
+pub fn node(stored: &NodeRecord, view: &NodeView, assignment: Option<&crate::model::Assignment>) -> wire::Node {
+    let reason = if stored.revoked {
+        "the node is revoked: nothing is sent to it".to_owned()
+    } else if view.connected {
+        String::new()
+    } else if view.problem.is_empty() {
+        "the node has not been heard yet".to_owned()
+    } else {
+        format!("the agent cannot be reached: {}", view.problem)
+    };
+    wire::Node {
+        name: stored.name.resource(),
+        cluster: assignment.map(|a| a.cluster.resource()).unwrap_or_default(),
+        member: assignment.map(|a| a.member.to_string()).unwrap_or_default(),
+        agent_address: stored.agent_address.clone(),
+        public_address: stored.public_address.clone(),
+        private_address: stored.private_address.clone(),
+        labels: stored.labels.clone(),
+        connected: view.connected,
+        last_contact: view.last_contact_wall.map(to_wire_time),
+        agent_version: view.agent_version.clone(),
+        host: view.host.as_ref().map(Into::into),
+        engines: view.engines.iter().map(Into::into).collect(),
+        join_time: Some(to_wire_time(stored.joined_at)),
+        certificate_expire_time: stored.certificate_not_after.map(to_wire_time),
+        revoked: stored.revoked,
+        reason,
+    }
+}
+
+/// Renders an operation from its record and its log.
+pub fn operation(
+    record: &OperationRecord,
+    status: &Status,
+    progress: Option<&(OperationId, Progress)>,
+) -> wire::Operation {
+    let (state, failure) = match &status.stage {
+        Stage::Pending => (wire::OperationState::Pending, None),
+        Stage::Running => (wire::OperationState::Running, None),
+        Stage::Unwinding(failure, _) => (wire::OperationState::Unwinding, Some(failure)),
+        Stage::Ended(Outcome::Succeeded, failure) => (wire::OperationState::Succeeded, failure.as_ref()),
+        Stage::Ended(Outcome::Failed, failure) => (wire::OperationState::Failed, failure.as_ref()),
+        Stage::Ended(Outcome::Cancelled, failure) => (wire::OperationState::Cancelled, failure.as_ref()),
+    };
+    let steps = record.steps.iter().zip(&status.steps).map(|(planned, log)| {
+        let (step_state, error) = match &log.status {
+            StepStatus::Pending => (wire::StepState::Pending, String::new()),
+            StepStatus::Running => (wire::StepState::Running, String::new()),
+            StepStatus::Succeeded => (wire::StepState::Succeeded, String::new()),
+            StepStatus::Failed(failure) => (wire::StepState::Failed, failure.message.clone()),
+            StepStatus::Undone => (wire::StepState::Undone, String::new()),
+        };
+        let running = log.status == StepStatus::Running;
+        wire::Step {
+            name: planned.name.clone(),
+            member: planned.members.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+            state: step_state.into(),
+            progress: progress.filter(|(id, _)| running && *id == record.id).map(|(_, progress)| progress.into()),
+            start_time: log.started_at.map(to_wire_time),
+            end_time: log.ended_at.map(to_wire_time),
+            error,
+            attempts: log.attempts,
+            point_of_no_return: planned.point_of_no_return,
+        }
+    });
+    wire::Operation {
+        name: record.id.resource(),
+        kind: record.kind.clone(),
+        cluster: record.cluster.resource(),
+        state: state.into(),
+        steps: steps.collect(),
+        created_by: record.created_by.clone(),
+        reason: record.reason.clone(),
+        create_time: Some(to_wire_time(record.created_at)),
+        start_time: status.steps.first().and_then(|step| step.started_at).map(to_wire_time),
+        end_time: status.ended_at.map(to_wire_time),
+        error: failure.map(|f| f.message.clone()).unwrap_or_default(),
+        error_reason: failure.map(|f| f.reason.clone()).unwrap_or_default(),
+        done: status.has_ended(),
+        validate_only: false,
+        report: status.steps.iter().flat_map(|step| step.report.clone()).collect(),
+        parameters: parameters(&record.parameters),
+    }
+}
+
+fn parameters(value: &serde_json::Value) -> BTreeMap<String, String> {
+    let Some(object) = value.as_object() else { return BTreeMap::new() };
+    let text = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+    object.iter().map(|(name, value)| (name.clone(), text(value))).collect()
+}

@@ -1,0 +1,109 @@
+//! The clusters of this coordinator: one [`ClusterHandle`] each, through which alone its record is changed, and one
+//! [`actor`] each, which listens, decides and runs one operation at a time.
+//!
+//! **Invariant:** a record is changed by compare-and-swap on the version that was read, under the store's term; a
+//! coordinator that was deposed changes nothing.
+
+use std::sync::Arc;
+
+use regent_common::ids::{ClusterName, OperationId};
+use tokio::sync::{Mutex, watch};
+
+use crate::{
+    model::cluster::ClusterRecord,
+    store::{Store, StoreError, Transaction, keys},
+};
+
+pub mod actor;
+pub mod directory;
+
+/// A cluster's record and the only way to change it.
+pub struct ClusterHandle {
+    name: ClusterName,
+    store: Arc<dyn Store>,
+    /// The record and its version; `None` once it was removed.
+    current: Mutex<Option<(ClusterRecord, u64)>>,
+    snapshot: watch::Sender<Option<Arc<ClusterRecord>>>,
+}
+
+/// Why a record was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// The cluster is gone.
+    #[error("cluster {0} no longer exists")]
+    Gone(ClusterName),
+    /// The change does not fit what is stored.
+    #[error("{0}")]
+    Refused(String),
+    /// Another operation runs.
+    #[error("operation {running} of cluster {cluster} is running")]
+    Busy {
+        /// The cluster.
+        cluster: ClusterName,
+        /// The operation.
+        running: OperationId,
+    },
+    /// The store did not take it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+// === impl ClusterHandle ===
+
+impl ClusterHandle {
+    /// The handle of a stored record.
+    pub fn new(store: Arc<dyn Store>, record: ClusterRecord, version: u64) -> Self {
+        let (snapshot, _) = watch::channel(Some(Arc::new(record.clone())));
+        Self { name: record.name.clone(), store, current: Mutex::new(Some((record, version))), snapshot }
+    }
+
+    /// Name of the cluster.
+    pub fn name(&self) -> &ClusterName {
+        &self.name
+    }
+
+    /// The record as last committed; `None` once the cluster is gone.
+    pub fn record(&self) -> Option<Arc<ClusterRecord>> {
+        self.snapshot.borrow().clone()
+    }
+
+    /// Version of the record, for etags.
+    pub async fn version(&self) -> Option<u64> {
+        self.current.lock().await.as_ref().map(|(_, version)| *version)
+    }
+
+    /// Follows the record.
+    pub fn watch(&self) -> watch::Receiver<Option<Arc<ClusterRecord>>> {
+        self.snapshot.subscribe()
+    }
+
+    /// Changes the record and commits it together with what `change` returns; durable when this returns (rule T3).
+    /// `change` sees the newest record and may refuse.
+    pub async fn change(
+        &self,
+        change: impl FnOnce(&mut ClusterRecord) -> Result<Transaction, ChangeError>,
+    ) -> Result<Arc<ClusterRecord>, ChangeError> {
+        let mut current = self.current.lock().await;
+        let (record, version) = current.as_ref().ok_or_else(|| ChangeError::Gone(self.name.clone()))?;
+        let mut next = record.clone();
+        let transaction = change(&mut next)?;
+        let key = keys::cluster(&self.name);
+        let transaction = transaction.require_version(key.clone(), *version).put_json(key, &next);
+        let revision = self.store.commit(transaction).await?;
+        let shared = Arc::new(next.clone());
+        *current = Some((next, revision.0));
+        self.snapshot.send_replace(Some(Arc::clone(&shared)));
+        Ok(shared)
+    }
+
+    /// Removes the record together with `transaction`.
+    pub async fn remove(&self, transaction: Transaction) -> Result<(), ChangeError> {
+        let mut current = self.current.lock().await;
+        let (_, version) = current.as_ref().ok_or_else(|| ChangeError::Gone(self.name.clone()))?;
+        let key = keys::cluster(&self.name);
+        self.store.commit(transaction.require_version(key.clone(), *version).delete(key)).await?;
+        *current = None;
+        self.snapshot.send_replace(None);
+        Ok(())
+    }
+}

@@ -1,0 +1,191 @@
+//! Judges each member by the evidence: a pure function, exhaustive, table-tested.
+//!
+//! Evidence is tri-state. *Silence is never taken for death*: a node that is not heard is [`Verdict::NodeUnreachable`],
+//! and as long as there is no lease that could run out, such a node is never failed over. Only the agent's own word that
+//! its engine's process has ended gives [`Verdict::EngineDown`], and even that only starts a failover whose first step is
+//! the fence (rule P1 a).
+
+use std::time::Duration;
+
+use regent_common::{
+    ids::{ClusterId, MemberName},
+    topology::{EngineState, Observation, Role, Ternary},
+};
+
+/// What is known of one member.
+#[derive(Debug, Clone, Default)]
+pub struct Evidence {
+    /// Whether a session with its node's agent stands.
+    pub connected: bool,
+    /// How long ago it was heard; `None` for never.
+    pub silent_for: Option<Duration>,
+    /// What its agent said last.
+    pub observation: Option<Observation>,
+}
+
+/// What a member should be, by the stored topology.
+#[derive(Debug, Clone)]
+pub struct Expected {
+    /// Cluster.
+    pub cluster_id: ClusterId,
+    /// Member.
+    pub member: MemberName,
+    /// Role.
+    pub role: Role,
+    /// Who the primary is.
+    pub primary: Option<MemberName>,
+}
+
+/// When silence is worth a word.
+#[derive(Debug, Clone, Copy)]
+pub struct Thresholds {
+    /// Silence after which a connected node is suspect.
+    pub suspect_after: Duration,
+}
+
+/// What the evidence says, with the reason in a sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// As it should be.
+    Healthy,
+    /// On its way to where it should be.
+    Starting,
+    /// Not heard for a while; too early to say more.
+    Suspect,
+    /// The agent says that the engine's process has ended, or was never started.
+    EngineDown,
+    /// The process lives and does not answer.
+    EngineHung,
+    /// The data volume does not take a write within its deadline.
+    StorageHung,
+    /// The node is not heard. Whether its engine runs is not known.
+    NodeUnreachable,
+    /// The engine runs in another role, or follows another member, than the stored topology says.
+    Astray,
+    /// A replica that receives nothing from its upstream.
+    NotStreaming,
+    /// The data must not be started.
+    Dirty,
+    /// The node has no data or no ledger of this cluster.
+    Lost,
+}
+
+/// A verdict with its reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judgement {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// One sentence for people; empty when healthy.
+    pub reason: String,
+}
+
+// === impl Verdict ===
+
+impl Verdict {
+    /// The verdict's name on the wire.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Healthy => "Healthy",
+            Self::Starting => "Starting",
+            Self::Suspect => "Suspect",
+            Self::EngineDown => "EngineDown",
+            Self::EngineHung => "EngineHung",
+            Self::StorageHung => "StorageHung",
+            Self::NodeUnreachable => "NodeUnreachable",
+            Self::Astray => "Astray",
+            Self::NotStreaming => "NotStreaming",
+            Self::Dirty => "Dirty",
+            Self::Lost => "Lost",
+        }
+    }
+}
+
+/// Judges one member.
+pub fn judge(expected: &Expected, evidence: &Evidence, thresholds: &Thresholds) -> Judgement {
+    let say = |verdict, reason: String| Judgement { verdict, reason };
+    let member = &expected.member;
+    if !evidence.connected {
+        let since = match evidence.silent_for {
+            Some(silence) => format!("for {} s", silence.as_secs()),
+            None => "since this coordinator started".to_owned(),
+        };
+        return say(
+            Verdict::NodeUnreachable,
+            format!("the agent of {member} has not been heard {since}; whether its engine runs is not known"),
+        );
+    }
+    if let Some(silence) = evidence.silent_for.filter(|silence| *silence > thresholds.suspect_after) {
+        return say(
+            Verdict::Suspect,
+            format!("the agent of {member} is connected and has been silent for {} ms", silence.as_millis()),
+        );
+    }
+    let Some(seen) = &evidence.observation else {
+        return say(Verdict::Lost, format!("the node of {member} says that it is a spare: its ledger was lost"));
+    };
+    if seen.cluster_id != expected.cluster_id || seen.member != *member {
+        return say(
+            Verdict::Lost,
+            format!("the node of {member} says that it is member {} of cluster {}", seen.member, seen.cluster_id),
+        );
+    }
+    if seen.dirty {
+        return say(Verdict::Dirty, format!("the data of {member} is half-copied or half-rewound; it is not started"));
+    }
+    let engine = &seen.engine;
+    let because = if engine.reason.is_empty() { String::new() } else { format!(": {}", engine.reason) };
+    match engine.state {
+        EngineState::Absent => say(Verdict::Lost, format!("there is no data of {member} on its node")),
+        EngineState::Crashed => {
+            say(Verdict::EngineDown, format!("the engine of {member} has ended by itself{because}"))
+        }
+        EngineState::Stopped => say(Verdict::EngineDown, format!("the engine of {member} is stopped{because}")),
+        EngineState::Stopping => say(Verdict::Starting, format!("the engine of {member} is stopping")),
+        EngineState::Starting => say(Verdict::Starting, format!("the engine of {member} is starting{because}")),
+        EngineState::Hung => {
+            say(Verdict::EngineHung, format!("the engine of {member} does not answer a new connection{because}"))
+        }
+        EngineState::Running => match engine.storage_writable {
+            Ternary::No => {
+                say(Verdict::StorageHung, format!("the data volume of {member} does not take a write{because}"))
+            }
+            Ternary::Yes | Ternary::Unknown => judge_running(expected, seen),
+        },
+    }
+}
+
+/// Judges a member whose engine answers.
+fn judge_running(expected: &Expected, seen: &Observation) -> Judgement {
+    let say = |verdict, reason: String| Judgement { verdict, reason };
+    let member = &expected.member;
+    match (expected.role, seen.engine.role) {
+        (_, None) => say(Verdict::Starting, format!("the role of {member} is not known yet")),
+        (Role::Primary, Some(Role::Primary)) => say(Verdict::Healthy, String::new()),
+        (Role::Primary, Some(Role::Replica)) => {
+            say(Verdict::Astray, format!("{member} is the stored primary and its engine runs read-only"))
+        }
+        (Role::Replica, Some(Role::Primary)) => say(
+            Verdict::Astray,
+            format!("{member} is a replica by the stored topology and its engine runs as a primary"),
+        ),
+        (Role::Replica, Some(Role::Replica)) => match (&expected.primary, &seen.engine.upstream) {
+            (Some(primary), upstream) if upstream.as_ref() != Some(primary) => say(
+                Verdict::Astray,
+                match upstream {
+                    Some(upstream) => format!("{member} follows {upstream} instead of {primary}"),
+                    None => format!("{member} follows nobody instead of {primary}"),
+                },
+            ),
+            (Some(_) | None, _) => match seen.engine.streaming {
+                Ternary::No => say(
+                    Verdict::NotStreaming,
+                    format!("{member} receives nothing from its upstream: {}", seen.engine.reason),
+                ),
+                Ternary::Yes | Ternary::Unknown => say(Verdict::Healthy, String::new()),
+            },
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,114 @@
+//! The table: what each kind of evidence is judged to be.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use regent_common::{
+    ids::{Epoch, OperationToken},
+    topology::EngineObservation,
+};
+
+use super::*;
+
+fn expected(role: Role) -> Expected {
+    Expected {
+        cluster_id: ClusterId::from_parts(1, 1),
+        member: "db1".parse().unwrap(),
+        role,
+        primary: Some(if role == Role::Primary { "db1" } else { "db2" }.parse().unwrap()),
+    }
+}
+
+fn seen(change: impl FnOnce(&mut Observation)) -> Evidence {
+    let mut observation = Observation {
+        cluster_id: ClusterId::from_parts(1, 1),
+        member: "db1".parse().unwrap(),
+        epoch: Epoch(1),
+        token: OperationToken(1),
+        fenced: false,
+        dirty: false,
+        observed_at: Timestamp::UNIX_EPOCH,
+        engine: EngineObservation {
+            state: EngineState::Running,
+            role: Some(Role::Primary),
+            storage_writable: Ternary::Yes,
+            position: None,
+            streaming: Ternary::Unknown,
+            upstream: None,
+            replay_lag_bytes: None,
+            pid: Some(1),
+            version: String::new(),
+            reason: String::new(),
+            details: BTreeMap::new(),
+            data_bytes: 0,
+        },
+    };
+    change(&mut observation);
+    Evidence { connected: true, silent_for: Some(Duration::ZERO), observation: Some(observation) }
+}
+
+fn verdict(role: Role, evidence: &Evidence) -> Verdict {
+    let judgement = judge(&expected(role), evidence, &Thresholds { suspect_after: Duration::from_secs(3) });
+    assert_eq!(judgement.reason.is_empty(), judgement.verdict == Verdict::Healthy, "{judgement:?}");
+    judgement.verdict
+}
+
+#[test]
+fn silence_is_not_death() {
+    let mut silent = seen(|o| o.engine.state = EngineState::Crashed);
+    silent.connected = false;
+    silent.silent_for = Some(Duration::from_secs(3600));
+    assert_eq!(verdict(Role::Primary, &silent), Verdict::NodeUnreachable);
+    assert_eq!(verdict(Role::Primary, &Evidence::default()), Verdict::NodeUnreachable);
+    let mut quiet = seen(|_| ());
+    quiet.silent_for = Some(Duration::from_secs(4));
+    assert_eq!(verdict(Role::Primary, &quiet), Verdict::Suspect);
+}
+
+#[test]
+fn the_state_of_the_process_comes_first() {
+    for (state, wanted) in [
+        (EngineState::Absent, Verdict::Lost),
+        (EngineState::Crashed, Verdict::EngineDown),
+        (EngineState::Stopped, Verdict::EngineDown),
+        (EngineState::Stopping, Verdict::Starting),
+        (EngineState::Starting, Verdict::Starting),
+        (EngineState::Hung, Verdict::EngineHung),
+        (EngineState::Running, Verdict::Healthy),
+    ] {
+        assert_eq!(verdict(Role::Primary, &seen(|o| o.engine.state = state)), wanted, "{state:?}");
+    }
+}
+
+#[test]
+fn a_storage_that_takes_no_write_is_hung_and_an_unknown_one_is_not() {
+    assert_eq!(verdict(Role::Primary, &seen(|o| o.engine.storage_writable = Ternary::No)), Verdict::StorageHung);
+    assert_eq!(verdict(Role::Primary, &seen(|o| o.engine.storage_writable = Ternary::Unknown)), Verdict::Healthy);
+}
+
+#[test]
+fn roles_and_upstreams_are_compared_with_the_stored_topology() {
+    let replica = |upstream: Option<&str>, streaming| {
+        seen(|o| {
+            o.engine.role = Some(Role::Replica);
+            o.engine.upstream = upstream.map(|u| u.parse().unwrap());
+            o.engine.streaming = streaming;
+        })
+    };
+    assert_eq!(verdict(Role::Replica, &replica(Some("db2"), Ternary::Yes)), Verdict::Healthy);
+    assert_eq!(verdict(Role::Replica, &replica(Some("db2"), Ternary::No)), Verdict::NotStreaming);
+    assert_eq!(verdict(Role::Replica, &replica(Some("db3"), Ternary::Yes)), Verdict::Astray);
+    assert_eq!(verdict(Role::Replica, &replica(None, Ternary::No)), Verdict::Astray);
+    assert_eq!(verdict(Role::Replica, &seen(|_| ())), Verdict::Astray);
+    assert_eq!(verdict(Role::Primary, &replica(None, Ternary::No)), Verdict::Astray);
+}
+
+#[test]
+fn a_node_that_lost_its_ledger_or_has_another_is_lost() {
+    let mut spare = seen(|_| ());
+    spare.observation = None;
+    assert_eq!(verdict(Role::Replica, &spare), Verdict::Lost);
+    let other = seen(|o| o.cluster_id = ClusterId::from_parts(2, 2));
+    assert_eq!(verdict(Role::Replica, &other), Verdict::Lost);
+    assert_eq!(verdict(Role::Replica, &seen(|o| o.dirty = true)), Verdict::Dirty);
+}

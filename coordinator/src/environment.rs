@@ -1,0 +1,82 @@
+//! What every part of the coordinator needs: clock, store, agents, secrets, audit, events.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use regent_common::{
+    clock::Clock,
+    ids::{MemberName, NodeName, Revision},
+    topology::{ClusterSpec, Peer},
+};
+
+use crate::{
+    audit::AuditLog,
+    events::EventLog,
+    model::cluster::ClusterRecord,
+    nodes::Agents,
+    secrets::{SecretError, Secrets},
+    store::Store,
+};
+
+/// Shared by all clusters and operations; cheap to clone.
+#[derive(Clone)]
+pub struct Environment {
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// What must survive a crash.
+    pub store: Arc<dyn Store>,
+    /// How operations act on nodes.
+    pub agents: Arc<dyn Agents>,
+    /// Seals and opens what is secret in the store.
+    pub secrets: Arc<Secrets>,
+    /// Who did what, and what was decided and why.
+    pub audit: AuditLog,
+    /// What happened, for the platform.
+    pub events: EventLog,
+    /// Where agents are reached, by node.
+    pub addresses: Arc<dyn Fn(&NodeName) -> Option<String> + Send + Sync>,
+}
+
+// === impl Environment ===
+
+impl Environment {
+    /// The store's present revision, for rule T4; 0 when it cannot be read, which no agent takes for newer than it knows.
+    pub async fn revision(&self) -> Revision {
+        self.store.revision().await.unwrap_or_default()
+    }
+
+    /// A member as its peers see it; `None` until its endpoint and its agent's address are known.
+    pub fn peer(&self, cluster: &ClusterRecord, member: &MemberName) -> Option<Peer> {
+        let record = cluster.members.get(member)?;
+        Some(Peer {
+            member: member.clone(),
+            node: record.node.clone(),
+            engine: record.endpoint.clone()?,
+            agent_address: (self.addresses)(&record.node)?,
+        })
+    }
+
+    /// What every member of a cluster applies.
+    pub fn spec(&self, cluster: &ClusterRecord) -> Result<ClusterSpec, SecretError> {
+        let secrets = cluster
+            .secrets
+            .iter()
+            .map(|(purpose, sealed)| {
+                let associated = secret_name(cluster, purpose);
+                Ok((purpose.clone(), self.secrets.open(&associated, sealed)?))
+            })
+            .collect::<Result<BTreeMap<_, _>, SecretError>>()?;
+        Ok(ClusterSpec {
+            cluster: cluster.name.clone(),
+            engine: cluster.engine.clone(),
+            version: cluster.version.clone(),
+            members: cluster.members.keys().filter_map(|member| self.peer(cluster, member)).collect(),
+            settings: cluster.settings.clone(),
+            secrets,
+        })
+    }
+}
+
+/// The name under which a cluster's secret is sealed; a sealed value moved to another record does not open.
+pub fn secret_name(cluster: &ClusterRecord, purpose: &str) -> String {
+    format!("clusters/{}/{purpose}", cluster.id)
+}

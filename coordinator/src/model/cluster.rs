@@ -1,0 +1,177 @@
+//! The stored record of a cluster: what is wanted of it, and the numbers that fence everything sent to its members.
+//!
+//! What the members *do* is never stored here; it is heard from their agents.
+//!
+//! **Invariants:** `epoch` and `token` only grow; `primary` and `candidate` are members; member numbers are never used
+//! again; at most one changing operation is named in `operation`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use regent_common::{
+    ids::{ClusterId, ClusterName, Epoch, MemberName, NodeName, OperationId, OperationToken},
+    topology::{ConnectionFormat, Divergence, Endpoint, Role},
+};
+use serde::{Deserialize, Serialize};
+
+/// Most divergence reports that are kept with a cluster; older ones stay in the audit.
+const KEPT_DIVERGENCES: usize = 10;
+
+/// A cluster as it is stored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClusterRecord {
+    /// Id; never reused.
+    pub id: ClusterId,
+    /// Name.
+    pub name: ClusterName,
+    /// Engine name; opaque here.
+    pub engine: String,
+    /// Engine version that all members run; empty until the first has said.
+    pub version: String,
+    /// Mode, such as "primary-replica".
+    pub mode: String,
+    /// Raised at every change of primary.
+    pub epoch: Epoch,
+    /// Raised whenever an operation starts, resumes, is cancelled or gives up a step (rule T1).
+    pub token: OperationToken,
+    /// Primary of the present epoch; `None` until one is promoted.
+    pub primary: Option<MemberName>,
+    /// Candidate of the present epoch, stored before it is promoted (rule P2).
+    pub candidate: Option<MemberName>,
+    /// Whether the present epoch's primary has accepted writes (rule L5 will keep it).
+    pub established: bool,
+    /// Members whose engine may accept writes: they were primary, or a promotion was sent to them, and have not answered a
+    /// fence since. Nobody else is promoted before this is empty.
+    pub may_be_writable: BTreeSet<MemberName>,
+    /// Members.
+    pub members: BTreeMap<MemberName, MemberRecord>,
+    /// Number of the next member.
+    pub next_number: u32,
+    /// Where the cluster is in its life.
+    pub phase: Phase,
+    /// Opaque labels of the platform.
+    pub labels: BTreeMap<String, String>,
+    /// Refuse deletion and removal of members.
+    pub protected: bool,
+    /// The engine's settings, by the engine's names.
+    pub settings: BTreeMap<String, String>,
+    /// Port wanted for the engine; 0 for each node's own choice.
+    pub port: u16,
+    /// How clients connect.
+    pub connection: ConnectionFormat,
+    /// Passwords by purpose, sealed.
+    pub secrets: BTreeMap<String, String>,
+    /// What automatic decisions may do.
+    pub policy: Policy,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// Who asked for it.
+    pub created_by: String,
+    /// When it first served.
+    pub ready_at: Option<Timestamp>,
+    /// Whether a deletion leaves the data on the nodes.
+    pub keep_data_on_delete: bool,
+    /// The changing operation that runs.
+    pub operation: Option<OperationId>,
+    /// What returning copies had that the primary had not, oldest first.
+    pub divergences: Vec<Divergence>,
+}
+
+/// Where a cluster is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Being made; nothing is decided by itself.
+    Creating,
+    /// Serves.
+    Active,
+    /// Being removed; nothing is decided by itself.
+    Deleting,
+}
+
+/// A member as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberRecord {
+    /// Node that it lives on.
+    pub node: NodeName,
+    /// Where it is in its life.
+    pub state: MemberState,
+    /// Where its engine is reached; known once it is assigned.
+    pub endpoint: Option<Endpoint>,
+}
+
+/// Where a member is in its life.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemberState {
+    /// Being made.
+    Creating,
+    /// Serves in its role.
+    Ready,
+    /// Its data is being replaced; it is no candidate.
+    Resyncing,
+    /// Must be brought back to the stored topology before it counts.
+    NeedsRejoin,
+    /// Only a resync brings it back.
+    NeedsResync {
+        /// Why, for people.
+        why: String,
+    },
+}
+
+/// What automatic decisions may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Fail over without a person's word.
+    pub automatic_failover: bool,
+    /// Most bytes that a candidate may be known to lack of the old primary.
+    pub max_lag_on_failover: u64,
+}
+
+// === impl Policy ===
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { automatic_failover: true, max_lag_on_failover: 16 * 1024 * 1024 }
+    }
+}
+
+// === impl ClusterRecord ===
+
+impl ClusterRecord {
+    /// The role that the stored topology gives a member.
+    pub fn role_of(&self, member: &MemberName) -> Role {
+        if self.primary.as_ref() == Some(member) { Role::Primary } else { Role::Replica }
+    }
+
+    /// The member that lives on a node.
+    pub fn member_on(&self, node: &NodeName) -> Option<&MemberName> {
+        self.members.iter().find(|(_, record)| &record.node == node).map(|(name, _)| name)
+    }
+
+    /// Takes the next member number, which is never used again.
+    pub fn take_member_name(&mut self) -> MemberName {
+        let name = self.name.member(self.next_number);
+        self.next_number += 1;
+        name
+    }
+
+    /// Members other than the primary.
+    pub fn replicas(&self) -> impl Iterator<Item = (&MemberName, &MemberRecord)> {
+        self.members.iter().filter(|(name, _)| self.primary.as_ref() != Some(*name))
+    }
+
+    /// Sets a member's state; nothing happens to a member that is gone.
+    pub fn set_state(&mut self, member: &MemberName, state: MemberState) {
+        if let Some(record) = self.members.get_mut(member) {
+            record.state = state;
+        }
+    }
+
+    /// Keeps a divergence report.
+    pub fn add_divergence(&mut self, report: Divergence) {
+        self.divergences.push(report);
+        let surplus = self.divergences.len().saturating_sub(KEPT_DIVERGENCES);
+        self.divergences.drain(..surplus);
+    }
+}

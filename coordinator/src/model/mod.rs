@@ -1,0 +1,50 @@
+//! What is stored, and only that: what people want, epochs, operation logs, identities. All else is recomputed.
+
+use regent_common::ids::{ClusterId, ClusterName, Epoch, MemberName, OperationToken};
+use serde::{Deserialize, Serialize};
+
+pub mod certificate;
+pub mod cluster;
+pub mod node;
+pub mod operation;
+pub mod token;
+pub mod user;
+
+/// Which member a node is; its key is the node, so that a node is never in two clusters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// Cluster.
+    pub cluster: ClusterName,
+    /// Member.
+    pub member: MemberName,
+}
+
+/// What remains of a removed cluster: enough to empty a node that was away, and to never revive the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// Id of the cluster.
+    pub id: ClusterId,
+    /// Its name then.
+    pub name: ClusterName,
+    /// Its last epoch.
+    pub epoch: Epoch,
+    /// Its last token.
+    pub token: OperationToken,
+    /// Whether the data stays on the nodes.
+    pub keep_data: bool,
+}
+
+// === impl Tombstone ===
+
+impl Tombstone {
+    /// The tombstone of a cluster.
+    pub fn of(record: &cluster::ClusterRecord) -> Self {
+        Self {
+            id: record.id,
+            name: record.name.clone(),
+            epoch: record.epoch,
+            token: record.token,
+            keep_data: record.keep_data_on_delete,
+        }
+    }
+}

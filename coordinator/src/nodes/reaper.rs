@@ -1,0 +1,85 @@
+//! Empties nodes that belong to a cluster which is no more.
+//!
+//! A node that was away while its cluster was deleted comes back with a ledger that names it. The tombstone says under
+//! which numbers to release it; a cluster id is never used again, so nothing can be revived by mistake. A node whose
+//! cluster has no tombstone here is left alone: its data may be all that is left of it.
+
+use std::{sync::Arc, time::Duration};
+
+use regent_common::{
+    ids::{NodeName, OperationId},
+    topology::{Observation, Progress},
+};
+use regent_proto::agent::v1::{Action, Release, StepHeader, action};
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{Agents, NodeTable, StepCall};
+use crate::{
+    model::{Assignment, Tombstone},
+    operation::context::digest,
+    store::{Store, StoreError, Transaction, get_json, keys},
+};
+
+/// How late a change that was missed is seen.
+const PERIOD: Duration = Duration::from_secs(10);
+
+/// Watches all nodes until `stop`.
+pub async fn run(store: Arc<dyn Store>, agents: Arc<dyn Agents>, table: Arc<NodeTable>, stop: CancellationToken) {
+    let mut changes = table.changes();
+    loop {
+        for (node, view) in table.all() {
+            if let Some(seen) = view.observation.filter(|_| view.connected)
+                && let Err(error) = visit(store.as_ref(), agents.as_ref(), &node, &seen).await
+            {
+                tracing::warn!(%node, %error, "a node of a removed cluster could not be looked at");
+            }
+        }
+        let again = async {
+            loop {
+                match changes.recv().await {
+                    Ok(node) if table.view(&node).observation.is_none() => {}
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return,
+                    Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+                }
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = async { tokio::join!(tokio::time::timeout(PERIOD, again), tokio::time::sleep(Duration::from_secs(1))) } => {}
+        }
+    }
+}
+
+async fn visit(store: &dyn Store, agents: &dyn Agents, node: &NodeName, seen: &Observation) -> Result<(), StoreError> {
+    if get_json::<Assignment>(store, &keys::assignment(node)).await?.is_some() {
+        return Ok(());
+    }
+    let key = keys::tombstone(&seen.cluster_id);
+    let Some(stored) = get_json::<Tombstone>(store, &key).await? else { return Ok(()) };
+    let mut tombstone = stored.value;
+    // The higher token is durable before it is sent (rule T3).
+    tombstone.token = tombstone.token.max(seen.token).next();
+    tombstone.epoch = tombstone.epoch.max(seen.epoch);
+    let transaction = Transaction::default().require_version(key.clone(), stored.version).put_json(key, &tombstone);
+    let revision = store.commit(transaction).await?;
+    let action = Action { action: Some(action::Action::Release(Release { keep_data: tombstone.keep_data })) };
+    let header = StepHeader {
+        cluster_id: tombstone.id.to_string(),
+        member: seen.member.to_string(),
+        epoch: tombstone.epoch.0,
+        token: tombstone.token.0,
+        operation: OperationId::generate().to_string(),
+        step: "0-release-after-removal".to_owned(),
+        digest: digest(&action),
+        revision: revision.0,
+    };
+    let (progress, _) = watch::channel(Progress::default());
+    match agents.execute(node, StepCall { header, action }, &progress).await {
+        Ok(_) => tracing::info!(%node, cluster = %tombstone.name, "emptied a node of a removed cluster"),
+        Err(error) => {
+            tracing::warn!(%node, cluster = %tombstone.name, %error, "a node of a removed cluster was not emptied")
+        }
+    }
+    Ok(())
+}

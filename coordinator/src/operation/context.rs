@@ -1,0 +1,199 @@
+//! What a step sees, and how it acts on members: every call carries the epoch, the token and a key that makes it safe to
+//! send twice (rule T1).
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures::future::join_all;
+use prost::Message;
+use regent_common::{
+    error::Reason,
+    ids::{Epoch, MemberName, NodeName, OperationToken},
+    topology::{ClusterSpec, Peer, Progress},
+};
+use regent_proto::agent::v1::{Action, StepHeader, StepResult, action::Action as Kind};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+use super::StepError;
+use crate::{
+    cluster::ClusterHandle,
+    environment::Environment,
+    model::{cluster::ClusterRecord, operation::OperationRecord},
+    nodes::{AgentError, NodeView, StepCall},
+};
+
+/// Pause between two tries to reach an agent.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long a call waits for an agent that cannot be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// As long as it takes: only the operation's cancellation ends it.
+    Forever,
+    /// At most so long, without the time that the step itself runs on the agent.
+    AtMost(Duration),
+}
+
+/// What a step sees.
+pub struct StepContext<'a> {
+    pub(super) environment: &'a Environment,
+    pub(super) cluster: &'a ClusterHandle,
+    pub(super) operation: &'a OperationRecord,
+    pub(super) index: usize,
+    pub(super) token: OperationToken,
+    pub(super) outputs: BTreeMap<String, serde_json::Value>,
+    pub(super) progress: watch::Sender<Progress>,
+    /// "" going forward, "undo-" unwinding: an undo has keys of its own.
+    pub(super) prefix: &'static str,
+}
+
+// === impl StepContext ===
+
+impl StepContext<'_> {
+    /// The stored cluster, as of now.
+    pub fn cluster(&self) -> Result<Arc<ClusterRecord>, StepError> {
+        self.cluster.record().ok_or_else(|| {
+            StepError::new(Reason::ClusterNotFound, format!("cluster {} no longer exists", self.cluster.name()))
+        })
+    }
+
+    /// The operation.
+    pub fn operation(&self) -> &OperationRecord {
+        self.operation
+    }
+
+    /// The operation's parameters.
+    pub fn parameters<T: DeserializeOwned>(&self) -> T {
+        serde_json::from_value(self.operation.parameters.clone()).expect("parameters were written by the same kind")
+    }
+
+    /// What an earlier step brought.
+    pub fn output<T: DeserializeOwned>(&self, step: &str) -> Result<T, StepError> {
+        let value = self.outputs.get(step).cloned().unwrap_or_default();
+        serde_json::from_value(value)
+            .map_err(|error| StepError::new(Reason::Internal, format!("output of step {step} cannot be read: {error}")))
+    }
+
+    /// What everything around needs: clock, store, secrets.
+    pub fn environment(&self) -> &Environment {
+        self.environment
+    }
+
+    /// The last word of a member's node.
+    pub fn view(&self, member: &MemberName) -> Result<NodeView, StepError> {
+        Ok(self.environment.agents.view(&self.node_of(member)?))
+    }
+
+    /// A member as its peers see it.
+    pub fn peer(&self, member: &MemberName) -> Result<Peer, StepError> {
+        let cluster = self.cluster()?;
+        self.environment
+            .peer(&cluster, member)
+            .ok_or_else(|| StepError::new(Reason::MemberNotFound, format!("the endpoint of {member} is not known")))
+    }
+
+    /// What every member applies, by the stored topology.
+    pub fn spec(&self) -> Result<ClusterSpec, StepError> {
+        let cluster = self.cluster()?;
+        self.environment.spec(&cluster).map_err(|error| StepError::new(Reason::Internal, error.to_string()))
+    }
+
+    /// Has one member do one action. Waits for an agent that cannot be reached as long as `patience` says.
+    pub async fn call(&self, member: &MemberName, action: Kind, patience: Patience) -> Result<StepResult, StepError> {
+        self.call_watched(member, action, patience, &self.progress).await
+    }
+
+    /// Has several members do the same kind of action at once; one result each.
+    pub async fn call_all(
+        &self,
+        members: &[MemberName],
+        patience: Patience,
+        action: impl Fn(&MemberName) -> Kind,
+    ) -> Vec<(MemberName, Result<StepResult, StepError>)> {
+        join_all(members.iter().map(|member| {
+            let action = action(member);
+            async move { (member.clone(), self.call(member, action, patience).await) }
+        }))
+        .await
+    }
+
+    async fn call_watched(
+        &self,
+        member: &MemberName,
+        action: Kind,
+        patience: Patience,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<StepResult, StepError> {
+        let node = self.node_of(member)?;
+        let label = action_label(&action);
+        let action = Action { action: Some(action) };
+        let cluster = self.cluster()?;
+        let header = StepHeader {
+            cluster_id: cluster.id.to_string(),
+            member: member.to_string(),
+            epoch: cluster.epoch.0,
+            token: self.token.0,
+            operation: self.operation.id.to_string(),
+            step: format!("{}{}-{}-{}", self.prefix, self.index, self.operation.steps[self.index].name, label),
+            digest: digest(&action),
+            revision: self.environment.revision().await.0,
+        };
+        let call = StepCall { header, action };
+        let began = self.environment.clock.boottime();
+        loop {
+            match self.environment.agents.execute(&node, call.clone(), progress).await {
+                Ok(result) => return Ok(result),
+                Err(AgentError::Refused { reason, message, node }) => {
+                    return Err(StepError::new(reason, format!("{label} on {member} ({node}): {message}")));
+                }
+                Err(error @ AgentError::Unreachable { .. }) => {
+                    let waited = self.environment.clock.boottime().saturating_sub(began);
+                    if let Patience::AtMost(limit) = patience
+                        && waited >= limit
+                    {
+                        return Err(StepError::new(Reason::NodeUnreachable, format!("{label} on {member}: {error}")));
+                    }
+                    tracing::debug!(%member, %error, "the agent cannot be reached, trying again");
+                    self.environment.agents.wait_for_change(&node, RETRY_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// The epoch that this operation's calls carry.
+    pub fn epoch(&self) -> Result<Epoch, StepError> {
+        Ok(self.cluster()?.epoch)
+    }
+
+    fn node_of(&self, member: &MemberName) -> Result<NodeName, StepError> {
+        let cluster = self.cluster()?;
+        cluster.members.get(member).map(|record| record.node.clone()).ok_or_else(|| {
+            StepError::new(Reason::MemberNotFound, format!("{member} is no member of cluster {}", cluster.name))
+        })
+    }
+}
+
+/// SHA-256 of the encoded action: the same content has the same digest (rule T1).
+pub fn digest(action: &Action) -> Vec<u8> {
+    ring::digest::digest(&ring::digest::SHA256, &action.encode_to_vec()).as_ref().to_vec()
+}
+
+/// Name of an action, for step keys and people.
+pub fn action_label(action: &Kind) -> &'static str {
+    match action {
+        Kind::Assign(_) => "assign",
+        Kind::Configure(_) => "configure",
+        Kind::Initialize(_) => "initialize",
+        Kind::Clone(_) => "clone",
+        Kind::Swap(_) => "swap",
+        Kind::DiscardKept(_) => "discard-kept",
+        Kind::Fence(_) => "fence",
+        Kind::Prepare(_) => "prepare",
+        Kind::Promote(_) => "promote",
+        Kind::Follow(_) => "follow",
+        Kind::Examine(_) => "examine",
+        Kind::Rewind(_) => "rewind",
+        Kind::Release(_) => "release",
+        Kind::Checkpoint(_) => "checkpoint",
+    }
+}

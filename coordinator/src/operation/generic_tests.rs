@@ -1,0 +1,495 @@
+//! The three tests that every kind of operation has to pass: each step run twice, failure at each step, crash at each step.
+//!
+//! They run the real executor over the memory store and a small world of agents that keeps ledgers as real agents do
+//! (rule T1) and refuses what no engine could do: two writable members, a copy of a dead source, a start of dirty data.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use regent_common::{
+    clock::ManualClock,
+    error::Reason,
+    ids::{ClusterId, ClusterName, Epoch, MemberName, NodeName, OperationId, OperationToken},
+    position::{IntervalSet, Position},
+    topology::{EngineObservation, EngineState, Observation, Progress, Role, Ternary},
+};
+use regent_proto::{
+    agent::v1::{StepResult, action::Action},
+    types::v1::Endpoint,
+};
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::{
+    KINDS, Kind,
+    context::action_label,
+    executor::{self, NewOperation, Runner},
+    log::{Failure, Outcome},
+};
+use crate::{
+    audit::AuditLog,
+    cluster::ClusterHandle,
+    environment::Environment,
+    events::EventLog,
+    model::cluster::{ClusterRecord, MemberRecord, MemberState, Phase, Policy},
+    nodes::{AgentError, Agents, NodeView, StepCall},
+    secrets::Secrets,
+    store::{Store, Transaction, memory::MemoryStore},
+};
+
+/// One agent with its engine.
+#[derive(Debug, Clone, Default)]
+struct Node {
+    member: Option<String>,
+    epoch: u64,
+    token: u64,
+    /// Results by operation and step; the digest makes the same step with other content another one.
+    ledger: BTreeMap<(String, String), (Vec<u8>, StepResult)>,
+    executions: BTreeMap<(String, String), u32>,
+    has_data: bool,
+    copied: bool,
+    running: bool,
+    writable: bool,
+    upstream: Option<String>,
+    position: u64,
+    diverged: u64,
+}
+
+/// All agents, and what goes wrong next.
+#[derive(Default)]
+struct World {
+    nodes: Mutex<BTreeMap<NodeName, Node>>,
+    /// Fails the call with this number, as a refusal.
+    fail_call: Mutex<Option<usize>>,
+    /// Carries out the call with this number and then never answers: the coordinator "crashes".
+    hang_call: Mutex<Option<(usize, bool)>>,
+    calls: Mutex<usize>,
+}
+
+impl World {
+    fn position(node: &Node) -> Position {
+        let mut origins = vec![("x".to_owned(), IntervalSet::from(vec![(0, node.position)]))];
+        if node.diverged > 0 {
+            origins.push(("y".to_owned(), IntervalSet::from(vec![(0, node.diverged)])));
+        }
+        Position::new(origins, "")
+    }
+
+    fn act(
+        nodes: &mut BTreeMap<NodeName, Node>,
+        name: &NodeName,
+        call: &StepCall,
+    ) -> Result<StepResult, (Reason, String)> {
+        let action = call.action.action.as_ref().expect("actions are set");
+        let source = |nodes: &BTreeMap<NodeName, Node>, member: &str| {
+            nodes.values().find(|node| node.member.as_deref() == Some(member)).cloned()
+        };
+        let member = call.header.member.clone();
+        let others_writable = nodes.iter().any(|(other, node)| other != name && node.writable);
+        let snapshot = nodes.clone();
+        let node = nodes.get_mut(name).expect("the node exists");
+        let mut result = StepResult::default();
+        match action {
+            Action::Assign(_) => {
+                node.member = Some(member);
+                result.endpoint = Some(Endpoint { host: name.to_string(), port: 1 });
+            }
+            Action::Configure(_) | Action::DiscardKept(_) => {}
+            Action::Checkpoint(_) => {
+                if !node.writable {
+                    return Err((Reason::PrimaryUnhealthy, "not a primary".to_owned()));
+                }
+            }
+            Action::Initialize(_) | Action::Promote(_) => {
+                assert!(!others_writable, "two writable members");
+                (node.has_data, node.running, node.writable, node.upstream) = (true, true, true, None);
+            }
+            Action::Clone(clone) => {
+                let source = source(&snapshot, &clone.source.as_ref().expect("set").member).expect("a source");
+                if !source.writable {
+                    return Err((Reason::CopyNotWhole, "the source is no primary".to_owned()));
+                }
+                (node.copied, node.position, node.diverged) = (true, source.position, 0);
+            }
+            Action::Swap(swap) => {
+                assert!(node.copied, "nothing to swap in");
+                (node.has_data, node.running, node.writable) = (true, true, false);
+                node.upstream = Some(swap.upstream.as_ref().expect("set").member.clone());
+            }
+            Action::Fence(_) => (node.running, node.writable) = (false, false),
+            Action::Prepare(_) | Action::Examine(_) => {
+                if !node.has_data {
+                    return Err((Reason::EngineFailed, "no data".to_owned()));
+                }
+                (node.running, node.upstream) = (true, None);
+            }
+            Action::Follow(follow) => {
+                let upstream = follow.upstream.as_ref().expect("set").member.clone();
+                let source = source(&snapshot, &upstream).expect("an upstream");
+                if !Self::position(&source).includes(&Self::position(node)) {
+                    return Err((Reason::Diverged, "diverged".to_owned()));
+                }
+                (node.running, node.writable, node.upstream) = (true, false, Some(upstream));
+            }
+            Action::Rewind(rewind) => {
+                let source = source(&snapshot, &rewind.source.as_ref().expect("set").member).expect("a source");
+                (node.position, node.diverged) = (source.position, 0);
+                (node.running, node.upstream) = (true, rewind.source.as_ref().map(|s| s.member.clone()));
+            }
+            Action::Release(_) => {
+                (node.member, node.has_data, node.running, node.writable) = (None, false, false, false);
+            }
+        }
+        result.position = Some((&Self::position(node)).into());
+        Ok(result)
+    }
+}
+
+#[async_trait]
+impl Agents for World {
+    fn view(&self, node: &NodeName) -> NodeView {
+        let nodes = self.nodes.lock().unwrap();
+        let Some(node) = nodes.get(node) else { return NodeView::default() };
+        let observation = node.member.as_ref().map(|member| Observation {
+            cluster_id: ClusterId::from_parts(1, 1),
+            member: member.parse().unwrap(),
+            epoch: Epoch(node.epoch),
+            token: OperationToken(node.token),
+            fenced: false,
+            dirty: false,
+            observed_at: jiff::Timestamp::UNIX_EPOCH,
+            engine: EngineObservation {
+                state: if node.running { EngineState::Running } else { EngineState::Crashed },
+                role: Some(if node.writable { Role::Primary } else { Role::Replica }),
+                storage_writable: Ternary::Yes,
+                position: Some(Self::position(node)),
+                streaming: Ternary::Yes,
+                upstream: node.upstream.as_ref().map(|u| u.parse().unwrap()),
+                replay_lag_bytes: None,
+                pid: None,
+                version: "1".to_owned(),
+                reason: String::new(),
+                details: BTreeMap::new(),
+                data_bytes: 0,
+            },
+        });
+        NodeView { connected: true, observation, ..NodeView::default() }
+    }
+
+    async fn wait_for_change(&self, _: &NodeName, _: Duration) {
+        tokio::task::yield_now().await;
+    }
+
+    async fn execute(
+        &self,
+        name: &NodeName,
+        call: StepCall,
+        _: &watch::Sender<Progress>,
+    ) -> Result<StepResult, AgentError> {
+        let refuse = |reason, message: String| AgentError::Refused { node: name.clone(), reason, message };
+        let number = {
+            let mut calls = self.calls.lock().unwrap();
+            *calls += 1;
+            *calls
+        };
+        if *self.fail_call.lock().unwrap() == Some(number) {
+            return Err(refuse(Reason::EngineFailed, "made to fail".to_owned()));
+        }
+        let hang = *self.hang_call.lock().unwrap();
+        if hang == Some((number, false)) {
+            std::future::pending::<()>().await;
+        }
+        let outcome = {
+            let mut nodes = self.nodes.lock().unwrap();
+            let node = nodes.get_mut(name).expect("the node exists");
+            if call.header.epoch < node.epoch {
+                return Err(refuse(Reason::StaleEpoch, "stale epoch".to_owned()));
+            }
+            if call.header.token < node.token {
+                return Err(refuse(Reason::StaleToken, "stale token".to_owned()));
+            }
+            (node.epoch, node.token) = (call.header.epoch, call.header.token);
+            let key = (call.header.operation.clone(), call.header.step.clone());
+            match node.ledger.get(&key) {
+                Some((digest, result)) if *digest == call.header.digest => Ok(result.clone()),
+                Some(_) | None => {
+                    *node.executions.entry(key.clone()).or_default() += 1;
+                    let outcome = Self::act(&mut nodes, name, &call);
+                    if let Ok(result) = &outcome {
+                        let node = nodes.get_mut(name).expect("the node exists");
+                        node.ledger.insert(key, (call.header.digest.clone(), result.clone()));
+                    }
+                    outcome.map_err(|(reason, message)| {
+                        refuse(reason, format!("{}: {message}", action_label(call.action.action.as_ref().unwrap())))
+                    })
+                }
+            }
+        };
+        if hang == Some((number, true)) {
+            std::future::pending::<()>().await;
+        }
+        outcome
+    }
+}
+
+/// A cluster, its world, and an operation of one kind about to begin.
+struct Bench {
+    environment: Environment,
+    cluster: Arc<ClusterHandle>,
+    world: Arc<World>,
+    kind: &'static dyn Kind,
+    parameters: serde_json::Value,
+}
+
+fn node(n: u32) -> NodeName {
+    format!("n{n}").parse().unwrap()
+}
+
+fn member(n: u32) -> MemberName {
+    format!("db{n}").parse().unwrap()
+}
+
+fn record(creating: bool) -> ClusterRecord {
+    let state = if creating { MemberState::Creating } else { MemberState::Ready };
+    let endpoint = |n: u32| (!creating).then(|| regent_common::topology::Endpoint { host: format!("n{n}"), port: 1 });
+    ClusterRecord {
+        id: ClusterId::from_parts(1, 1),
+        name: ClusterName::new("db").unwrap(),
+        engine: "fake".to_owned(),
+        version: "1".to_owned(),
+        mode: "primary-replica".to_owned(),
+        epoch: Epoch(u64::from(!creating)),
+        token: OperationToken(0),
+        primary: (!creating).then(|| member(1)),
+        candidate: None,
+        established: !creating,
+        may_be_writable: BTreeSet::new(),
+        members: (1..=3)
+            .map(|n| (member(n), MemberRecord { node: node(n), state: state.clone(), endpoint: endpoint(n) }))
+            .collect(),
+        next_number: 4,
+        phase: if creating { Phase::Creating } else { Phase::Active },
+        labels: BTreeMap::new(),
+        protected: false,
+        settings: BTreeMap::new(),
+        port: 0,
+        connection: regent_common::topology::ConnectionFormat::default(),
+        secrets: BTreeMap::new(),
+        policy: Policy::default(),
+        created_at: jiff::Timestamp::UNIX_EPOCH,
+        created_by: "test".to_owned(),
+        ready_at: None,
+        keep_data_on_delete: false,
+        operation: None,
+        divergences: Vec::new(),
+    }
+}
+
+async fn bench(kind: &'static dyn Kind) -> Bench {
+    let creating = kind.name() == "create_cluster";
+    let world = Arc::new(World::default());
+    for n in 1..=4 {
+        let mut state = Node { epoch: u64::from(!creating), ..Node::default() };
+        if !creating && n <= 3 {
+            state.member = Some(member(n).to_string());
+            (state.has_data, state.running, state.position) = (true, true, 100);
+            state.writable = n == 1;
+            state.upstream = (n > 1).then(|| member(1).to_string());
+        }
+        world.nodes.lock().unwrap().insert(node(n), state);
+    }
+    let parameters = match kind.name() {
+        "add_member" => json!({ "node": node(4) }),
+        "delete_cluster" => json!({ "keep_data": false }),
+        "resync" => json!({ "members": [member(2), member(3)], "parallel": 1, "max_bytes_per_second": 0 }),
+        "rejoin" => {
+            let mut nodes = world.nodes.lock().unwrap();
+            let returning = nodes.get_mut(&node(3)).unwrap();
+            (returning.running, returning.diverged, returning.upstream) = (false, 5, None);
+            json!({ "member": member(3) })
+        }
+        "failover" => {
+            let mut nodes = world.nodes.lock().unwrap();
+            let dead = nodes.get_mut(&node(1)).unwrap();
+            dead.running = false;
+            json!({ "former": member(1), "known": null })
+        }
+        _ => json!({}),
+    };
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let clock = Arc::new(ManualClock::default());
+    let environment = Environment {
+        clock: clock.clone(),
+        store: Arc::clone(&store),
+        agents: world.clone(),
+        secrets: Arc::new(Secrets::ephemeral()),
+        audit: AuditLog::new(Arc::clone(&store), clock.clone()),
+        events: EventLog::new(Arc::clone(&store), clock),
+        addresses: Arc::new(|node| Some(format!("{node}:1"))),
+    };
+    let record = record(creating);
+    let key = crate::store::keys::cluster(&record.name);
+    let version = store.commit(Transaction::default().put_json(key, &record)).await.unwrap();
+    let cluster = Arc::new(ClusterHandle::new(store, record, version.0));
+    Bench { environment, cluster, world, kind, parameters }
+}
+
+impl Bench {
+    async fn begin(&self) -> crate::model::operation::OperationRecord {
+        let new = NewOperation {
+            id: OperationId::generate(),
+            kind: self.kind,
+            parameters: self.parameters.clone(),
+            created_by: "test".to_owned(),
+            reason: "test".to_owned(),
+        };
+        executor::create(&self.environment, &self.cluster, new, Transaction::default()).await.unwrap()
+    }
+
+    async fn run(&self, operation: &crate::model::operation::OperationRecord, resumed: bool) -> Outcome {
+        let (_interrupt, interrupted) = watch::channel(None);
+        let (progress, _) = watch::channel(Progress::default());
+        let run = executor::run_to_end(&self.environment, &self.cluster, operation, resumed, interrupted, progress);
+        tokio::time::timeout(Duration::from_secs(20), run).await.expect("the operation ends").unwrap()
+    }
+
+    fn executed_twice(&self) -> Vec<(String, String)> {
+        let nodes = self.world.nodes.lock().unwrap();
+        nodes.values().flat_map(|node| &node.executions).filter(|(_, n)| **n > 1).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// What must hold however an operation ended.
+    fn check(&self, outcome: Outcome, place: &str) {
+        let nodes = self.world.nodes.lock().unwrap();
+        let writable: Vec<_> = nodes.iter().filter(|(_, node)| node.writable).map(|(name, _)| name.clone()).collect();
+        assert!(writable.len() <= 1, "{place}: {writable:?} are writable");
+        let Some(record) = self.cluster.record() else {
+            assert!(nodes.values().all(|node| node.member.is_none() && !node.has_data), "{place}: {nodes:?}");
+            return;
+        };
+        assert_eq!(record.operation, None, "{place}");
+        if outcome == Outcome::Succeeded {
+            assert!(
+                record.members.values().all(|m| m.state == MemberState::Ready) || self.kind.name() == "failover",
+                "{place}"
+            );
+            let primary = record.primary.as_ref().unwrap_or_else(|| panic!("{place}: no primary"));
+            assert_eq!(writable, [record.members[primary].node.clone()], "{place}");
+        }
+        assert!(record.members.values().all(|m| m.state != MemberState::Resyncing), "{place}");
+    }
+}
+
+/// How many calls a whole run makes.
+async fn calls_of(kind: &'static dyn Kind) -> usize {
+    let bench = bench(kind).await;
+    let operation = bench.begin().await;
+    assert_eq!(bench.run(&operation, false).await, Outcome::Succeeded, "{}", kind.name());
+    bench.check(Outcome::Succeeded, kind.name());
+    assert_eq!(bench.executed_twice(), [], "{}", kind.name());
+    *bench.world.calls.lock().unwrap()
+}
+
+#[tokio::test]
+async fn every_kind_succeeds_without_trouble() {
+    for kind in KINDS {
+        assert!(calls_of(*kind).await > 0, "{} did nothing", kind.name());
+    }
+}
+
+#[tokio::test]
+async fn every_step_can_be_run_twice() {
+    for kind in KINDS {
+        let bench = bench(*kind).await;
+        let operation = bench.begin().await;
+        let (progress, _) = watch::channel(Progress::default());
+        let mut runner = Runner::load(&bench.environment, &bench.cluster, &operation, progress).await.unwrap();
+        while let Some(step) = runner.next_step() {
+            // The first run is forgotten, as it is when the coordinator dies before it can write.
+            runner.run_step(step).await.unwrap();
+            let again = runner.run_step(step).await;
+            runner.step_ended(step, again).await.unwrap();
+        }
+        bench.check(Outcome::Succeeded, kind.name());
+        assert_eq!(bench.executed_twice(), [], "{}", kind.name());
+    }
+}
+
+#[tokio::test]
+async fn a_crash_at_every_call_is_resumed_and_nothing_is_executed_twice() {
+    for kind in KINDS {
+        for call in 1..=calls_of(*kind).await {
+            for done in [false, true] {
+                let place = format!("{} call {call} done {done}", kind.name());
+                let bench = bench(*kind).await;
+                *bench.world.hang_call.lock().unwrap() = Some((call, done));
+                let operation = bench.begin().await;
+                let (_interrupt, interrupted) = watch::channel(None);
+                let (progress, _) = watch::channel(Progress::default());
+                let run =
+                    executor::run_to_end(&bench.environment, &bench.cluster, &operation, false, interrupted, progress);
+                // Dropping the run where it hangs is the crash; everything durable stays.
+                let crashed = tokio::select! {
+                    biased;
+                    _ = run => false,
+                    () = quiet(&bench.world) => true,
+                };
+                assert!(crashed, "{place}: the call was not reached");
+                *bench.world.hang_call.lock().unwrap() = None;
+                assert_eq!(bench.run(&operation, true).await, Outcome::Succeeded, "{place}");
+                bench.check(Outcome::Succeeded, &place);
+                assert_eq!(bench.executed_twice(), [], "{place}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_failure_at_every_call_ends_in_a_correct_state() {
+    for kind in KINDS {
+        for call in 1..=calls_of(*kind).await {
+            let place = format!("{} call {call}", kind.name());
+            let bench = bench(*kind).await;
+            *bench.world.fail_call.lock().unwrap() = Some(call);
+            let operation = bench.begin().await;
+            let outcome = bench.run(&operation, false).await;
+            bench.check(outcome, &place);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_operation_ends_in_a_correct_state() {
+    for kind in KINDS.iter().filter(|kind| kind.cancellable()) {
+        let bench = bench(*kind).await;
+        *bench.world.hang_call.lock().unwrap() = Some((1, false));
+        let operation = bench.begin().await;
+        let (interrupt, interrupted) = watch::channel(None);
+        let (progress, _) = watch::channel(Progress::default());
+        let run = executor::run_to_end(&bench.environment, &bench.cluster, &operation, false, interrupted, progress);
+        let cancel = async {
+            quiet(&bench.world).await;
+            let failure = Failure { reason: "CANCELLED".to_owned(), message: "cancelled".to_owned() };
+            interrupt.send_replace(Some(failure));
+        };
+        let (outcome, ()) = tokio::join!(run, cancel);
+        assert_eq!(outcome.unwrap(), Outcome::Cancelled, "{}", kind.name());
+        bench.check(Outcome::Cancelled, kind.name());
+    }
+}
+
+/// Returns when the run makes no call for a while: it hangs where it was made to.
+async fn quiet(world: &World) {
+    let mut seen = usize::MAX;
+    let mut same = 0;
+    while same < 200 {
+        tokio::task::yield_now().await;
+        let calls = *world.calls.lock().unwrap();
+        same = if calls == seen && calls > 0 { same + 1 } else { 0 };
+        seen = calls;
+    }
+}

@@ -1,0 +1,116 @@
+//! Makes a node a replica of an existing cluster: assign, configure everybody, copy, start.
+//!
+//! A failure releases the node and takes the member out again; its number is not used again.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use regent_common::ids::NodeName;
+use regent_proto::agent::v1::{self as wire, action::Action};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{clone_members, configure, create_cluster::assign, swap_members};
+use crate::{
+    model::{
+        cluster::{ClusterRecord, MemberRecord, MemberState},
+        operation::{OperationRecord, PlannedStep},
+    },
+    operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience},
+};
+
+/// The kind.
+pub struct AddMember;
+
+/// What is asked for.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Parameters {
+    /// The node.
+    pub node: NodeName,
+}
+
+fn node(parameters: &Value) -> NodeName {
+    let parameters: Parameters =
+        serde_json::from_value(parameters.clone()).expect("parameters were written by this kind");
+    parameters.node
+}
+
+#[async_trait]
+impl Kind for AddMember {
+    fn name(&self) -> &'static str {
+        "add_member"
+    }
+
+    fn plan(&self, cluster: &ClusterRecord, parameters: &Value) -> Vec<PlannedStep> {
+        let member = cluster.member_on(&node(parameters)).cloned();
+        ["assign", "configure", "clone", "swap"].map(|name| PlannedStep::new(name, member.clone())).into()
+    }
+
+    fn begin(&self, cluster: &mut ClusterRecord, parameters: &Value) {
+        let name = cluster.take_member_name();
+        let record = MemberRecord { node: node(parameters), state: MemberState::Creating, endpoint: None };
+        cluster.members.insert(name, record);
+    }
+
+    async fn run(&self, step: &PlannedStep, context: &StepContext<'_>) -> Result<StepDone, StepError> {
+        match step.name.as_str() {
+            "assign" => assign(context, &step.members).await,
+            "configure" => {
+                let everybody: Vec<_> = context.cluster()?.members.keys().cloned().collect();
+                let action = configure(context)?;
+                for (member, outcome) in
+                    context.call_all(&everybody, Patience::AtMost(Duration::from_secs(10)), |_| action.clone()).await
+                {
+                    // A replica that is away learns of the new member when it rejoins.
+                    if let Err(error) = outcome
+                        && (step.members.contains(&member) || context.cluster()?.primary.as_ref() == Some(&member))
+                    {
+                        return Err(error);
+                    }
+                }
+                Ok(StepDone::new())
+            }
+            "clone" => {
+                let bytes = clone_members(context, &step.members, 0, false).await?;
+                Ok(StepDone::new().say(format!("copied {bytes} bytes")))
+            }
+            _ => {
+                swap_members(context, &step.members, false).await?;
+                let members = step.members.clone();
+                Ok(StepDone::new().change(move |cluster| {
+                    for member in &members {
+                        cluster.set_state(member, MemberState::Ready);
+                    }
+                }))
+            }
+        }
+    }
+
+    async fn undo(&self, step: &PlannedStep, context: &StepContext<'_>) -> Result<(), StepError> {
+        if step.name != "assign" {
+            return Ok(());
+        }
+        let release = |_: &_| Action::Release(wire::Release { keep_data: false });
+        context.call_all(&step.members, Patience::AtMost(Duration::from_secs(5)), release).await;
+        Ok(())
+    }
+
+    fn abandon(&self, cluster: &mut ClusterRecord, operation: &OperationRecord, _: &str) -> Aftermath {
+        for member in operation.steps.iter().flat_map(|step| &step.members) {
+            cluster.members.remove(member);
+        }
+        Aftermath::Keep
+    }
+
+    fn yields_to_failover(&self) -> bool {
+        false
+    }
+
+    fn cancellable(&self) -> bool {
+        true
+    }
+
+    fn event(&self) -> &'static str {
+        "MEMBER_ADD"
+    }
+}

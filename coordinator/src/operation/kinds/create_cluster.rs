@@ -1,0 +1,162 @@
+//! Makes a cluster: assign the nodes, make the first primary's data, copy it to the replicas.
+//!
+//! The cluster's record with its members in state Creating is committed together with the operation. Nothing is decided
+//! about the cluster by itself before the last step. A failure releases every node again and removes the record; a node
+//! that cannot be reached then is emptied when it returns, by the tombstone.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use async_trait::async_trait;
+use regent_common::{
+    error::Reason,
+    ids::{Epoch, MemberName},
+    topology::Endpoint,
+};
+use regent_proto::agent::v1::{self as wire, action::Action};
+use serde_json::Value;
+
+use super::{all_or_first_error, clone_members, configure, listed, swap_members};
+use crate::{
+    model::{
+        cluster::{ClusterRecord, MemberState, Phase},
+        operation::{OperationRecord, PlannedStep},
+    },
+    operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience},
+};
+
+/// How long a node is waited for.
+const PATIENCE: Patience = Patience::AtMost(Duration::from_secs(20));
+
+/// The kind.
+pub struct CreateCluster;
+
+#[async_trait]
+impl Kind for CreateCluster {
+    fn name(&self) -> &'static str {
+        "create_cluster"
+    }
+
+    fn plan(&self, cluster: &ClusterRecord, _: &Value) -> Vec<PlannedStep> {
+        let all: Vec<MemberName> = cluster.members.keys().cloned().collect();
+        let first = cluster.candidate.clone();
+        let replicas: Vec<_> = all.iter().filter(|member| Some(*member) != first.as_ref()).cloned().collect();
+        let mut steps = vec![
+            PlannedStep::new("assign", all.clone()),
+            PlannedStep::new("initialize", first),
+            PlannedStep::new("configure", all.clone()),
+        ];
+        if !replicas.is_empty() {
+            steps.push(PlannedStep::new("clone", replicas.clone()));
+            steps.push(PlannedStep::new("swap", replicas));
+        }
+        steps.push(PlannedStep::new("verify", all));
+        steps
+    }
+
+    fn begin(&self, cluster: &mut ClusterRecord, _: &Value) {
+        cluster.epoch = Epoch(1);
+        cluster.candidate = cluster.members.keys().next().cloned();
+        cluster.phase = Phase::Creating;
+    }
+
+    async fn run(&self, step: &PlannedStep, context: &StepContext<'_>) -> Result<StepDone, StepError> {
+        match step.name.as_str() {
+            "assign" => assign(context, &step.members).await,
+            "initialize" => initialize(context, &step.members).await,
+            "configure" => {
+                let action = configure(context)?;
+                all_or_first_error(context.call_all(&step.members, PATIENCE, |_| action.clone()).await)?;
+                Ok(StepDone::new())
+            }
+            "clone" => {
+                let bytes = clone_members(context, &step.members, 0, false).await?;
+                Ok(StepDone::new().say(format!("copied {bytes} bytes to {}", listed(&step.members))))
+            }
+            "swap" => {
+                swap_members(context, &step.members, false).await?;
+                Ok(StepDone::new())
+            }
+            _ => {
+                let now = context.environment().clock.wall();
+                Ok(StepDone::new().change(move |cluster| {
+                    cluster.phase = Phase::Active;
+                    cluster.ready_at.get_or_insert(now);
+                    for member in cluster.members.values_mut() {
+                        member.state = MemberState::Ready;
+                    }
+                }))
+            }
+        }
+    }
+
+    async fn undo(&self, step: &PlannedStep, context: &StepContext<'_>) -> Result<(), StepError> {
+        if step.name != "assign" {
+            return Ok(());
+        }
+        // A refusal means that the node is not in this cluster: nothing to take back there.
+        let patience = Patience::AtMost(Duration::from_secs(5));
+        for (_, outcome) in
+            context.call_all(&step.members, patience, |_| Action::Release(wire::Release { keep_data: false })).await
+        {
+            match outcome {
+                Err(error) if error.reason == Reason::NodeUnreachable => return Err(error),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn abandon(&self, _: &mut ClusterRecord, _: &OperationRecord, _: &str) -> Aftermath {
+        Aftermath::Remove
+    }
+
+    fn yields_to_failover(&self) -> bool {
+        false
+    }
+
+    fn cancellable(&self) -> bool {
+        true
+    }
+
+    fn event(&self) -> &'static str {
+        "CLUSTER_CREATE"
+    }
+}
+
+/// Makes the nodes members; brings their endpoints.
+pub(super) async fn assign(context: &StepContext<'_>, members: &[MemberName]) -> Result<StepDone, StepError> {
+    let cluster = context.cluster()?;
+    let action = Action::Assign(wire::Assign { spec: Some((&context.spec()?).into()), port: cluster.port.into() });
+    let results = all_or_first_error(context.call_all(members, PATIENCE, |_| action.clone()).await)?;
+    let mut endpoints = BTreeMap::new();
+    for (member, result) in results {
+        let endpoint = result.endpoint.ok_or(()).and_then(|e| Endpoint::try_from(e).map_err(|_| ()));
+        let endpoint = endpoint.map_err(|()| {
+            StepError::new(Reason::Internal, format!("the agent of {member} did not say where its engine is reached"))
+        })?;
+        endpoints.insert(member, endpoint);
+    }
+    Ok(StepDone::new().change(move |cluster| {
+        for (member, endpoint) in &endpoints {
+            if let Some(record) = cluster.members.get_mut(member) {
+                record.endpoint = Some(endpoint.clone());
+            }
+        }
+    }))
+}
+
+async fn initialize(context: &StepContext<'_>, first: &[MemberName]) -> Result<StepDone, StepError> {
+    let [first] = first else {
+        return Err(StepError::new(Reason::NoNodes, "there is no node for the first primary"));
+    };
+    // Members must be known before the data is made: access rules are written with it.
+    context.call(first, configure(context)?, PATIENCE).await?;
+    context.call(first, Action::Initialize(wire::Initialize {}), PATIENCE).await?;
+    let first = first.clone();
+    Ok(StepDone::new().say(format!("{first} is the first primary")).change(move |cluster| {
+        cluster.primary = Some(first.clone());
+        cluster.candidate = None;
+        cluster.established = true;
+        cluster.set_state(&first, MemberState::Ready);
+    }))
+}

@@ -1,0 +1,78 @@
+//! The kinds of operation, one file each.
+
+use regent_common::{error::Reason, ids::MemberName, position::Position};
+use regent_proto::agent::v1::{self as wire, StepResult, action::Action};
+
+use super::{StepContext, StepError, context::Patience};
+
+pub mod add_member;
+pub mod create_cluster;
+pub mod delete_cluster;
+pub mod failover;
+pub mod rejoin;
+pub mod resync;
+
+/// The results of all, or the first failure.
+fn all_or_first_error(
+    outcomes: Vec<(MemberName, Result<StepResult, StepError>)>,
+) -> Result<Vec<(MemberName, StepResult)>, StepError> {
+    outcomes.into_iter().map(|(member, outcome)| outcome.map(|result| (member, result))).collect()
+}
+
+/// The primary, or why there is nothing to copy from.
+fn primary_of(context: &StepContext<'_>) -> Result<MemberName, StepError> {
+    let cluster = context.cluster()?;
+    cluster.primary.clone().ok_or_else(|| {
+        StepError::new(Reason::ClusterHasNoPrimary, format!("cluster {} has no primary to copy from", cluster.name))
+    })
+}
+
+/// Applies members, settings and access rules of the stored topology.
+fn configure(context: &StepContext<'_>) -> Result<Action, StepError> {
+    Ok(Action::Configure(wire::Configure { spec: Some((&context.spec()?).into()) }))
+}
+
+/// Copies the primary's data into the side directories of `members`, all at once. The primary is asked first, so that it
+/// has persisted this operation's token before a copy relies on it (rule T2).
+async fn clone_members(
+    context: &StepContext<'_>,
+    members: &[MemberName],
+    max_bytes_per_second: u64,
+    wipe_first_if_needed: bool,
+) -> Result<u64, StepError> {
+    let primary = primary_of(context)?;
+    context.call(&primary, Action::Checkpoint(wire::Checkpoint {}), Patience::Forever).await?;
+    let source = wire::Peer::from(&context.peer(&primary)?);
+    let outcomes = context
+        .call_all(members, Patience::Forever, |_| {
+            Action::Clone(wire::Clone { source: Some(source.clone()), max_bytes_per_second, wipe_first_if_needed })
+        })
+        .await;
+    Ok(all_or_first_error(outcomes)?.iter().map(|(_, result)| result.bytes_copied).sum())
+}
+
+/// Puts the copies in place and starts them as replicas of the primary. The primary is asked first, as for a clone: after a
+/// crash of the coordinator this step carries a higher token than the one that the primary has persisted (rule T2).
+async fn swap_members(context: &StepContext<'_>, members: &[MemberName], keep_old: bool) -> Result<(), StepError> {
+    let primary = primary_of(context)?;
+    context.call(&primary, configure(context)?, Patience::Forever).await?;
+    let upstream = wire::Peer::from(&context.peer(&primary)?);
+    let outcomes = context
+        .call_all(members, Patience::Forever, |_| {
+            Action::Swap(wire::Swap { upstream: Some(upstream.clone()), keep_old })
+        })
+        .await;
+    all_or_first_error(outcomes).map(|_| ())
+}
+
+/// The position that a step reported. One that is missing is not known, and never counts as empty.
+fn position_of(member: &MemberName, result: &StepResult) -> Result<Position, StepError> {
+    result.position.clone().map(Position::from).ok_or_else(|| {
+        StepError::new(Reason::Internal, format!("the agent of {member} did not say where its copy stands"))
+    })
+}
+
+/// Names in a sentence.
+fn listed(members: &[MemberName]) -> String {
+    members.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

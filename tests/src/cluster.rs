@@ -1,0 +1,339 @@
+//! A coordinator and its agents as real processes on loopback, from the programs of this workspace.
+//!
+//! Everything of them stands in the test's folder: `coordinator/`, one folder for each node, `logs/`. The fleet knows how
+//! the daemons are started and told things; what to do with them is the test's.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use regent_proto::coordinator::v1 as wire;
+
+use crate::{
+    api::{Api, request_id},
+    folder::TestFolder,
+    ports,
+    process::{Daemon, program},
+    wait,
+};
+
+/// How long a daemon may take until it answers, and a node until it is connected.
+const UP: Duration = Duration::from_secs(30);
+/// How long creating a cluster may take.
+pub const CREATE: Duration = Duration::from_secs(180);
+
+/// The coordinator.
+#[derive(Debug)]
+pub struct Coordinator {
+    /// host:port of its API.
+    pub address: String,
+    /// host:port of health and metrics.
+    pub http: String,
+    /// Folder of its configuration and state.
+    pub home: PathBuf,
+    program: PathBuf,
+    log: PathBuf,
+    environment: BTreeMap<String, String>,
+    daemon: Option<Daemon>,
+}
+
+/// An agent.
+#[derive(Debug)]
+pub struct Agent {
+    /// Name of its node.
+    pub node: String,
+    /// host:port of its API.
+    pub address: String,
+    /// host:port of health and metrics.
+    pub http: String,
+    /// Port that its engine gets.
+    pub engine_port: u16,
+    /// Folder of its configuration, state, engines and sockets.
+    pub home: PathBuf,
+    program: PathBuf,
+    log: PathBuf,
+    daemon: Option<Daemon>,
+}
+
+/// A coordinator with agents that have joined.
+#[derive(Debug)]
+pub struct Fleet {
+    /// The coordinator.
+    pub coordinator: Coordinator,
+    /// Agents by node.
+    pub agents: BTreeMap<String, Agent>,
+    /// The first administrator's connection.
+    pub api: Api,
+    root: PathBuf,
+}
+
+/// Runs a command to its end; what it wrote is in the error when it fails.
+pub fn run(mut command: Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    ensure!(output.status.success(), "{command:?}: {}: {}", output.status, text(&output.stderr));
+    Ok(text(&output.stdout))
+}
+
+// === impl Coordinator ===
+
+impl Coordinator {
+    /// Makes its folder, configuration, authority and first administrator; does not start it.
+    pub fn init(root: &Path, program: PathBuf) -> Result<Self> {
+        let home = root.join("coordinator");
+        fs::create_dir_all(&home)?;
+        fs::create_dir_all(root.join("logs"))?;
+        let [grpc, http] = ports::free(2)?[..] else { unreachable!("two were asked for") };
+        let coordinator = Self {
+            address: format!("127.0.0.1:{grpc}"),
+            http: format!("127.0.0.1:{http}"),
+            program,
+            log: root.join("logs/coordinator.log"),
+            environment: BTreeMap::new(),
+            daemon: None,
+            home,
+        };
+        let config = format!(
+            "listen = {:?}\nhttp_listen = {:?}\nstate_dir = {:?}\n",
+            coordinator.address,
+            coordinator.http,
+            coordinator.home.join("state"),
+        );
+        fs::write(coordinator.config(), config)?;
+        let mut init = coordinator.command("init");
+        init.args(["--advertise", "127.0.0.1"]);
+        run(init)?;
+        Ok(coordinator)
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.home.join("coordinator.toml")
+    }
+
+    /// Identity directory of the first administrator.
+    pub fn admin(&self) -> PathBuf {
+        self.home.join("state/admin")
+    }
+
+    /// Identity directory of the coordinator itself, which agents obey.
+    pub fn own_identity(&self) -> PathBuf {
+        self.home.join("state/identity")
+    }
+
+    /// Its program with a subcommand and its configuration.
+    pub fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg(verb).arg("--config").arg(self.config()).envs(&self.environment);
+        command
+    }
+
+    /// Runs another build of it from now on (failpoints).
+    pub fn set_program(&mut self, program: PathBuf) {
+        self.program = program;
+    }
+
+    /// Sets or removes a variable of its environment, from its next start on.
+    pub fn set_environment(&mut self, name: &str, value: Option<&str>) {
+        match value {
+            Some(value) => drop(self.environment.insert(name.to_owned(), value.to_owned())),
+            None => drop(self.environment.remove(name)),
+        }
+    }
+
+    /// Starts it; returns at once.
+    pub fn start(&mut self) -> Result<()> {
+        self.daemon = Some(Daemon::start("coordinator", self.command("serve"), &self.log)?);
+        Ok(())
+    }
+
+    /// Its process.
+    pub fn daemon(&mut self) -> Result<&mut Daemon> {
+        self.daemon.as_mut().context("the coordinator does not run")
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.daemon.as_ref().context("the coordinator does not run")?.pid())
+    }
+}
+
+// === impl Agent ===
+
+impl Agent {
+    /// Makes the folder and the configuration of a node; does not join and does not start.
+    pub fn prepare(root: &Path, node: &str, program: PathBuf) -> Result<Self> {
+        let home = root.join(node);
+        for folder in ["state", "engines", "run"] {
+            fs::create_dir_all(home.join(folder))?;
+        }
+        fs::create_dir_all(root.join("logs"))?;
+        let [grpc, http, engine_port] = ports::free(3)?[..] else { unreachable!("three were asked for") };
+        let agent = Self {
+            node: node.to_owned(),
+            address: format!("127.0.0.1:{grpc}"),
+            http: format!("127.0.0.1:{http}"),
+            engine_port,
+            program,
+            log: root.join(format!("logs/{node}.log")),
+            daemon: None,
+            home,
+        };
+        agent.configure("", "")?;
+        Ok(agent)
+    }
+
+    /// Writes the configuration; `more` are keys of the agent, `engine` keys of the engine's section.
+    pub fn configure(&self, more: &str, engine: &str) -> Result<()> {
+        let bin = std::env::var("REGENT_POSTGRES_BIN").map_or(String::new(), |bin| format!("bin_dir = {bin:?}\n"));
+        let config = format!(
+            "listen = {:?}\nhttp_listen = {:?}\nadvertise = \"127.0.0.1\"\nstate_dir = {:?}\ndata_root = {:?}\nrun_dir = {:?}\n\
+             {more}\n[engine.postgresql]\nport = {}\nlisten_addresses = \"127.0.0.1\"\n{bin}{engine}\n",
+            self.address,
+            self.http,
+            self.home.join("state"),
+            self.home.join("engines"),
+            self.home.join("run"),
+            self.engine_port,
+        );
+        Ok(fs::write(self.config(), config)?)
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.home.join("agent.toml")
+    }
+
+    /// Its identity directory.
+    pub fn identity(&self) -> PathBuf {
+        self.home.join("state/identity")
+    }
+
+    /// Its log.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Its program with a subcommand and its configuration.
+    pub fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg(verb).arg("--config").arg(self.config());
+        command
+    }
+
+    /// Joins a coordinator.
+    pub fn join(&self, coordinator: &str, token: &str) -> Result<String> {
+        let mut join = self.command("join");
+        join.args([coordinator, "--token", token, "--name", &self.node]);
+        run(join)
+    }
+
+    /// Starts it; returns at once.
+    pub fn start(&mut self) -> Result<()> {
+        self.daemon = Some(Daemon::start(&self.node, self.command("run"), &self.log)?);
+        Ok(())
+    }
+
+    /// Its process.
+    pub fn daemon(&mut self) -> Result<&mut Daemon> {
+        self.daemon.as_mut().with_context(|| format!("the agent of {} does not run", self.node))
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.daemon.as_ref().with_context(|| format!("the agent of {} does not run", self.node))?.pid())
+    }
+}
+
+// === impl Fleet ===
+
+impl Fleet {
+    /// Starts a coordinator and one agent for each node, and waits until all are connected.
+    pub async fn start(folder: &TestFolder, nodes: &[&str]) -> Result<Self> {
+        Self::start_with(folder, nodes, program("regent-coordinator")?).await
+    }
+
+    /// The same with another build of the coordinator.
+    pub async fn start_with(folder: &TestFolder, nodes: &[&str], program: PathBuf) -> Result<Self> {
+        let mut coordinator = Coordinator::init(folder.path(), program)?;
+        coordinator.start()?;
+        let connect = || async {
+            let api = Api::connect(&coordinator.address, &coordinator.admin()).await?;
+            api.all_nodes().await?;
+            Ok(api)
+        };
+        let api = wait::until("the coordinator", UP, connect).await?;
+        let mut fleet = Self { coordinator, agents: BTreeMap::new(), api, root: folder.path().to_owned() };
+        for node in nodes {
+            fleet.add(node).await?;
+        }
+        fleet.connected(nodes).await?;
+        Ok(fleet)
+    }
+
+    /// Makes a token with which any node may join; `cluster` makes it a replica.
+    pub async fn token(&self, cluster: &str) -> Result<String> {
+        let request = wire::CreateTokenRequest {
+            cluster: if cluster.is_empty() { String::new() } else { format!("clusters/{cluster}") },
+            request_id: request_id(),
+            ..Default::default()
+        };
+        Ok(self.api.identities().create_token(request).await?.into_inner().token)
+    }
+
+    /// Joins and starts an agent.
+    pub async fn add(&mut self, node: &str) -> Result<()> {
+        let mut agent = Agent::prepare(&self.root, node, program("regent-agent")?)?;
+        agent.join(&self.coordinator.address, &self.token("").await?)?;
+        agent.start()?;
+        self.agents.insert(node.to_owned(), agent);
+        Ok(())
+    }
+
+    /// An agent by its node.
+    pub fn agent(&mut self, node: &str) -> &mut Agent {
+        let node = crate::api::plain(node);
+        self.agents.get_mut(node).unwrap_or_else(|| panic!("the fleet has no node {node}"))
+    }
+
+    /// Waits until these nodes are connected.
+    pub async fn connected(&self, nodes: &[&str]) -> Result<()> {
+        wait::until("connected nodes", UP, || async {
+            let seen = self.api.all_nodes().await?;
+            for node in nodes {
+                let found = seen.iter().find(|n| crate::api::plain(&n.name) == *node);
+                ensure!(found.is_some_and(|n| n.connected), "{node}: {}", found.map_or("not joined", |n| &n.reason));
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until a restarted coordinator answers.
+    pub async fn answers(&self) -> Result<()> {
+        wait::until("the coordinator", UP, || async { self.api.all_nodes().await.map(drop) }).await
+    }
+
+    /// Creates a cluster on nodes and waits until it is healthy.
+    pub async fn create(&self, cluster: &str, engine: &str, nodes: &[&str]) -> Result<wire::Cluster> {
+        let request = wire::CreateClusterRequest {
+            cluster: cluster.to_owned(),
+            engine: engine.to_owned(),
+            nodes: nodes.iter().map(|node| (*node).to_owned()).collect(),
+            request_id: request_id(),
+            ..Default::default()
+        };
+        self.api.create(request, CREATE).await
+    }
+
+    /// Logs of all daemons.
+    pub fn logs(&self) -> Vec<PathBuf> {
+        let agents = self.agents.values().map(|agent| agent.log.clone());
+        agents.chain([self.coordinator.log.clone()]).filter(|log| log.exists()).collect()
+    }
+}

@@ -1,0 +1,243 @@
+//! The account of every row: what was acknowledged against what is there, and who acknowledged when.
+//!
+//! Pure: histories and stored rows in, findings out. What counts as too much (rows lost, milliseconds of outage) is the
+//! caller's: a policy, not a fact.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use super::history::{History, Outcome};
+
+/// A row by its writer and its number.
+pub type Row = (String, u64);
+
+/// Rows found in the engine, with how often each was there.
+pub type Stored = BTreeMap<Row, u64>;
+
+/// What became of all rows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Account {
+    /// Attempts.
+    pub attempted: u64,
+    /// Rows that the writers were told are written.
+    pub acknowledged: u64,
+    /// Rows of which an engine said that they are not written.
+    pub refused: u64,
+    /// Rows of which nobody said anything.
+    pub unknown: u64,
+    /// Those of them that are there.
+    pub unknown_stored: u64,
+    /// Rows that were acknowledged and are not there.
+    pub lost: Vec<Row>,
+    /// Rows that are there more than once.
+    pub duplicated: Vec<Row>,
+    /// Rows that are there and were refused, or that nobody ever tried to write.
+    pub unexpected: Vec<Row>,
+}
+
+/// A time without an acknowledgement, in nanoseconds of the shared clock.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Gap {
+    /// Last acknowledgement before it.
+    pub from: u64,
+    /// First one after it.
+    pub until: u64,
+}
+
+/// A time in which two members both acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Overlap {
+    /// One member.
+    pub one: String,
+    /// The other.
+    pub other: String,
+    /// How long, in nanoseconds.
+    pub nanos: u64,
+}
+
+/// Compares what the writers were told with what is there.
+pub fn account(histories: &[History], stored: &Stored) -> Account {
+    let mut account = Account::default();
+    let mut possible = BTreeSet::new();
+    for history in histories {
+        for attempt in &history.attempts {
+            let row = (history.writer.clone(), attempt.row);
+            let there = stored.contains_key(&row);
+            account.attempted += 1;
+            match &attempt.outcome {
+                Outcome::Acknowledged(_) => {
+                    account.acknowledged += 1;
+                    if !there {
+                        account.lost.push(row.clone());
+                    }
+                    possible.insert(row);
+                }
+                Outcome::Refused(_) => account.refused += 1,
+                Outcome::Unknown(_) => {
+                    account.unknown += 1;
+                    account.unknown_stored += u64::from(there);
+                    possible.insert(row);
+                }
+            }
+        }
+    }
+    for (row, count) in stored {
+        if *count > 1 {
+            account.duplicated.push(row.clone());
+        }
+        if !possible.contains(row) {
+            account.unexpected.push(row.clone());
+        }
+    }
+    account
+}
+
+/// The longest time without an acknowledgement of any writer between `from` and `until`. Time before the first and after
+/// the last one counts, so that a service that never came back is not taken for a short outage.
+pub fn longest_gap(histories: &[History], from: u64, until: u64) -> Gap {
+    let mut times: Vec<u64> = histories
+        .iter()
+        .flat_map(|h| h.acknowledgements().map(|(at, _)| at))
+        .filter(|at| (from..=until).contains(at))
+        .collect();
+    times.push(from);
+    times.push(until);
+    times.sort_unstable();
+    let gaps = times.windows(2).map(|pair| Gap { from: pair[0], until: pair[1] });
+    gaps.max_by_key(Gap::nanos).unwrap_or_default()
+}
+
+/// Pairs of members that both acknowledged over the same time between `from` and `until`, the worst first. Meant for a
+/// time with at most one change of primary: a member that reigns twice in it seems to have reigned throughout.
+pub fn overlaps(histories: &[History], from: u64, until: u64) -> Vec<Overlap> {
+    let mut reigns: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    for (at, member) in histories.iter().flat_map(History::acknowledgements) {
+        if (from..=until).contains(&at) {
+            let reign = reigns.entry(member).or_insert((at, at));
+            *reign = (reign.0.min(at), reign.1.max(at));
+        }
+    }
+    let mut found = Vec::new();
+    for (one, (one_from, one_until)) in &reigns {
+        for (other, (other_from, other_until)) in
+            reigns.range::<str, _>((std::ops::Bound::Excluded(*one), std::ops::Bound::Unbounded))
+        {
+            let (start, end) = (*one_from.max(other_from), *one_until.min(other_until));
+            if start <= end {
+                // Two acknowledgements within one nanosecond of each other are still two primaries.
+                let nanos = (end - start).max(1);
+                found.push(Overlap { one: (*one).to_owned(), other: (*other).to_owned(), nanos });
+            }
+        }
+    }
+    found.sort_by_key(|overlap| std::cmp::Reverse(overlap.nanos));
+    found
+}
+
+// === impl Gap ===
+
+impl Gap {
+    /// Its length.
+    pub fn nanos(&self) -> u64 {
+        self.until - self.from
+    }
+
+    /// Its length in milliseconds.
+    #[expect(clippy::cast_precision_loss, reason = "an outage is no astronomical number")]
+    pub fn millis(&self) -> f64 {
+        self.nanos() as f64 / 1e6
+    }
+}
+
+// === impl Account ===
+
+impl Account {
+    /// Whether nothing is wrong apart from lost rows, which a policy may allow.
+    pub fn is_consistent(&self) -> bool {
+        self.duplicated.is_empty() && self.unexpected.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workload::history::Attempt;
+
+    /// A history of (row, member, time of acknowledgement); no time is an unknown outcome.
+    fn history(writer: &str, attempts: &[(u64, &str, Option<u64>)]) -> History {
+        let attempt = |&(row, member, at): &(u64, &str, Option<u64>)| Attempt {
+            row,
+            member: member.to_owned(),
+            sent: at.unwrap_or(0).saturating_sub(1),
+            outcome: at.map_or(Outcome::Unknown(String::new()), Outcome::Acknowledged),
+        };
+        History { writer: writer.to_owned(), attempts: attempts.iter().map(attempt).collect() }
+    }
+
+    fn stored(writer: &str, rows: &[(u64, u64)]) -> Stored {
+        rows.iter().map(|(row, count)| ((writer.to_owned(), *row), *count)).collect()
+    }
+
+    #[test]
+    fn a_clean_run_is_clean() {
+        let histories = [history("w", &[(1, "a", Some(10)), (2, "a", Some(20)), (3, "b", Some(90))])];
+        let account = account(&histories, &stored("w", &[(1, 1), (2, 1), (3, 1)]));
+        assert_eq!(account, Account { attempted: 3, acknowledged: 3, ..Account::default() });
+        assert!(account.is_consistent());
+        assert_eq!(overlaps(&histories, 0, 100), []);
+        assert_eq!(longest_gap(&histories, 10, 100), Gap { from: 20, until: 90 });
+    }
+
+    #[test]
+    fn a_lost_row_is_found() {
+        let histories = [history("w", &[(1, "a", Some(10)), (2, "a", Some(20)), (3, "b", Some(90))])];
+        let account = account(&histories, &stored("w", &[(1, 1), (3, 1)]));
+        assert_eq!(account.lost, [("w".to_owned(), 2)]);
+    }
+
+    #[test]
+    fn a_row_of_another_writer_does_not_make_up_for_a_lost_one() {
+        let histories = [history("w", &[(1, "a", Some(10))]), history("v", &[(2, "a", Some(11))])];
+        let account = account(&histories, &stored("v", &[(1, 1), (2, 1)]));
+        assert_eq!(account.lost, [("w".to_owned(), 1)]);
+        assert_eq!(account.unexpected, [("v".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn a_row_that_is_there_twice_or_should_not_be_there_is_found() {
+        let mut histories = [history("w", &[(1, "a", Some(10)), (2, "a", None)])];
+        histories[0].attempts[1].outcome = Outcome::Refused("read-only".to_owned());
+        let account = account(&histories, &stored("w", &[(1, 2), (2, 1), (9, 1)]));
+        assert_eq!(account.duplicated, [("w".to_owned(), 1)]);
+        assert_eq!(account.unexpected, [("w".to_owned(), 2), ("w".to_owned(), 9)]);
+        assert!(!account.is_consistent());
+    }
+
+    #[test]
+    fn a_row_with_an_unknown_outcome_may_be_there_or_not() {
+        let histories = [history("w", &[(1, "a", None), (2, "a", None)])];
+        let account = account(&histories, &stored("w", &[(2, 1)]));
+        assert_eq!((account.unknown, account.unknown_stored), (2, 1));
+        assert!(account.lost.is_empty() && account.is_consistent());
+    }
+
+    #[test]
+    fn two_primaries_are_found_also_by_different_writers() {
+        let histories = [
+            history("follower", &[(1, "a", Some(10)), (2, "b", Some(50))]),
+            history("node-a", &[(1, "a", Some(20)), (2, "a", Some(57))]),
+        ];
+        assert_eq!(overlaps(&histories, 0, 100), [Overlap { one: "a".into(), other: "b".into(), nanos: 1 }]);
+        let histories = [histories[0].clone(), histories[1].clone(), history("node-b", &[(1, "b", Some(80))])];
+        assert_eq!(overlaps(&histories, 0, 100), [Overlap { one: "a".into(), other: "b".into(), nanos: 7 }]);
+        assert_eq!(overlaps(&histories, 0, 55), [], "outside the time that was asked for");
+    }
+
+    #[test]
+    fn an_outage_that_never_ends_is_an_outage() {
+        let histories = [history("w", &[(1, "a", Some(10)), (2, "a", Some(20))])];
+        assert_eq!(longest_gap(&histories, 5, 1000), Gap { from: 20, until: 1000 });
+        assert_eq!(longest_gap(&[], 5, 1000), Gap { from: 5, until: 1000 });
+    }
+}

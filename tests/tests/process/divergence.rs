@@ -1,0 +1,105 @@
+//! A former primary that went its own way comes back without a person, and what it had of its own is reported.
+
+use std::{fs, path::PathBuf, process::Command, time::Duration};
+
+use nix::sys::signal::Signal;
+use regent_proto::coordinator::v1 as wire;
+use regent_tests::{
+    api,
+    process::{self, Daemon, as_user},
+    wait,
+    workload::{checker::Stored, postgres},
+};
+
+use crate::support::{CLUSTER, SOON, Trio};
+
+/// Command line and folder of a running engine, so that a person's start by hand can be imitated.
+fn how_it_was_started(pid: u32) -> (Vec<String>, PathBuf) {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+    let words = line.split(|byte| *byte == 0).filter(|word| !word.is_empty());
+    let words = words.map(|word| String::from_utf8(word.to_vec()).unwrap()).collect();
+    let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+    let mut words: Vec<String> = words;
+    words[0] = program.to_str().unwrap().to_owned();
+    (words, fs::read_link(format!("/proc/{pid}/cwd")).unwrap())
+}
+
+/// Kills the primary's engine, then its agent before the engine is brought back; starts the engine by hand and writes to
+/// it. Returns the old primary's member and node. `spoil` is done to the stopped data before the agent is back.
+async fn diverge(trio: &mut Trio, spoil: impl FnOnce(&std::path::Path)) -> (String, String) {
+    let cluster = trio.healthy().await;
+    let old = cluster.primary.clone();
+    let member = api::member(&cluster, &old).unwrap();
+    let (node, pid) = (api::plain(&member.node).to_owned(), api::engine_pid(member).unwrap());
+    let address = format!("127.0.0.1:{}", member.endpoint.as_ref().unwrap().port);
+    let (command, data) = how_it_was_started(pid);
+    process::signal(pid, Signal::SIGKILL).unwrap();
+    trio.api().other_primary(CLUSTER, &old, SOON).await.unwrap();
+    trio.fleet.agent(&node).daemon().unwrap().kill().unwrap();
+    assert!(!data.join("standby.signal").exists(), "the agent was quicker than this test: it follows already");
+    assert!(regent_tests::folder::processes_in(&data).unwrap().is_empty(), "the engine was started again already");
+
+    let mut by_hand = Command::new(&command[0]);
+    by_hand.args(&command[1..]).current_dir(&data);
+    as_user(&mut by_hand, "postgres").unwrap();
+    let mut engine = Daemon::start("by hand", by_hand, &trio.folder.join("by-hand.log")).unwrap();
+    let login = trio.login.clone();
+    let client = wait::until("the engine started by hand", Duration::from_secs(30), || async {
+        let (client, _) = postgres::connect(&login, &address).await?;
+        let insert = format!("INSERT INTO {} VALUES ('by hand', 1, 'old')", postgres::TABLE);
+        client.execute(&insert, &[]).await?;
+        Ok(client)
+    })
+    .await
+    .unwrap();
+    for number in 2..200_i64 {
+        let insert = format!("INSERT INTO {} VALUES ('by hand', $1, 'old')", postgres::TABLE);
+        client.execute(&insert, &[&number]).await.unwrap();
+    }
+    drop(client);
+    engine.signal(Signal::SIGINT).unwrap();
+    engine.wait(SOON).await.unwrap();
+    spoil(&data);
+    trio.fleet.agent(&node).start().unwrap();
+    (old, node)
+}
+
+fn by_hand(stored: &Stored) -> usize {
+    stored.keys().filter(|(writer, _)| writer == "by hand").count()
+}
+
+async fn comes_back(trio: &mut Trio, old: &str, resolution: &str) {
+    let cluster = trio.healthy().await;
+    assert_ne!(cluster.primary, old);
+    let report = cluster.divergence_reports.last().expect("what it had of its own is reported");
+    assert_eq!(api::plain(&report.member), old);
+    assert_eq!(report.resolution, resolution, "{report:?}");
+    assert!(report.amount > 0 && report.lost.is_some() && !report.unit.is_empty(), "{report:?}");
+    let request =
+        wire::ListAuditRecordsRequest { cluster: format!("clusters/{CLUSTER}"), page_size: 1000, ..Default::default() };
+    let records = trio.api().audit().list_audit_records(request).await.unwrap().into_inner().records;
+    let told = records.iter().any(|r| format!("{} {}", r.action, r.detail).to_lowercase().contains("diverge"));
+    assert!(told, "the audit has no word of it: {records:#?}");
+    for member in &trio.members {
+        let stored = postgres::read_rows(&trio.login, member).await.unwrap();
+        assert_eq!(by_hand(&stored), 0, "rows written by hand are still on {member}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_diverged_primary_comes_back_by_rewind_and_by_clone_when_rewind_cannot() {
+    let mut trio = Trio::start().await;
+    let (old, _) = diverge(&mut trio, |_| {}).await;
+    comes_back(&mut trio, &old, "rewound").await;
+
+    // Without its log nothing can be rewound.
+    let (old, _) = diverge(&mut trio, |data| {
+        for entry in fs::read_dir(data.join("pg_wal")).unwrap().map(Result::unwrap) {
+            if entry.file_type().unwrap().is_file() {
+                fs::remove_file(entry.path()).unwrap();
+            }
+        }
+    })
+    .await;
+    comes_back(&mut trio, &old, "cloned").await;
+}

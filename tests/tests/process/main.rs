@@ -1,0 +1,18 @@
+//! Real daemons and real engines on loopback. One file for each thing that has to hold.
+//!
+//! Each test has a folder of its own with all logs; when it fails the folder is kept and its path printed. Needs an
+//! installed PostgreSQL (`apt-get install postgresql`, or `REGENT_POSTGRES_BIN`).
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod adoption;
+mod bad_input;
+mod crash;
+mod divergence;
+mod failover;
+mod full_disk;
+mod joining;
+mod security;
+mod stock_clients;
+mod support;
+mod workload;

@@ -1,0 +1,61 @@
+//! Clients that have nothing of ours but the `.proto` files: Python's grpcio with stubs made by grpcio-tools.
+//!
+//! The packages are kept in a virtual environment outside the repository (`REGENT_CACHE_DIR`, default ~/.cache/regent).
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use regent_tests::{cluster::Fleet, cluster::run, folder::TestFolder};
+
+const PACKAGES: [&str; 4] = ["grpcio", "grpcio-tools", "grpcio-reflection", "grpcio-status"];
+
+/// A Python with the packages, made when it is missing.
+fn python() -> PathBuf {
+    let cache = env::var_os("REGENT_CACHE_DIR").map(PathBuf::from);
+    let home =
+        || PathBuf::from(env::var_os("HOME").expect("a home directory or REGENT_CACHE_DIR")).join(".cache/regent");
+    let cache = cache.unwrap_or_else(home);
+    let ready = cache.join("python-grpc-1");
+    if !ready.join("bin/python").exists() {
+        fs::create_dir_all(&cache).unwrap();
+        // Built beside and renamed, so that a run that was interrupted leaves nothing half-made.
+        let making = cache.join(format!("python-grpc-1.{}", std::process::id()));
+        let mut venv = Command::new("python3");
+        venv.args(["-m", "venv"]).arg(&making);
+        run(venv).expect("python3 -m venv works: apt-get install python3-venv");
+        let mut install = Command::new(making.join("bin/python"));
+        install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(PACKAGES);
+        run(install).unwrap();
+        if fs::rename(&making, &ready).is_err() {
+            // Another test was quicker.
+            fs::remove_dir_all(&making).unwrap();
+        }
+    }
+    ready.join("bin/python")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn python_creates_a_cluster_watches_it_and_reads_a_refusal() {
+    let python = python();
+    let folder = TestFolder::new().unwrap();
+    let fleet = Fleet::start(&folder, &["n1", "n2"]).await.unwrap();
+    let (stubs, proto) = (folder.join("stubs"), Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto"));
+    fs::create_dir(&stubs).unwrap();
+    let mut protoc = Command::new(&python);
+    protoc.args(["-m", "grpc_tools.protoc", "-I"]).arg(&proto);
+    for option in ["--python_out", "--grpc_python_out"] {
+        protoc.arg(format!("{option}={}", stubs.display()));
+    }
+    for part in ["types", "agent", "coordinator"] {
+        protoc.arg(format!("regent/{part}/v1/{part}.proto"));
+    }
+    run(protoc).unwrap();
+    let mut client = Command::new(&python);
+    client.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/process/stock_client.py"));
+    client.arg(&stubs).arg(&fleet.coordinator.address).arg(&fleet.agents["n1"].address).arg(fleet.coordinator.admin());
+    let said = tokio::task::spawn_blocking(move || run(client)).await.unwrap().unwrap();
+    assert!(said.ends_with("all is well"), "{said}");
+}
