@@ -10,7 +10,6 @@ use async_trait::async_trait;
 use regent_common::{
     error::Reason,
     ids::MemberName,
-    position::Position,
     topology::{Divergence, EngineState, Role},
 };
 use regent_proto::agent::v1::{self as wire, action::Action};
