@@ -17,21 +17,27 @@ use nix::{
 };
 use regent_common::{
     error::{Reason, refuse},
-    tls::ExpectedServer,
+    identity::IdentityDirectory,
+    tls::{ExpectedServer, ReloadingIdentity},
     transport::{self, Caller},
 };
 use regent_proto::{
     agent::v1::{GetLedgerRequest, step_service_client::StepServiceClient},
     coordinator::v1::{
-        AnnounceNodeRequest, AnnounceNodeResponse, JoinNodeRequest, JoinNodeResponse,
+        AnnounceNodeRequest, AnnounceNodeResponse, CreateTokenRequest, CreateUserRequest, CreateUserResponse,
+        JoinNodeRequest, JoinNodeResponse, ListUsersRequest, ListUsersResponse, RenewCertificateRequest,
+        RenewCertificateResponse, RevokeNodeRequest, RevokeNodeResponse, RevokeUserRequest, RevokeUserResponse, Token,
         enrollment_service_server::{EnrollmentService, EnrollmentServiceServer},
+        identity_service_server::{IdentityService, IdentityServiceServer},
     },
 };
+use secrecy::ExposeSecret;
 use support::{
     wire::{Authority, Holder, INSTALLATION},
     within,
 };
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
     process::{Child, Command},
     sync::mpsc,
@@ -62,7 +68,8 @@ impl EnrollmentService for Enrollment {
         if request.token.starts_with("used.") {
             return Err(refuse(Reason::TokenUsed, "the token was used"));
         }
-        let certificate_pem = self.authority.sign(&request.certificate_request_pem, &format!("node/{}", request.node));
+        let certificate_pem =
+            self.authority.sign_aged(&request.certificate_request_pem, &format!("node/{}", request.node));
         self.joins.lock().unwrap().push(request);
         let (coordinator_id, ca_pem) = (INSTALLATION.to_owned(), self.authority.pem());
         Ok(Response::new(JoinNodeResponse { coordinator_id, certificate_pem, ca_pem, cluster: String::new() }))
@@ -79,6 +86,38 @@ impl EnrollmentService for Enrollment {
     }
 }
 
+/// Renews certificates, and nothing more.
+struct Renewals(std::sync::Arc<Authority>);
+
+#[tonic::async_trait]
+impl IdentityService for Renewals {
+    async fn renew_certificate(
+        &self,
+        request: Request<RenewCertificateRequest>,
+    ) -> Result<Response<RenewCertificateResponse>, Status> {
+        let who = Caller::of(&request).map_err(|status| *status)?;
+        let who = who.authenticated().map_err(|status| *status)?.to_string();
+        let name = who.strip_prefix("regent://inst/").expect("an identity of this installation").to_owned();
+        let certificate_pem = self.0.sign(&request.into_inner().certificate_request_pem, &name);
+        Ok(Response::new(RenewCertificateResponse { certificate_pem, ca_pem: self.0.pem() }))
+    }
+    async fn create_token(&self, _: Request<CreateTokenRequest>) -> Result<Response<Token>, Status> {
+        Err(Status::unimplemented("an agent asks for no tokens"))
+    }
+    async fn create_user(&self, _: Request<CreateUserRequest>) -> Result<Response<CreateUserResponse>, Status> {
+        Err(Status::unimplemented("an agent makes no users"))
+    }
+    async fn list_users(&self, _: Request<ListUsersRequest>) -> Result<Response<ListUsersResponse>, Status> {
+        Err(Status::unimplemented("an agent lists no users"))
+    }
+    async fn revoke_user(&self, _: Request<RevokeUserRequest>) -> Result<Response<RevokeUserResponse>, Status> {
+        Err(Status::unimplemented("an agent revokes nobody"))
+    }
+    async fn revoke_node(&self, _: Request<RevokeNodeRequest>) -> Result<Response<RevokeNodeResponse>, Status> {
+        Err(Status::unimplemented("an agent revokes nobody"))
+    }
+}
+
 impl Coordinator {
     async fn start() -> Self {
         let authority = std::sync::Arc::new(Authority::new());
@@ -89,7 +128,8 @@ impl Coordinator {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let stop = CancellationToken::new();
-        let routes = Routes::new(EnrollmentServiceServer::new(service));
+        let routes = Routes::new(EnrollmentServiceServer::new(service))
+            .add_service(IdentityServiceServer::new(Renewals(authority.clone())));
         tokio::spawn(transport::serve(listener, identity.identity.clone(), routes, stop.clone()));
         Self { authority, identity, address, joins, announced, _stop: stop.drop_guard() }
     }
@@ -103,23 +143,25 @@ impl Coordinator {
 struct Home {
     folder: tempfile::TempDir,
     address: String,
+    http: String,
 }
 
 impl Home {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         // Free at this moment; nothing else on this machine asks for this very port.
-        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let held = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let [address, http] = held.map(|listener| listener.local_addr().unwrap().to_string());
         let at = |name: &str| folder.path().join(name);
         let config = format!(
-            "listen = {address:?}\nhttp_listen = \"\"\nadvertise = \"127.0.0.1\"\nstate_dir = {:?}\ndata_root = {:?}\n\
+            "listen = {address:?}\nhttp_listen = {http:?}\nadvertise = \"127.0.0.1\"\nstate_dir = {:?}\ndata_root = {:?}\n\
              run_dir = {:?}\n",
             at("state"),
             at("engines"),
             at("run"),
         );
         std::fs::write(at("agent.toml"), config).unwrap();
-        Self { folder, address }
+        Self { folder, address, http }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -143,6 +185,16 @@ impl Home {
         let (code, shown, errors) = self.output("status", &["--output", "json"]).await;
         assert_eq!((code, errors.as_str()), (0, ""));
         serde_json::from_str(&shown).unwrap()
+    }
+
+    /// The answer to a plain HTTP request, head and body.
+    async fn get(&self, path: &str) -> String {
+        let mut stream = tokio::net::TcpStream::connect(&self.http).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        within(stream.read_to_string(&mut answer)).await.unwrap();
+        answer
     }
 
     fn run(&self) -> Child {
@@ -196,10 +248,39 @@ async fn a_machine_joins_runs_tells_its_state_and_ends() {
     assert_eq!((status["node"].as_str(), status["sessions"].as_u64()), (Some("n1"), Some(0)));
     assert!(status["automatic_failover"].as_str().unwrap().starts_with("off"));
 
+    let health = home.get("/health").await;
+    assert!(health.starts_with("HTTP/1.1 200") && health.contains("\"node\":\"n1\""), "{health}");
+    assert!(home.get("/metrics").await.starts_with("HTTP/1.1 200"));
+
     let (code, _, errors) = home.output("run", &[]).await;
     assert_eq!(code, 3, "a second agent on the same state: {errors}");
     assert_eq!(end(agent).await, 0);
     assert_eq!(home.status().await["running"], false);
+}
+
+#[tokio::test]
+async fn a_certificate_near_its_end_is_renewed_with_a_new_key() {
+    let coordinator = Coordinator::start().await;
+    let home = Home::new();
+    let token = coordinator.token();
+    let (code, _, errors) = home.output("join", &["--name", "n1", "--token", &token, &coordinator.address]).await;
+    assert_eq!(code, 0, "{errors}");
+    let directory = IdentityDirectory::new(home.path("state/identity"));
+    let (before, key) = (ReloadingIdentity::open(&directory).unwrap(), directory.load().unwrap().key);
+    let agent = home.run();
+    let after = within(async {
+        loop {
+            let now = ReloadingIdentity::open(&directory).unwrap();
+            if now.not_after() > before.not_after() {
+                return now;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(after.identity(), before.identity());
+    assert_ne!(directory.load().unwrap().key.expose_secret(), key.expose_secret());
+    assert_eq!(end(agent).await, 0);
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The command line: one file per verb, registered in [`Command`] and [`run`].
+//! The command line: one file per verb, registered in `Command` and `run`.
 //!
 //! Results go to stdout, everything else to stderr. Exit codes: 0 ok, 1 failed, 2 usage, 3 refused, 4 not found,
 //! 5 denied, 6 unreachable.

@@ -19,18 +19,18 @@ use crate::world::{APPLICATION_SECRET, REPLICATION_SECRET, RealWorld, processes_
 
 const LONG: Duration = Duration::from_secs(30);
 
-async fn primary(world: &RealWorld) -> Arc<dyn Driver> {
+pub(crate) async fn primary(world: &RealWorld) -> Arc<dyn Driver> {
     let driver = world.open(1).unwrap();
     driver.configure(&world.spec()).await.unwrap();
     driver.initialize().await.unwrap();
     driver
 }
 
-fn work() -> Work {
+pub(crate) fn work() -> Work {
     Work { progress: watch::Sender::new(Progress::default()), cancel: CancellationToken::new() }
 }
 
-async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let waiting = async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -116,7 +116,7 @@ async fn an_engine_that_a_person_started_is_taken_over() {
     if nix::unistd::geteuid().is_root() {
         command.args(["--user", "postgres"]);
     }
-    let child =
+    let mut child =
         command.arg("--").arg(bin.join("postgres")).arg("-D").arg(world.data(1)).args(["-c", &config]).spawn().unwrap();
     eventually("it is taken over", async || {
         let seen = driver.observe().await;
@@ -124,6 +124,8 @@ async fn an_engine_that_a_person_started_is_taken_over() {
     })
     .await;
     driver.start(StartAs::Isolated).await.unwrap();
+    // The driver has reaped it already, as it is a child of this process.
+    assert!(child.wait().is_err());
     assert_eq!(driver.observe().await.role, Some(Role::Replica));
     world.end().await;
 }

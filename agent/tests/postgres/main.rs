@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up fails")]
 
 mod faults;
+mod recovery;
 mod world;
 
 use regent_agent::engine::conformance;

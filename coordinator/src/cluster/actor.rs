@@ -98,11 +98,12 @@ pub struct ActorHandle {
     pub progress: watch::Receiver<Option<(OperationId, Progress)>>,
 }
 
-/// Starts an actor; it resumes the operation that the record names.
+/// Starts an actor. It goes on with the operation that the record names: `resumed` when an earlier coordinator had begun it.
 pub fn spawn(
     environment: Environment,
     cluster: Arc<ClusterHandle>,
     thresholds: Thresholds,
+    resumed: bool,
     stop: CancellationToken,
 ) -> ActorHandle {
     let (sender, mailbox) = mpsc::channel(256);
@@ -118,7 +119,7 @@ pub fn spawn(
         backoff: BTreeMap::new(),
         told: None,
     };
-    tokio::spawn(actor.run(stop));
+    tokio::spawn(actor.run(resumed, stop));
     handle
 }
 
@@ -126,8 +127,8 @@ pub fn spawn(
 
 impl Actor {
     #[tracing::instrument(name = "cluster", skip_all, fields(cluster = %self.cluster.name()))]
-    async fn run(mut self, stop: CancellationToken) {
-        self.resume().await;
+    async fn run(mut self, resumed: bool, stop: CancellationToken) {
+        self.go_on(resumed).await;
         let mut period = tokio::time::interval(PERIOD);
         loop {
             let input = tokio::select! {
@@ -158,10 +159,10 @@ impl Actor {
     }
 
     /// Goes on with the operation that the record names.
-    async fn resume(&mut self) {
+    async fn go_on(&mut self, resumed: bool) {
         let Some(id) = self.cluster.record().and_then(|record| record.operation) else { return };
         match get_json::<OperationRecord>(self.environment.store.as_ref(), &keys::operation(&id)).await {
-            Ok(Some(operation)) => self.launch(Arc::new(operation.value), true),
+            Ok(Some(operation)) => self.launch(Arc::new(operation.value), resumed),
             Ok(None) => tracing::error!(operation = %id, "the record names an operation that is not in the store"),
             Err(error) => tracing::error!(operation = %id, error = %ErrorChain(&error), "the operation cannot be read"),
         }
@@ -340,7 +341,7 @@ impl Actor {
 
     fn last_position(&self, record: &ClusterRecord, member: &MemberName) -> Option<Position> {
         let view = self.environment.agents.view(&record.members.get(member)?.node);
-        view.observation?.engine.position
+        view.last_position.filter(|(cluster, _)| *cluster == record.id).map(|(_, position)| position)
     }
 
     async fn tell(&self, event: &str, resource: &str, message: &str, facts: BTreeMap<String, String>) {

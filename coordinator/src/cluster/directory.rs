@@ -47,7 +47,7 @@ impl Directory {
         let records = list_json::<ClusterRecord>(directory.environment.store.as_ref(), keys::CLUSTERS).await?;
         for (_, record) in records {
             let version = record.version;
-            directory.start(record.value, version);
+            directory.start(record.value, version, true);
         }
         tokio::spawn(directory.clone().relay(changes));
         Ok(directory)
@@ -90,7 +90,7 @@ impl Directory {
         let key = keys::cluster(&record.name);
         let transaction = transaction.require_absent(key.clone()).put_json(key, &record);
         let revision = self.environment.store.commit(transaction).await?;
-        self.start(record, revision.0);
+        self.start(record, revision.0, false);
         Ok(operation)
     }
 
@@ -113,10 +113,10 @@ impl Directory {
         actor.mailbox.send(Request::Cancel { operation, failure, reply }).await.is_ok() && answer.await.unwrap_or(false)
     }
 
-    fn start(&self, record: ClusterRecord, version: u64) {
+    fn start(&self, record: ClusterRecord, version: u64, resumed: bool) {
         let name = record.name.clone();
         let handle = Arc::new(ClusterHandle::new(Arc::clone(&self.environment.store), record, version));
-        let actor = actor::spawn(self.environment.clone(), handle, self.thresholds, self.stop.clone());
+        let actor = actor::spawn(self.environment.clone(), handle, self.thresholds, resumed, self.stop.clone());
         self.actors.write().expect("no writer panics").insert(name, actor);
     }
 

@@ -121,7 +121,12 @@ pub fn judge(expected: &Expected, evidence: &Evidence, thresholds: &Thresholds) 
         );
     }
     let Some(seen) = &evidence.observation else {
-        return say(Verdict::Lost, format!("the node of {member} says that it is a spare: its ledger was lost"));
+        return say(
+            Verdict::Lost,
+            format!(
+                "the node of {member} says that it is a spare: its disk was lost; resync {member} to make it whole"
+            ),
+        );
     };
     if seen.cluster_id != expected.cluster_id || seen.member != *member {
         return say(

@@ -6,21 +6,59 @@ use rcgen::{CertificateParams, KeyPair};
 use regent_common::{
     clock::{ManualClock, wall_now},
     error::reason_of,
-    ids::{ClusterName, MemberName, UserName},
+    ids::{ClusterId, ClusterName, MemberName, Revision, Term, UserName},
     token::JoinToken,
+    topology::ConnectionFormat,
 };
+
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
+use tokio::sync::mpsc;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::*;
 use crate::{
     model::{
         Assignment,
         certificate::CertificateRecord,
+        cluster::Policy,
         user::{UserRecord, UserRole},
     },
-    store::{get_json, memory::MemoryStore},
+    store::{Change, Key, Versioned, get_json, memory::MemoryStore},
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
+
+/// Lets others go first after each read, so that concurrent changes do meet.
+struct Yielding(Arc<MemoryStore>);
+
+#[async_trait::async_trait]
+impl Store for Yielding {
+    async fn get(&self, key: &Key) -> Result<Option<Versioned>, StoreError> {
+        let found = self.0.get(key).await;
+        tokio::task::yield_now().await;
+        found
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Versioned)>, StoreError> {
+        self.0.list(prefix, after, limit).await
+    }
+
+    async fn commit(&self, transaction: Transaction) -> Result<Revision, StoreError> {
+        self.0.commit(transaction).await
+    }
+
+    fn watch(&self, prefix: &str) -> mpsc::Receiver<Change> {
+        self.0.watch(prefix)
+    }
+
+    fn term(&self) -> Term {
+        self.0.term()
+    }
+
+    async fn revision(&self) -> Result<Revision, StoreError> {
+        self.0.revision().await
+    }
+}
 
 struct Fixture {
     _folder: tempfile::TempDir,
@@ -71,7 +109,7 @@ impl Fixture {
             on_revoked: Arc::new(move |name| revoked.lock().unwrap().push(format!("revoked {name}"))),
         };
         let settings = Settings {
-            store: store.clone(),
+            store: Arc::new(Yielding(store.clone())),
             clock: clock.clone(),
             authority: authority.clone(),
             coordinator_id: "01ABC".to_owned(),
@@ -146,6 +184,10 @@ async fn a_token_admits_one_key_of_one_node() {
         fixture.certificate(&joined.record.serials[0]).await.not_after
     );
     assert_eq!(fixture.told(), ["joined n1"]);
+    let der = CertificateDer::from_pem_slice(joined.certificate.as_bytes()).unwrap();
+    let (_, leaf) = X509Certificate::from_der(&der).unwrap();
+    let names = format!("{:?}", leaf.subject_alternative_name().unwrap().unwrap().value.general_names);
+    assert!(names.contains("\"n1\"") && !names.contains("coordinator.example"), "{names}");
 
     let again = fixture.identities.join(&fixture.join(&token, "n1", &key)).await.unwrap();
     assert_eq!(again.record.serials.len(), 2, "the certificate of the lost answer counts as well");
@@ -224,7 +266,7 @@ async fn a_name_is_taken_until_its_disk_was_lost_or_it_is_revoked() {
 
     let record = fixture.identities.join(&fixture.join(&named, "n1", &key)).await.unwrap().record;
     assert!(record.data_lost && !record.serials.contains(&first));
-    assert_eq!(*fixture.identities.revoked().borrow(), [first.clone()]);
+    assert_eq!(*fixture.identities.revoked().borrow(), *std::slice::from_ref(&first));
     assert!(fixture.identities.revocations().contains(&first));
     let stale = fixture.identities.announce(&node("n1"), Some(&first), &Addresses::new("a:1", "", "").unwrap()).await;
     assert_eq!(reason(stale), Reason::CertificateRevoked);
@@ -300,7 +342,7 @@ async fn a_revoked_node_gets_nothing_more_and_a_restart_remembers() {
     let mut seen = fixture.identities.revoked();
     let (record, assignment) = fixture.identities.revoke_node(&node("n1")).await.unwrap();
     assert!(record.revoked && assignment.is_none());
-    assert_eq!(*seen.borrow_and_update(), [serial.clone()]);
+    assert_eq!(*seen.borrow_and_update(), *std::slice::from_ref(&serial));
     assert_eq!(fixture.told(), ["revoked n1"]);
     assert_eq!(fixture.certificate(&serial).await.revoked_at, Some(fixture.clock.wall()));
     let me = "regent://01ABC/node/n1".parse().unwrap();
@@ -310,7 +352,7 @@ async fn a_revoked_node_gets_nothing_more_and_a_restart_remembers() {
 
     let restarted = Fixture::open(&fixture.store, &fixture.clock, &fixture.authority, &fixture.told).await;
     assert!(restarted.revocations().contains(&serial));
-    assert_eq!(*restarted.revoked().borrow(), [serial.clone()]);
+    assert_eq!(*restarted.revoked().borrow(), *std::slice::from_ref(&serial));
     fixture.clock.advance(92 * 24 * 60 * MINUTE);
     // The certificate and the token of the join.
     assert_eq!(fixture.identities.sweep().await.unwrap(), 2);
@@ -350,4 +392,36 @@ async fn a_check_changes_nothing() {
         UserWish { name: "ada".parse().unwrap(), role: UserRole::Viewer, key: request(&KeyPair::generate().unwrap()) };
     assert!(fixture.identities.create_user(&wish, "test", true).await.unwrap().certificate.is_none());
     assert!(fixture.store.list("", None, 10).await.unwrap().is_empty());
+}
+
+/// A cluster whose primary lives on n1, with a replica on n2.
+fn cluster(candidate: Option<&str>) -> serde_json::Value {
+    serde_json::json!({
+        "id": ClusterId::generate(), "name": "db", "engine": "none", "version": "1", "mode": "primary-replica",
+        "epoch": 1, "token": 1, "primary": "db1", "candidate": candidate, "established": true,
+        "may_be_writable": ["db1"], "members": {}, "next_number": 3, "phase": "active", "labels": {},
+        "protected": false, "settings": {}, "port": 0, "connection": serde_json::to_value(ConnectionFormat::default()).unwrap(),
+        "secrets": {}, "policy": Policy::default(), "created_at": wall_now(), "created_by": "test", "ready_at": null,
+        "keep_data_on_delete": false, "operation": null, "divergences": [],
+    })
+}
+
+#[tokio::test]
+async fn a_primary_is_not_revoked() {
+    let fixture = Fixture::new().await;
+    let name = ClusterName::new("db").unwrap();
+    for (number, node_name) in [(1, "n1"), (2, "n2")] {
+        fixture.joined(node_name).await;
+        let assignment = Assignment { cluster: name.clone(), member: name.member(number) };
+        fixture.put(keys::assignment(&node(node_name)), &assignment).await;
+    }
+    fixture.put(keys::cluster(&name), &cluster(Some("db2"))).await;
+    for (refused, why) in [("n1", "the primary"), ("n2", "the candidate of a failover")] {
+        let outcome = fixture.identities.revoke_node(&node(refused)).await;
+        assert_eq!(reason(outcome), Reason::MemberIsPrimary, "{why}");
+    }
+    fixture.put(keys::cluster(&name), &cluster(None)).await;
+    let (record, assignment) = fixture.identities.revoke_node(&node("n2")).await.unwrap();
+    assert!(record.revoked && assignment.unwrap().member == name.member(2));
+    assert!(!fixture.stored("n1").await.unwrap().revoked);
 }

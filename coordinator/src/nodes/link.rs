@@ -238,6 +238,11 @@ impl Links {
         self.table.update(node, |view| {
             view.last_contact = Some(now.0);
             view.last_contact_wall = Some(now.1);
+            if let Some(seen) = &observation
+                && let Some(position) = &seen.engine.position
+            {
+                view.last_position = Some((seen.cluster_id, position.clone()));
+            }
             view.observation = observation;
             if let Some(host) = heartbeat.host {
                 view.host = Some(HostFacts::from(host));

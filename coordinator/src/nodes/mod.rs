@@ -11,7 +11,8 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use regent_common::{
     error::Reason,
-    ids::{NodeName, Revision},
+    ids::{ClusterId, NodeName, Revision},
+    position::Position,
     topology::{EngineOffer, HostFacts, Observation, Progress},
 };
 use regent_proto::agent::v1::{Action, StepHeader, StepResult};
@@ -40,6 +41,8 @@ pub struct NodeView {
     pub engines: Vec<EngineOffer>,
     /// State of its member; `None` for a spare, or before it was heard.
     pub observation: Option<Observation>,
+    /// Last position that its member reported, kept when the engine no longer answers (rule P4).
+    pub last_position: Option<(ClusterId, Position)>,
     /// Facts of its machine.
     pub host: Option<HostFacts>,
     /// Steps that run on it.

@@ -5,7 +5,11 @@
 //! what is received may end in half a record, which a promotion discards, and counting it would make every other replica
 //! look diverged.
 
-use std::{collections::BTreeMap, sync::PoisonError, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use nix::sys::signal::Signal;
 use regent_common::{ids::MemberName, position::Position, topology::Peer};
@@ -160,12 +164,10 @@ impl Postgres {
         }
         self.name_timeline().await?;
         let place = self.place().await?;
+        // Was empty since the cut, unless nobody cut: then it must not come back with the next start.
         self.write_upstream(None).await?;
-        self.reload()?;
-        // The engine accepts writes by now; that a slot is missing is no reason to call the promotion a failure.
-        if let Err(error) = self.apply_slots().await {
-            tracing::warn!(%error, "the slots of the other members could not be made; they are made when they follow");
-        }
+        self.make_slots_meanwhile(session)?;
+        tracing::info!(milliseconds = started.elapsed().as_millis(), place = %place.position(), "ready as the primary");
         Ok(place.position())
     }
 
@@ -315,6 +317,22 @@ impl Postgres {
         make_slot(&session, &config::slot_name(&self.member))
             .await
             .map_err(|error| error.refused(format!("make a replication slot on {}", upstream.member)))
+    }
+
+    /// Makes the slots of the other members without keeping a promotion waiting: writes are accepted by now, a member that
+    /// follows makes its own, and one that is away loses nothing in the meantime that `wal_keep_size` does not hold.
+    fn make_slots_meanwhile(&self, session: Arc<Session>) -> Result<(), DriverError> {
+        let wanted = self.wanted()?;
+        let others: Vec<String> =
+            wanted.members.iter().filter(|member| **member != self.member).map(config::slot_name).collect();
+        tokio::spawn(async move {
+            for name in others {
+                if let Err(error) = make_slot(&session, &name).await {
+                    tracing::warn!(%error, slot = name, "a slot could not be made; it is made when its member follows");
+                }
+            }
+        });
+        Ok(())
     }
 
     /// On a primary: a slot for every other member, none for former members.

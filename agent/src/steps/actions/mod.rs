@@ -1,8 +1,8 @@
-//! The actions, one file each. **Adding one:** copy a file, add a variant to [`Action`] and a line to [`run`].
+//! The actions, one file each. **Adding one:** copy a file, add a variant to `Action` and a line to `run`.
 //!
 //! Every action may be carried out again after it failed, was stopped, or the agent was killed half-way. Marks that must
 //! be on disk *before* the engine changes go through `StepContext::mark`; what is true only *after* it goes into the
-//! ledger together with the result ([`Done`]).
+//! ledger together with the result (`Done`).
 
 mod assign;
 mod checkpoint;

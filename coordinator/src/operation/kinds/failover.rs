@@ -14,7 +14,7 @@ use regent_proto::agent::v1::{self as wire, StepResult, action::Action};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::all_or_first_error;
+use super::{all_or_first_error, position_of};
 use crate::{
     model::{
         cluster::{ClusterRecord, MemberState},
@@ -126,13 +126,13 @@ async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -> Result<St
     for (member, outcome) in prepare_all(context, members).await? {
         match outcome {
             Ok(result) => {
-                if let Some(heard) = result.primary_position_heard.map(Position::from) {
+                if let Some(heard) = result.primary_position_heard.clone().map(Position::from) {
                     known = Some(match known {
                         Some(known) if !heard.includes(&known) => known,
                         Some(_) | None => heard,
                     });
                 }
-                prepared.push(Prepared { member, position: result.position.unwrap_or_default().into() });
+                prepared.push(Prepared { position: position_of(&member, &result)?, member });
             }
             Err(why) => report.push(format!("{member} was not prepared: {why}")),
         }
@@ -197,7 +197,7 @@ async fn restart_in_place(
     let examine = Action::Examine(wire::Examine { primary_position: None });
     let result = tokio::time::timeout(EXAMINE_WITHIN, context.call(&former, examine, PATIENCE)).await;
     let result = result.unwrap_or_else(|_| Err(StepError::new(Reason::Deadline, "crash recovery did not end")))?;
-    let position = Position::from(result.position.unwrap_or_default());
+    let position = position_of(&former, &result)?;
     report.push(format!("the data of the former primary {former} can be used: {position}"));
     // Copies that it does not include cannot follow it: they are brought back by a rejoin.
     prepared.retain(|p| position.includes(&p.position));

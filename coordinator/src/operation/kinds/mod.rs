@@ -1,6 +1,6 @@
 //! The kinds of operation, one file each.
 
-use regent_common::{error::Reason, ids::MemberName};
+use regent_common::{error::Reason, ids::MemberName, position::Position};
 use regent_proto::agent::v1::{self as wire, StepResult, action::Action};
 
 use super::{StepContext, StepError, context::Patience};
@@ -30,6 +30,12 @@ fn primary_of(context: &StepContext<'_>) -> Result<MemberName, StepError> {
 /// Applies members, settings and access rules of the stored topology.
 fn configure(context: &StepContext<'_>) -> Result<Action, StepError> {
     Ok(Action::Configure(wire::Configure { spec: Some((&context.spec()?).into()) }))
+}
+
+/// Makes a node the member that it is by the stored topology, also when its ledger was lost with its disk.
+fn assign_again(context: &StepContext<'_>) -> Result<Action, StepError> {
+    let port = context.cluster()?.port.into();
+    Ok(Action::Assign(wire::Assign { spec: Some((&context.spec()?).into()), port }))
 }
 
 /// Copies the primary's data into the side directories of `members`, all at once. The primary is asked first, so that it
@@ -63,6 +69,13 @@ async fn swap_members(context: &StepContext<'_>, members: &[MemberName], keep_ol
         })
         .await;
     all_or_first_error(outcomes).map(|_| ())
+}
+
+/// The position that a step reported. One that is missing is not known, and never counts as empty.
+fn position_of(member: &MemberName, result: &StepResult) -> Result<Position, StepError> {
+    result.position.clone().map(Position::from).ok_or_else(|| {
+        StepError::new(Reason::Internal, format!("the agent of {member} did not say where its copy stands"))
+    })
 }
 
 /// Names in a sentence.

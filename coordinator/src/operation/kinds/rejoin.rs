@@ -10,14 +10,13 @@ use async_trait::async_trait;
 use regent_common::{
     error::Reason,
     ids::MemberName,
-    position::Position,
     topology::{Divergence, EngineState, Role},
 };
 use regent_proto::agent::v1::{self as wire, action::Action};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{clone_members, configure, primary_of, swap_members};
+use super::{clone_members, configure, position_of, primary_of, swap_members};
 use crate::{
     model::{
         cluster::{ClusterRecord, MemberState},
@@ -126,7 +125,7 @@ async fn examine(context: &StepContext<'_>, member: &MemberName) -> Result<StepD
     }
     let examined = context.call(member, Action::Examine(wire::Examine { primary_position: None }), PATIENCE).await;
     let own = match examined {
-        Ok(result) => Position::from(result.position.unwrap_or_default()),
+        Ok(result) => position_of(member, &result)?,
         Err(error) if error.reason == Reason::NodeUnreachable => return Err(error),
         Err(error) => {
             return Ok(StepDone::new()
@@ -136,7 +135,7 @@ async fn examine(context: &StepContext<'_>, member: &MemberName) -> Result<StepD
     };
     // The primary is asked after the member: a copy that streams may be ahead of an older word of the primary.
     let checkpoint = context.call(&primary, Action::Checkpoint(wire::Checkpoint {}), PATIENCE).await?;
-    let theirs = Position::from(checkpoint.position.unwrap_or_default());
+    let theirs = position_of(&primary, &checkpoint)?;
     let lost = own.minus(&theirs);
     if lost.is_empty() {
         return Ok(StepDone::new()

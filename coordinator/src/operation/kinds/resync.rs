@@ -10,7 +10,7 @@ use regent_proto::agent::v1::{self as wire, action::Action};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{all_or_first_error, clone_members, configure, listed, primary_of, swap_members};
+use super::{all_or_first_error, assign_again, clone_members, configure, listed, primary_of, swap_members};
 use crate::{
     model::{
         cluster::{ClusterRecord, MemberState},
@@ -66,8 +66,10 @@ impl Kind for Resync {
                 }
             })),
             "clone" => {
+                let (assignment, action) = (assign_again(context)?, configure(context)?);
                 let limit = context.parameters::<Parameters>().max_bytes_per_second;
-                let action = configure(context)?;
+                // A node that has lost its ledger with its disk is a member again from here on; for others nothing changes.
+                all_or_first_error(context.call_all(&members, Patience::Forever, |_| assignment.clone()).await)?;
                 all_or_first_error(context.call_all(&members, Patience::Forever, |_| action.clone()).await)?;
                 let bytes = clone_members(context, &members, limit, true).await?;
                 Ok(StepDone::new().say(format!("copied {bytes} bytes to {}", listed(&members))))
