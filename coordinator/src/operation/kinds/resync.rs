@@ -4,6 +4,8 @@
 //! where space allows, so that the replica serves its old data until the swap. A member is ready again only when its new
 //! copy streams. What a failure or a failover leaves behind is marked, and the planner brings it back.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use regent_common::{error::Reason, ids::MemberName, topology::EngineState};
 use regent_proto::agent::v1::{self as wire, action::Action};
@@ -18,6 +20,10 @@ use crate::{
     },
     operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience},
 };
+
+/// How often, and with which pause, the primary's agent is waited for before the check says that it is not heard.
+const HEARING_TRIES: u32 = 50;
+const HEARING_PAUSE: Duration = Duration::from_millis(100);
 
 /// The kind.
 pub struct Resync;
@@ -116,7 +122,15 @@ impl Kind for Resync {
 /// Refuses when the primary is not fit to be copied.
 async fn check(context: &StepContext<'_>) -> Result<StepDone, StepError> {
     let primary = primary_of(context)?;
-    let view = context.view(&primary)?;
+    let mut view = context.view(&primary)?;
+    // A coordinator that has just started and resumes this has heard nobody yet.
+    for _ in 0..HEARING_TRIES {
+        if view.connected && view.observation.is_some() {
+            break;
+        }
+        tokio::time::sleep(HEARING_PAUSE).await;
+        view = context.view(&primary)?;
+    }
     let running = view.observation.as_ref().is_some_and(|seen| seen.engine.state == EngineState::Running);
     if !(view.connected && running) {
         return Err(StepError::new(
