@@ -162,6 +162,7 @@ async fn prepare_all(
     context: &StepContext<'_>,
     members: &[MemberName],
 ) -> Result<Vec<(MemberName, Result<StepResult, String>)>, StepError> {
+    super::let_dials_end(context, members, PREPARE_WITHIN).await?;
     let mut present = Vec::new();
     let mut outcomes = Vec::new();
     for member in members {

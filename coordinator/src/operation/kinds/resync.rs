@@ -12,7 +12,9 @@ use regent_proto::agent::v1::{self as wire, action::Action};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{all_or_first_error, assign_again, clone_members, configure, listed, primary_of, swap_members};
+use super::{
+    all_or_first_error, assign_again, clone_members, configure, let_dials_end, listed, primary_of, swap_members,
+};
 use crate::{
     model::{
         cluster::{ClusterRecord, MemberState},
@@ -21,9 +23,8 @@ use crate::{
     operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience},
 };
 
-/// How often, and with which pause, the primary's agent is waited for before the check says that it is not heard.
-const HEARING_TRIES: u32 = 50;
-const HEARING_PAUSE: Duration = Duration::from_millis(100);
+/// How long a coordinator that has just started waits until the primary's agent is heard.
+const HEARING: Duration = Duration::from_secs(5);
 
 /// The kind.
 pub struct Resync;
@@ -122,15 +123,15 @@ impl Kind for Resync {
 /// Refuses when the primary is not fit to be copied.
 async fn check(context: &StepContext<'_>) -> Result<StepDone, StepError> {
     let primary = primary_of(context)?;
-    let mut view = context.view(&primary)?;
-    // A coordinator that has just started and resumes this has heard nobody yet.
-    for _ in 0..HEARING_TRIES {
-        if view.connected && view.observation.is_some() {
-            break;
+    let_dials_end(context, std::slice::from_ref(&primary), HEARING).await?;
+    let first_word = async {
+        while context.view(&primary).is_ok_and(|view| view.connected && view.observation.is_none()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        tokio::time::sleep(HEARING_PAUSE).await;
-        view = context.view(&primary)?;
-    }
+    };
+    // Whether it came in time is seen in the view.
+    drop(tokio::time::timeout(HEARING, first_word).await);
+    let view = context.view(&primary)?;
     let running = view.observation.as_ref().is_some_and(|seen| seen.engine.state == EngineState::Running);
     if !(view.connected && running) {
         return Err(StepError::new(
