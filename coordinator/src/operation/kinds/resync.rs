@@ -4,6 +4,8 @@
 //! where space allows, so that the replica serves its old data until the swap. A member is ready again only when its new
 //! copy streams. What a failure or a failover leaves behind is marked, and the planner brings it back.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use regent_common::{error::Reason, ids::MemberName, topology::EngineState};
 use regent_proto::agent::v1::{self as wire, action::Action};
@@ -18,6 +20,9 @@ use crate::{
     },
     operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience},
 };
+
+/// How long the primary's word is waited for after this coordinator has started.
+const HEARD_WITHIN: Duration = Duration::from_secs(15);
 
 /// The kind.
 pub struct Resync;
@@ -116,7 +121,7 @@ impl Kind for Resync {
 /// Refuses when the primary is not fit to be copied.
 async fn check(context: &StepContext<'_>) -> Result<StepDone, StepError> {
     let primary = primary_of(context)?;
-    let view = context.view(&primary)?;
+    let view = context.heard(&primary, HEARD_WITHIN).await?;
     let running = view.observation.as_ref().is_some_and(|seen| seen.engine.state == EngineState::Running);
     if !(view.connected && running) {
         return Err(StepError::new(
