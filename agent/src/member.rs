@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::{
     config::PortRange,
-    engine::{Context, Driver, DriverError, Factory},
+    engine::{Context, Driver, DriverError, Factory, SettingsCheck},
     ledger::Membership,
 };
 
@@ -122,12 +122,28 @@ impl Member {
         &self.place.data_root
     }
 
+    /// Asks an engine's program whether it would take these settings.
+    pub async fn check_settings(
+        &self,
+        engine: &str,
+        version: &str,
+        settings: &BTreeMap<String, String>,
+    ) -> Result<(), OpenError> {
+        let section = self.place.sections.get(engine);
+        let agent_program = &self.place.agent_program;
+        Ok(self.factory(engine)?.check_settings(&SettingsCheck { section, agent_program, version, settings }).await?)
+    }
+
+    fn factory(&self, engine: &str) -> Result<&'static dyn Factory, OpenError> {
+        self.engines.iter().copied().find(|factory| factory.name() == engine).ok_or_else(|| {
+            let known: Vec<_> = self.engines.iter().map(|factory| factory.name()).collect();
+            OpenError::UnknownEngine { engine: engine.to_owned(), known: known.join(", ") }
+        })
+    }
+
     /// Makes a driver. It is not yet the node's: see [`Member::hold`].
     pub fn open(&self, wanted: &Wanted<'_>) -> Result<Arc<dyn Driver>, OpenError> {
-        let Some(factory) = self.engines.iter().find(|factory| factory.name() == wanted.engine) else {
-            let known: Vec<_> = self.engines.iter().map(|factory| factory.name()).collect();
-            return Err(OpenError::UnknownEngine { engine: wanted.engine.to_owned(), known: known.join(", ") });
-        };
+        let factory = self.factory(wanted.engine)?;
         let section = self.place.sections.get(wanted.engine);
         let problem = factory.offer(section).problem;
         if !problem.is_empty() {

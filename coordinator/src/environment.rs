@@ -1,6 +1,6 @@
 //! What every part of the coordinator needs: clock, store, agents, secrets, audit, events.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use regent_common::{
     clock::Clock,
@@ -22,6 +22,8 @@ use crate::{
 pub struct Environment {
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// When this coordinator started to listen, by its CLOCK_BOOTTIME.
+    pub started_at: Duration,
     /// What must survive a crash.
     pub store: Arc<dyn Store>,
     /// How operations act on nodes.

@@ -426,7 +426,11 @@ async fn settings(world: &dyn World) -> Outcome {
     for name in refused {
         let settings = BTreeMap::from([(name.to_owned(), "1".to_owned())]);
         let result = one.configure(&ClusterSpec { settings, ..world.spec() }).await;
-        let refused_well = matches!(&result, Err(DriverError::InvalidSetting { name: named, .. }) if named == name);
+        let refused_well = matches!(
+            &result,
+            Err(DriverError::InvalidSetting { name: named, .. } | DriverError::UnknownSetting { name: named, .. })
+                if named == name
+        );
         check(refused_well, || format!("{name} was answered with {result:?}"))?;
     }
     told("configure", one.configure(&world.spec()).await)?;

@@ -8,7 +8,11 @@
 //! half-way leaves a state in which it can be called again, or in which [`Driver::is_dirty`] says that the data must not
 //! be started.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use regent_common::{
@@ -27,6 +31,7 @@ pub mod fake;
 pub mod postgres;
 
 /// Makes drivers of one engine.
+#[async_trait]
 pub trait Factory: Sync {
     /// Name of the engine, as it stands on the wire and in the store.
     fn name(&self) -> &'static str;
@@ -34,8 +39,24 @@ pub trait Factory: Sync {
     /// What the engine can do on this node: capabilities of the driver and the versions that are installed.
     fn offer(&self, section: Option<&toml::Table>) -> EngineOffer;
 
+    /// Asks the engine's own program whether it would take these settings; changes nothing.
+    async fn check_settings(&self, asked: &SettingsCheck<'_>) -> Result<(), DriverError>;
+
     /// Makes the driver of one member. Starts nothing; adopts a process that an earlier agent left running.
     fn open(&self, context: Context) -> Result<Arc<dyn Driver>, DriverError>;
+}
+
+/// Settings that a cluster is to have.
+#[derive(Debug)]
+pub struct SettingsCheck<'a> {
+    /// The engine's section of the agent's configuration.
+    pub section: Option<&'a toml::Table>,
+    /// This program, for its helper subcommands.
+    pub agent_program: &'a Path,
+    /// Version of the engine; empty for the newest on the node.
+    pub version: &'a str,
+    /// The settings, by the engine's names.
+    pub settings: &'a BTreeMap<String, String>,
 }
 
 /// What a driver is given about its member and its node.
@@ -205,6 +226,14 @@ pub enum DriverError {
     PortInUse {
         /// The port.
         port: u16,
+    },
+    /// The engine has no such setting.
+    #[error("setting {name}: {engine} has no setting of this name")]
+    UnknownSetting {
+        /// Name of the setting.
+        name: String,
+        /// Engine name.
+        engine: &'static str,
     },
     /// A setting of the agent's configuration or of the cluster is not valid.
     #[error("setting {name}: {problem}")]

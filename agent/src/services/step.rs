@@ -8,8 +8,8 @@ use regent_common::{
     ids::{Epoch, MemberName, OperationId, OperationToken, Revision},
 };
 use regent_proto::agent::v1::{
-    self as wire, ExecuteRequest, ExecuteResponse, GetLedgerRequest, GetLedgerResponse, LedgerStep, StepHeader,
-    execute_response::Event, step_service_server::StepService,
+    self as wire, CheckSettingsRequest, CheckSettingsResponse, ExecuteRequest, ExecuteResponse, GetLedgerRequest,
+    GetLedgerResponse, LedgerStep, StepHeader, execute_response::Event, step_service_server::StepService,
 };
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
@@ -19,7 +19,7 @@ use crate::{
     access,
     ledger::{Digest, Header, Ledger, StepKey, StepOutcome},
     node::Node,
-    steps::{Action, Execution, running::Running},
+    steps::{Action, Execution, StepError, running::Running},
 };
 
 /// StepService of a node.
@@ -47,6 +47,17 @@ impl StepService for Steps {
                 Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
             }
         }
+    }
+
+    async fn check_settings(
+        &self,
+        request: Request<CheckSettingsRequest>,
+    ) -> Result<Response<CheckSettingsResponse>, Status> {
+        access::coordinator(&request, &self.0.coordinator_id)?;
+        let asked = request.into_inner();
+        let checked = self.0.member.check_settings(&asked.engine, &asked.version, &asked.settings).await;
+        checked.map_err(|error| StepError::from(error).status())?;
+        Ok(Response::new(CheckSettingsResponse {}))
     }
 
     async fn get_ledger(&self, request: Request<GetLedgerRequest>) -> Result<Response<GetLedgerResponse>, Status> {

@@ -123,6 +123,7 @@ fn driver_reason(error: &DriverError) -> Reason {
         DriverError::MissingProgram { .. } => Reason::EngineMissing,
         DriverError::ForeignData { .. } => Reason::ForeignData,
         DriverError::PortInUse { .. } => Reason::PortInUse,
+        DriverError::UnknownSetting { .. } => Reason::UnknownSetting,
         DriverError::InvalidSetting { .. } => Reason::InvalidField,
         DriverError::DiskFull { .. } => Reason::DiskFull,
         DriverError::NoData { .. } | DriverError::Dirty { .. } => Reason::DataDirty,

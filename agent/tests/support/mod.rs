@@ -17,7 +17,7 @@ use std::{
 
 use async_trait::async_trait;
 use regent_agent::{
-    engine::{CloneOptions, Cloned, Context, Driver, DriverError, Factory, StartAs, Stop, Work},
+    engine::{CloneOptions, Cloned, Context, Driver, DriverError, Factory, SettingsCheck, StartAs, Stop, Work},
     ledger::{Digest, Header, LedgerStore, RealDisk, StepKey, StepOutcome},
     member::{Member, Place},
     steps::{Action, Execution, Executor, Peers, StepError},
@@ -163,6 +163,7 @@ impl Machine {
 
 // === impl TestFactory ===
 
+#[async_trait]
 impl Factory for TestFactory {
     fn name(&self) -> &'static str {
         "test"
@@ -184,6 +185,10 @@ impl Factory for TestFactory {
                 .to_owned(),
             connection: Default::default(),
         }
+    }
+
+    async fn check_settings(&self, _: &SettingsCheck<'_>) -> Result<(), DriverError> {
+        Ok(())
     }
 
     fn open(&self, context: Context) -> Result<Arc<dyn Driver>, DriverError> {

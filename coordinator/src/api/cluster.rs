@@ -9,6 +9,7 @@ use regent_common::{
     error::{Reason, bad_field, refuse},
     ids::{ClusterId, ClusterName, MemberName, OperationId},
 };
+use regent_proto::agent::v1::CheckSettingsRequest;
 use regent_proto::coordinator::v1::{
     self as wire, Cluster, CreateClusterRequest, Credentials, DeleteClusterRequest, GetClusterRequest,
     GetCredentialsRequest, ListClustersRequest, ListClustersResponse, Operation, ResyncClusterRequest,
@@ -32,6 +33,7 @@ use crate::{
         cluster::ClusterRecord,
         operation::{OperationRecord, PlannedStep},
     },
+    nodes::AgentError,
     operation::{Kind, executor::NewOperation, kinds, log},
     secrets::generate_password,
     store::{StoreError, Transaction},
@@ -69,6 +71,23 @@ impl ClusterApi {
             views: &views,
             nodes: &nodes,
         }))
+    }
+
+    /// Asks the first node whether its engine would take the settings.
+    async fn check_settings(&self, record: &ClusterRecord) -> Result<(), Status> {
+        let Some(first) = record.members.values().next().filter(|_| !record.settings.is_empty()) else {
+            return Ok(());
+        };
+        let wanted = CheckSettingsRequest {
+            engine: record.engine.clone(),
+            version: record.version.clone(),
+            settings: record.settings.clone(),
+        };
+        let agents = &self.0.directory.environment().agents;
+        agents.check_settings(&first.node, wanted).await.map_err(|error| match error {
+            AgentError::Refused { reason, message, .. } => refuse(reason, format!("{message}; nothing was changed")),
+            AgentError::Unreachable { .. } => refuse(Reason::NodeUnreachable, error.to_string()),
+        })
     }
 
     /// Begins an operation, or answers what it would do.
@@ -149,6 +168,7 @@ impl ClusterService for ClusterApi {
         let environment = api.directory.environment();
         let asker = Asker { name: caller.clone(), now: environment.clock.wall(), id: ClusterId::generate() };
         let mut record = check(&request, &api.candidates().await?, &taken, asker)?;
+        self.check_settings(&record).await?;
         let new = new_operation(&kinds::create_cluster::CreateCluster, json!({}), &caller, "asked for");
         if request.validate_only {
             let nodes = record.members.iter().map(|(member, stored)| format!("{member} on node {}", stored.node));

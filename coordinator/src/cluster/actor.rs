@@ -394,6 +394,7 @@ pub fn judge_all(
             let evidence = Evidence {
                 connected: view.connected,
                 silent_for: view.last_contact.map(|last| now.saturating_sub(last)),
+                listening_for: now.saturating_sub(environment.started_at),
                 observation: view.observation,
             };
             (member.clone(), judge(&expected, &evidence, thresholds))

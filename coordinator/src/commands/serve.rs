@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use regent_common::{
-    clock::SystemClock,
+    clock::{Clock, SystemClock},
     config,
     error::ErrorChain,
     identity::IdentityDirectory,
@@ -44,6 +44,8 @@ use crate::{
     store::{Store, keys, list_json, sqlite::SqliteStore},
 };
 
+/// How long a node that was never heard may just be being dialled.
+const STARTUP_GRACE: Duration = Duration::from_secs(10);
 /// How often changed identity files are looked for.
 const IDENTITY_PERIOD: Duration = Duration::from_secs(10);
 /// How often the metrics' recorder tidies up.
@@ -106,6 +108,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> anyhow::Result<()
         Arc::new(move |node: &NodeName| links.address(node))
     };
     let environment = Environment {
+        started_at: clock.boottime(),
         clock: clock.clone(),
         store: Arc::clone(&store),
         agents: Arc::clone(&agents),
@@ -114,7 +117,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> anyhow::Result<()
         events: EventLog::new(Arc::clone(&store), clock.clone()),
         addresses,
     };
-    let thresholds = Thresholds { suspect_after: config.suspect_after.0 };
+    let thresholds = Thresholds { suspect_after: config.suspect_after.0, startup_grace: STARTUP_GRACE };
     let directory = Directory::open(environment, thresholds, table.changes(), stop.clone()).await?;
     tokio::spawn(reaper::run(Arc::clone(&store), agents, Arc::clone(&table), stop.clone()));
     tokio::spawn(joiner::run(directory.clone(), Arc::clone(&table), stop.clone()));

@@ -19,6 +19,8 @@ pub struct Evidence {
     pub connected: bool,
     /// How long ago it was heard; `None` for never.
     pub silent_for: Option<Duration>,
+    /// How long this coordinator has been listening.
+    pub listening_for: Duration,
     /// What its agent said last.
     pub observation: Option<Observation>,
 }
@@ -39,8 +41,10 @@ pub struct Expected {
 /// When silence is worth a word.
 #[derive(Debug, Clone, Copy)]
 pub struct Thresholds {
-    /// Silence after which a connected node is suspect.
+    /// Silence after which a connected node is suspect, and one without a session unreachable.
     pub suspect_after: Duration,
+    /// How long a coordinator listens before one that it has never heard is unreachable.
+    pub startup_grace: Duration,
 }
 
 /// What the evidence says, with the reason in a sentence.
@@ -105,6 +109,13 @@ pub fn judge(expected: &Expected, evidence: &Evidence, thresholds: &Thresholds) 
     let say = |verdict, reason: String| Judgement { verdict, reason };
     let member = &expected.member;
     if !evidence.connected {
+        let (silence, allowed) = match evidence.silent_for {
+            Some(silence) => (silence, thresholds.suspect_after),
+            None => (evidence.listening_for, thresholds.startup_grace),
+        };
+        if silence < allowed {
+            return say(Verdict::Suspect, format!("the agent of {member} is being called"));
+        }
         let since = match evidence.silent_for {
             Some(silence) => format!("for {} s", silence.as_secs()),
             None => "since this coordinator started".to_owned(),

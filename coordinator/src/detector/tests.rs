@@ -44,11 +44,20 @@ fn seen(change: impl FnOnce(&mut Observation)) -> Evidence {
         },
     };
     change(&mut observation);
-    Evidence { connected: true, silent_for: Some(Duration::ZERO), observation: Some(observation) }
+    Evidence {
+        connected: true,
+        silent_for: Some(Duration::ZERO),
+        listening_for: Duration::ZERO,
+        observation: Some(observation),
+    }
 }
 
 fn verdict(role: Role, evidence: &Evidence) -> Verdict {
-    let judgement = judge(&expected(role), evidence, &Thresholds { suspect_after: Duration::from_secs(3) });
+    let judgement = judge(
+        &expected(role),
+        evidence,
+        &Thresholds { suspect_after: Duration::from_secs(3), startup_grace: Duration::from_secs(10) },
+    );
     assert_eq!(judgement.reason.is_empty(), judgement.verdict == Verdict::Healthy, "{judgement:?}");
     judgement.verdict
 }
@@ -59,7 +68,11 @@ fn silence_is_not_death() {
     silent.connected = false;
     silent.silent_for = Some(Duration::from_secs(3600));
     assert_eq!(verdict(Role::Primary, &silent), Verdict::NodeUnreachable);
-    assert_eq!(verdict(Role::Primary, &Evidence::default()), Verdict::NodeUnreachable);
+    silent.silent_for = Some(Duration::from_secs(1));
+    assert_eq!(verdict(Role::Primary, &silent), Verdict::Suspect);
+    let never = |seconds| Evidence { listening_for: Duration::from_secs(seconds), ..Evidence::default() };
+    assert_eq!(verdict(Role::Primary, &never(9)), Verdict::Suspect);
+    assert_eq!(verdict(Role::Primary, &never(10)), Verdict::NodeUnreachable);
     let mut quiet = seen(|_| ());
     quiet.silent_for = Some(Duration::from_secs(4));
     assert_eq!(verdict(Role::Primary, &quiet), Verdict::Suspect);

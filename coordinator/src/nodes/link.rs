@@ -20,9 +20,10 @@ use regent_common::{
     transport,
 };
 use regent_proto::agent::v1::{
-    CoordinatorHello, ExecuteRequest, Heartbeat, HeartbeatAnswer, OpenRequest, OpenResponse, Revocations, StepResult,
-    execute_response::Event, open_request::Message as ToAgent, open_response::Message as FromAgent,
-    session_service_client::SessionServiceClient, step_service_client::StepServiceClient,
+    CheckSettingsRequest, CoordinatorHello, ExecuteRequest, Heartbeat, HeartbeatAnswer, OpenRequest, OpenResponse,
+    Revocations, StepResult, execute_response::Event, open_request::Message as ToAgent,
+    open_response::Message as FromAgent, session_service_client::SessionServiceClient,
+    step_service_client::StepServiceClient,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -265,6 +266,12 @@ impl Links {
 impl Agents for Links {
     fn view(&self, node: &NodeName) -> NodeView {
         self.table.view(node)
+    }
+
+    async fn check_settings(&self, node: &NodeName, wanted: CheckSettingsRequest) -> Result<(), AgentError> {
+        let problem = || AgentError::Unreachable { node: node.clone(), detail: self.table.view(node).problem };
+        let mut client = StepServiceClient::new(self.channel(node).ok_or_else(problem)?);
+        client.check_settings(wanted).await.map(|_| ()).map_err(|status| refused(node, &status))
     }
 
     async fn wait_for_change(&self, node: &NodeName, at_most: Duration) {

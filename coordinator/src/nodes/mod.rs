@@ -15,7 +15,7 @@ use regent_common::{
     position::Position,
     topology::{EngineOffer, HostFacts, Observation, Progress},
 };
-use regent_proto::agent::v1::{Action, StepHeader, StepResult};
+use regent_proto::agent::v1::{Action, CheckSettingsRequest, StepHeader, StepResult};
 use tokio::sync::{broadcast, watch};
 
 pub mod joiner;
@@ -106,6 +106,9 @@ pub enum AgentError {
 pub trait Agents: Send + Sync {
     /// The last word of a node; the default for one that was never heard.
     fn view(&self, node: &NodeName) -> NodeView;
+
+    /// Has a node's agent ask the engine's own program whether it would take these settings; changes nothing.
+    async fn check_settings(&self, node: &NodeName, wanted: CheckSettingsRequest) -> Result<(), AgentError>;
 
     /// Waits until something is heard of a node, at most so long.
     async fn wait_for_change(&self, node: &NodeName, at_most: Duration);

@@ -84,6 +84,22 @@ impl StepContext<'_> {
         Ok(self.environment.agents.view(&self.node_of(member)?))
     }
 
+    /// The last word of a member's node, waited for when this coordinator has not heard it since it started. What comes back
+    /// after the limit may still be silence.
+    pub async fn heard(&self, member: &MemberName, limit: Duration) -> Result<NodeView, StepError> {
+        let node = self.node_of(member)?;
+        let began = self.environment.clock.boottime();
+        loop {
+            let view = self.environment.agents.view(&node);
+            let known = view.last_contact.is_some() && (view.observation.is_some() || !view.connected);
+            let waited = self.environment.clock.boottime().saturating_sub(began);
+            if known || waited >= limit {
+                return Ok(view);
+            }
+            self.environment.agents.wait_for_change(&node, RETRY_PAUSE).await;
+        }
+    }
+
     /// A member as its peers see it.
     pub fn peer(&self, member: &MemberName) -> Result<Peer, StepError> {
         let cluster = self.cluster()?;

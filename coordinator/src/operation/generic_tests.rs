@@ -18,7 +18,7 @@ use regent_common::{
     topology::{EngineObservation, EngineState, Observation, Progress, Role, Ternary},
 };
 use regent_proto::{
-    agent::v1::{StepResult, action::Action},
+    agent::v1::{CheckSettingsRequest, StepResult, action::Action},
     types::v1::Endpoint,
 };
 use serde_json::json;
@@ -177,7 +177,11 @@ impl Agents for World {
                 data_bytes: 0,
             },
         });
-        NodeView { connected: true, observation, ..NodeView::default() }
+        NodeView { connected: true, last_contact: Some(Duration::ZERO), observation, ..NodeView::default() }
+    }
+
+    async fn check_settings(&self, _: &NodeName, _: CheckSettingsRequest) -> Result<(), AgentError> {
+        Ok(())
     }
 
     async fn wait_for_change(&self, _: &NodeName, _: Duration) {
@@ -324,6 +328,7 @@ async fn bench(kind: &'static dyn Kind) -> Bench {
     let clock = Arc::new(ManualClock::default());
     let environment = Environment {
         clock: clock.clone(),
+        started_at: Duration::ZERO,
         store: Arc::clone(&store),
         agents: world.clone(),
         secrets: Arc::new(Secrets::ephemeral()),

@@ -7,7 +7,7 @@ use super::{Key, Store, StoreError, Transaction, memory::MemoryStore, sqlite::Sq
 /// Opens each kind of store, empty.
 fn stores() -> Vec<(Arc<dyn Store>, Option<tempfile::TempDir>)> {
     let folder = tempfile::tempdir().unwrap();
-    let sqlite = SqliteStore::open(&folder.path().join("regent.sqlite")).unwrap();
+    let sqlite = SqliteStore::create(&folder.path().join("regent.sqlite")).unwrap();
     vec![(Arc::new(MemoryStore::default()), None), (Arc::new(sqlite), Some(folder))]
 }
 

@@ -99,6 +99,12 @@ pub enum StoreError {
         /// Process id as the lock file tells it.
         holder: String,
     },
+    /// The file is gone.
+    #[error("{path} is missing: nothing was changed; put it back from a backup, or make an installation with init")]
+    Missing {
+        /// The file.
+        path: String,
+    },
     /// The file cannot be trusted.
     #[error(
         "{path} is damaged ({detail}): nothing was changed; stop the coordinator, move the file aside and restore a backup"
@@ -239,6 +245,7 @@ impl Retryable for StoreError {
             Self::Conflict { .. }
             | Self::Deposed { .. }
             | Self::Locked { .. }
+            | Self::Missing { .. }
             | Self::Corrupt { .. }
             | Self::Newer { .. }
             | Self::Value { .. } => false,

@@ -1,5 +1,7 @@
 //! The driver interface over an instance of a [`FakeWorld`](super::FakeWorld).
 
+use std::collections::BTreeMap;
+
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -167,6 +169,17 @@ fn size(copy: &Copy) -> u64 {
     1024 + copy.rows.len() as u64
 }
 
+/// Refuses what a real engine's program would not take.
+pub(super) fn check_settings(settings: &BTreeMap<String, String>) -> Result<(), DriverError> {
+    match settings.keys().find(|name| !SETTINGS.contains(&name.as_str())) {
+        Some(name) if name == "port" => {
+            Err(DriverError::InvalidSetting { name: name.clone(), problem: "it is set and kept by regent".to_owned() })
+        }
+        Some(name) => Err(DriverError::UnknownSetting { name: name.clone(), engine: "fake" }),
+        None => Ok(()),
+    }
+}
+
 #[async_trait]
 impl Driver for FakeDriver {
     fn endpoint(&self) -> Endpoint {
@@ -224,10 +237,7 @@ impl Driver for FakeDriver {
     async fn configure(&self, spec: &ClusterSpec) -> Result<(), DriverError> {
         self.act("configure", |hand| {
             hand.check_ours()?;
-            if let Some(name) = spec.settings.keys().find(|name| !SETTINGS.contains(&name.as_str())) {
-                let problem = "the engine has no setting of this name, or it is not the cluster's to set".to_owned();
-                return Err(DriverError::InvalidSetting { name: name.clone(), problem });
-            }
+            check_settings(&spec.settings)?;
             hand.instance().wanted = Some(spec.clone());
             Ok(())
         })

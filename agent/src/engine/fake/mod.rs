@@ -12,6 +12,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use async_trait::async_trait;
 use regent_common::{
     ids::MemberName,
     position::{IntervalSet, Position},
@@ -19,7 +20,7 @@ use regent_common::{
 };
 use tokio::sync::watch;
 
-use super::{Context, Driver, DriverError, Factory};
+use super::{Context, Driver, DriverError, Factory, SettingsCheck};
 
 mod driver;
 #[cfg(test)]
@@ -200,6 +201,7 @@ impl FakeWorld {
     }
 }
 
+#[async_trait]
 impl Factory for FakeWorld {
     fn name(&self) -> &'static str {
         "fake"
@@ -217,6 +219,10 @@ impl Factory for FakeWorld {
             problem: String::new(),
             connection: ConnectionFormat::default(),
         }
+    }
+
+    async fn check_settings(&self, asked: &SettingsCheck<'_>) -> Result<(), DriverError> {
+        driver::check_settings(asked.settings)
     }
 
     fn open(&self, context: Context) -> Result<Arc<dyn Driver>, DriverError> {

@@ -9,7 +9,6 @@ use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use nix::sys::signal::Signal;
 use regent_common::{ids::MemberName, position::Position, topology::ClusterSpec};
 use secrecy::{ExposeSecret, SecretString};
-use tokio_util::sync::CancellationToken;
 
 use super::{
     Postgres,
@@ -143,13 +142,7 @@ impl Postgres {
     async fn check_values(&self, candidate: &std::path::Path) -> Result<(), DriverError> {
         let arguments = ["-C", "port", "-c"].map(str::to_owned).into_iter();
         let arguments: Vec<String> = arguments.chain([format!("config_file={}", candidate.display())]).collect();
-        let limit = Duration::from_secs(30);
-        let ended = self.runner.run("postgres", &arguments, None, limit, &CancellationToken::new(), |_| {}).await?;
-        if ended.success {
-            return Ok(());
-        }
-        let name = ended.messages.split('"').nth(1).unwrap_or("settings").to_owned();
-        Err(DriverError::InvalidSetting { name, problem: ended.messages })
+        config::accepted(&self.runner, &arguments).await
     }
 
     /// A new instance with its roles, running as the primary.
@@ -231,7 +224,7 @@ impl Postgres {
              ALTER TABLE {AGENT}.timeline OWNER TO {AGENT};
              GRANT USAGE ON SCHEMA {AGENT} TO {REPLICATOR};
              GRANT SELECT ON {AGENT}.timeline TO {REPLICATOR};
-             CREATE ROLE {APPLICATION} LOGIN CREATEDB CREATEROLE PASSWORD {};",
+             CREATE ROLE {APPLICATION} LOGIN CREATEDB PASSWORD {};",
             verifier(&wanted.replication),
             verifier(&wanted.application),
         );

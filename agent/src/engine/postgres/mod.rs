@@ -35,7 +35,7 @@ use self::{
     session::{Session, SqlError, Who},
     tools::{Runner, Section, Tools},
 };
-use super::{CloneOptions, Cloned, Context, Driver, DriverError, Factory, StartAs, Stop, Work};
+use super::{CloneOptions, Cloned, Context, Driver, DriverError, Factory, SettingsCheck, StartAs, Stop, Work};
 use crate::supervisor::{Supervisor, process::DetachedProcess};
 
 mod bootstrap;
@@ -97,6 +97,7 @@ struct Facts {
 
 // === impl PostgresFactory ===
 
+#[async_trait]
 impl Factory for PostgresFactory {
     fn name(&self) -> &'static str {
         "postgresql"
@@ -128,6 +129,16 @@ impl Factory for PostgresFactory {
                 primary: "postgresql://{user}:{password}@{hosts}/{database}?target_session_attrs=read-write".to_owned(),
             },
         }
+    }
+
+    async fn check_settings(&self, asked: &SettingsCheck<'_>) -> Result<(), DriverError> {
+        let section = Section::read(asked.section)?;
+        let runner = Runner {
+            agent_program: asked.agent_program.to_owned(),
+            user: section.engine_user()?,
+            tools: Tools::find(&section, asked.version)?,
+        };
+        config::check(&runner, asked.settings).await
     }
 
     fn open(&self, context: Context) -> Result<Arc<dyn Driver>, DriverError> {

@@ -54,7 +54,7 @@ async fn start() -> Running {
     let report = init(options).await.unwrap();
     let state = StateDirectory(report.state_dir.clone());
     let settings = Settings {
-        store: Arc::new(SqliteStore::open(&state.store()).unwrap()),
+        store: Arc::new(SqliteStore::create(&state.store()).unwrap()),
         clock: Arc::new(SystemClock),
         authority: Arc::new(Authority::open(&state.authority()).unwrap()),
         coordinator_id: report.coordinator_id.clone(),

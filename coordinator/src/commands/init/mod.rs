@@ -199,7 +199,7 @@ pub async fn init(options: InitOptions) -> Result<InitReport, InitError> {
 
     make_private_folder(&state.0)?;
     // Its lock keeps a second run, or a running coordinator, away from all that follows.
-    let store = SqliteStore::open(&state.store())?;
+    let store = SqliteStore::create(&state.store())?;
     refuse_if_complete(&state)?;
     let coordinator_id = keep_coordinator_id(&state.coordinator_id())?;
     let authority = keep_authority(&state.authority(), &coordinator_id, now)?;

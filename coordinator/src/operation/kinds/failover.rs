@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use regent_common::{ids::MemberName, position::Position};
+use regent_common::{error::Reason, ids::MemberName, position::Position};
 use regent_proto::agent::v1::{self as wire, StepResult, action::Action};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -123,7 +123,7 @@ async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -> Result<St
     let mut known = parameters.known;
     let mut prepared = Vec::new();
     let mut report = Vec::new();
-    for (member, outcome) in prepare_all(context, members).await? {
+    for (member, outcome) in prepare_all(context, members).await {
         match outcome {
             Ok(result) => {
                 if let Some(heard) = result.primary_position_heard.clone().map(Position::from) {
@@ -161,27 +161,22 @@ async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -> Result<St
 async fn prepare_all(
     context: &StepContext<'_>,
     members: &[MemberName],
-) -> Result<Vec<(MemberName, Result<StepResult, String>)>, StepError> {
-    super::let_dials_end(context, members, PREPARE_WITHIN).await?;
-    let mut present = Vec::new();
-    let mut outcomes = Vec::new();
-    for member in members {
-        if context.view(member)?.connected {
-            present.push(member.clone());
-        } else {
-            outcomes.push((member.clone(), Err("its node is not connected".to_owned())));
-        }
-    }
-    let calls = present.iter().map(|member| async move {
-        let call = context.call(member, Action::Prepare(wire::Prepare {}), Patience::AtMost(PREPARE_WITHIN));
-        let outcome = match tokio::time::timeout(PREPARE_WITHIN, call).await {
+) -> Vec<(MemberName, Result<StepResult, String>)> {
+    let calls = members.iter().map(|member| async move {
+        let answer = async {
+            // One that was heard and went silent costs no time; one that was never heard may just be being dialled.
+            if !context.heard(member, PREPARE_WITHIN).await?.connected {
+                return Err(StepError::new(Reason::NodeUnreachable, "its node is not connected"));
+            }
+            context.call(member, Action::Prepare(wire::Prepare {}), Patience::AtMost(PREPARE_WITHIN)).await
+        };
+        let outcome = match tokio::time::timeout(PREPARE_WITHIN, answer).await {
             Ok(outcome) => outcome.map_err(|error| error.to_string()),
             Err(_) => Err(format!("no answer within {} s", PREPARE_WITHIN.as_secs())),
         };
         (member.clone(), outcome)
     });
-    outcomes.extend(futures::future::join_all(calls).await);
-    Ok(outcomes)
+    futures::future::join_all(calls).await
 }
 
 /// Offers the old primary's own data, which lacks nothing that it had acknowledged.
@@ -191,7 +186,6 @@ async fn restart_in_place(
     prepared: &mut Vec<Prepared>,
     report: &mut Vec<String>,
 ) -> Result<Choice, StepError> {
-    use regent_common::error::Reason;
     let Some(former) = former else {
         return Err(StepError::new(Reason::ClusterHasNoPrimary, report.join("; ")));
     };

@@ -1,7 +1,5 @@
 //! The kinds of operation, one file each.
 
-use std::time::Duration;
-
 use regent_common::{error::Reason, ids::MemberName, position::Position};
 use regent_proto::agent::v1::{self as wire, StepResult, action::Action};
 
@@ -27,28 +25,6 @@ fn primary_of(context: &StepContext<'_>) -> Result<MemberName, StepError> {
     cluster.primary.clone().ok_or_else(|| {
         StepError::new(Reason::ClusterHasNoPrimary, format!("cluster {} has no primary to copy from", cluster.name))
     })
-}
-
-/// How often to look whether a dial has ended.
-const DIAL_PERIOD: Duration = Duration::from_millis(20);
-
-/// Waits for nodes whose first dial has not ended yet, at most so long. Just after its start a coordinator has heard nobody,
-/// and that says nothing of anybody; a choice made among those who happened to be quicker can lose what the others have. A
-/// node that was heard and is away now, or whose dial has failed, is not waited for.
-async fn let_dials_end(context: &StepContext<'_>, members: &[MemberName], at_most: Duration) -> Result<(), StepError> {
-    let dialled = async {
-        for member in members {
-            loop {
-                let view = context.view(member)?;
-                if view.connected || view.last_contact.is_some() || !view.problem.is_empty() {
-                    break;
-                }
-                tokio::time::sleep(DIAL_PERIOD).await;
-            }
-        }
-        Ok(())
-    };
-    tokio::time::timeout(at_most, dialled).await.unwrap_or(Ok(()))
 }
 
 /// Applies members, settings and access rules of the stored topology.

@@ -28,6 +28,9 @@ use crate::{
 /// How long an agent is waited for before the rejoin is given up and tried again later.
 const PATIENCE: Patience = Patience::AtMost(Duration::from_secs(10));
 
+/// How long the member's word is waited for after this coordinator has started.
+const HEARD_WITHIN: Duration = Duration::from_secs(15);
+
 /// The kind.
 pub struct Rejoin;
 
@@ -112,7 +115,7 @@ impl Kind for Rejoin {
 /// Finds out where the copy stands and chooses the way.
 async fn examine(context: &StepContext<'_>, member: &MemberName) -> Result<StepDone, StepError> {
     let primary = primary_of(context)?;
-    let seen = context.view(member)?.observation;
+    let seen = context.heard(member, HEARD_WITHIN).await?.observation;
     let engine = seen.as_ref().map(|seen| &seen.engine);
     let follows_somebody =
         engine.is_some_and(|engine| engine.state == EngineState::Running && engine.role == Some(Role::Replica));

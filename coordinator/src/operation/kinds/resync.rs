@@ -12,9 +12,7 @@ use regent_proto::agent::v1::{self as wire, action::Action};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{
-    all_or_first_error, assign_again, clone_members, configure, let_dials_end, listed, primary_of, swap_members,
-};
+use super::{all_or_first_error, assign_again, clone_members, configure, listed, primary_of, swap_members};
 use crate::{
     model::{
         cluster::{ClusterRecord, MemberState},
@@ -23,8 +21,8 @@ use crate::{
     operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience},
 };
 
-/// How long a coordinator that has just started waits until the primary's agent is heard.
-const HEARING: Duration = Duration::from_secs(5);
+/// How long the primary's word is waited for after this coordinator has started.
+const HEARD_WITHIN: Duration = Duration::from_secs(15);
 
 /// The kind.
 pub struct Resync;
@@ -123,15 +121,7 @@ impl Kind for Resync {
 /// Refuses when the primary is not fit to be copied.
 async fn check(context: &StepContext<'_>) -> Result<StepDone, StepError> {
     let primary = primary_of(context)?;
-    let_dials_end(context, std::slice::from_ref(&primary), HEARING).await?;
-    let first_word = async {
-        while context.view(&primary).is_ok_and(|view| view.connected && view.observation.is_none()) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    // Whether it came in time is seen in the view.
-    drop(tokio::time::timeout(HEARING, first_word).await);
-    let view = context.view(&primary)?;
+    let view = context.heard(&primary, HEARD_WITHIN).await?;
     let running = view.observation.as_ref().is_some_and(|seen| seen.engine.state == EngineState::Running);
     if !(view.connected && running) {
         return Err(StepError::new(

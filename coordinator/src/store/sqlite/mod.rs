@@ -57,8 +57,17 @@ fn failed(doing: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {
 // === impl SqliteStore ===
 
 impl SqliteStore {
-    /// Opens the file, making it if it is missing; refused while another process has it open. Raises the term.
+    /// Opens the file, which must be there: an empty store in place of a lost one would know nothing of epochs that its
+    /// agents have accepted. Refused while another process has it open. Raises the term.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
+        if !path.exists() {
+            return Err(StoreError::Missing { path: path.display().to_string() });
+        }
+        Self::create(path)
+    }
+
+    /// Like [`Self::open`], for an installation that is being made: a missing file is made.
+    pub fn create(path: &Path) -> Result<Self, StoreError> {
         let lock = lock(&path.with_extension("lock"))?;
         let mut connection = connect(path)?;
         migrate(&mut connection, path)?;

@@ -3,12 +3,17 @@
 //! The files are in `ROOT/conf`, outside PGDATA: `postgresql.conf`, `pg_hba.conf`, `pg_ident.conf`, and `upstream.conf`, which
 //! alone says whom a replica follows. **Invariant:** passwords are in `pgpass` and in no rendered file.
 
-use std::{collections::BTreeMap, fmt::Write as _, path::Path};
+use std::{collections::BTreeMap, fmt::Write as _, path::Path, time::Duration};
 
 use regent_common::{ids::MemberName, topology::Peer};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{layout::Layout, tools::Section};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    layout::Layout,
+    tools::{Runner, Section},
+};
 use crate::engine::DriverError;
 
 /// Role of the replication stream, of clones and of rewinds.
@@ -132,13 +137,41 @@ pub(super) fn check_names(settings: &BTreeMap<String, String>, known: &str) -> R
         let well_formed =
             !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'.');
         if !well_formed || (!name.contains('.') && !known.lines().any(|line| is_named(line, name))) {
-            return invalid(name, "the engine has no setting of this name".to_owned());
+            return Err(DriverError::UnknownSetting { name: name.clone(), engine: "postgresql" });
         }
         if value.contains(['\n', '\r', '\0']) {
             return invalid(name, "its value must be one line".to_owned());
         }
     }
     Ok(())
+}
+
+/// Has the engine's own program check names and values; needs no data directory.
+pub(super) async fn check(runner: &Runner, settings: &BTreeMap<String, String>) -> Result<(), DriverError> {
+    if settings.is_empty() {
+        return Ok(());
+    }
+    let limit = Duration::from_secs(30);
+    let known = runner.must("postgres", &["--describe-config".to_owned()], limit).await?;
+    check_names(settings, &known)?;
+    // Files that are not there to be read: only the settings given here count.
+    let nowhere = ["config_file", "hba_file", "ident_file"].map(|file| format!("{file}=/dev/null"));
+    let values = settings.iter().map(|(name, value)| format!("{name}={value}"));
+    let values = nowhere.into_iter().chain(["data_directory=/".to_owned()]).chain(values);
+    let arguments: Vec<String> =
+        ["-C".to_owned(), "port".to_owned()].into_iter().chain(values.flat_map(|v| ["-c".to_owned(), v])).collect();
+    accepted(runner, &arguments).await
+}
+
+/// Whether `postgres -C` takes its arguments, with the name of the setting that it does not take.
+pub(super) async fn accepted(runner: &Runner, arguments: &[String]) -> Result<(), DriverError> {
+    let limit = Duration::from_secs(30);
+    let ended = runner.run("postgres", arguments, None, limit, &CancellationToken::new(), |_| {}).await?;
+    if ended.success {
+        return Ok(());
+    }
+    let name = ended.messages.split('"').nth(1).unwrap_or("settings").to_owned();
+    Err(DriverError::InvalidSetting { name, problem: ended.messages })
 }
 
 fn is_named(line: &str, name: &str) -> bool {
