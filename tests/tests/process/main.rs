@@ -15,4 +15,5 @@ mod joining;
 mod security;
 mod stock_clients;
 mod support;
+mod unreachable;
 mod workload;

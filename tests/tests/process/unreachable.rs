@@ -1,0 +1,88 @@
+//! What is merely silent is not dead: nobody is promoted over a primary that may still take writes, and people are told
+//! why. And a cluster without a replica heals on its own data.
+
+use regent_proto::coordinator::v1 as wire;
+use regent_tests::{
+    api::{self, request_id},
+    cluster::Fleet,
+    folder::TestFolder,
+    process, wait,
+    workload::{checker, now_nanos, postgres, writers::Writers},
+};
+
+use crate::support::{CLUSTER, ENGINE, SOON, Trio};
+
+/// Waits until the cluster says why there is no failover, and checks that there was none.
+async fn says_why(trio: &Trio, before: &wire::Cluster) -> wire::Cluster {
+    let cluster = wait::until("a word on why there is no failover", SOON, || async {
+        let cluster = trio.api().cluster(CLUSTER).await?;
+        anyhow::ensure!(!cluster.failover_note.is_empty() && !cluster.reasons.is_empty(), "{:?}", cluster.health());
+        Ok(cluster)
+    })
+    .await
+    .unwrap();
+    assert_ne!(cluster.health(), wire::Health::Healthy);
+    assert_eq!((&cluster.primary, cluster.epoch), (&before.primary, before.epoch), "{}", cluster.failover_note);
+    assert!(trio.api().operations_of(CLUSTER, "failover").await.unwrap().is_empty());
+    cluster
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_whose_agent_is_silent_is_not_replaced_before_it_has_answered() {
+    let mut trio = Trio::start().await;
+    let before = trio.healthy().await;
+    let writers = trio.write();
+    writers.acknowledged(0, 100, SOON).await.unwrap();
+    trio.fleet.agent("n1").daemon().unwrap().kill().unwrap();
+    let told = says_why(&trio, &before).await;
+    assert!(told.failover_note.contains("db1"), "it names the member: {}", told.failover_note);
+    // Clients notice nothing.
+    writers.acknowledged(now_nanos(), 200, SOON).await.unwrap();
+    let histories = writers.stop().await.unwrap();
+    let stored = postgres::read_rows(&trio.login, &trio.members[0]).await.unwrap();
+    let account = checker::account(&histories, &stored);
+    assert!(account.unknown == 0 && account.lost.is_empty() && account.is_consistent(), "{account:?}");
+
+    // Now the engine dies as well, and nobody can say so.
+    let pid = api::engine_pid(api::member(&before, "db1").unwrap()).unwrap();
+    process::signal(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    process::ended(pid, SOON).await.unwrap();
+    says_why(&trio, &before).await;
+    // Until the agent is back: it answers a fence, and the cluster has a primary again.
+    trio.fleet.agent("n1").start().unwrap();
+    let after = trio.healthy().await;
+    assert!(after.epoch > before.epoch, "the dead engine's reign has ended");
+    assert_eq!(trio.api().operations_of(CLUSTER, "failover").await.unwrap().len(), 1);
+    for member in &trio.members {
+        assert!(!postgres::read_rows(&trio.login, member).await.unwrap().is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_single_node_heals_on_its_own_data() {
+    let folder = TestFolder::new().unwrap();
+    let fleet = Fleet::start(&folder, &["n1"]).await.unwrap();
+    let request = wire::CreateClusterRequest {
+        cluster: CLUSTER.to_owned(),
+        engine: ENGINE.to_owned(),
+        replicas: Some(0),
+        request_id: request_id(),
+        ..Default::default()
+    };
+    let cluster = fleet.api.create(request, SOON).await.unwrap();
+    assert_eq!(cluster.members.len(), 1);
+    let (login, members) = (fleet.api.login(CLUSTER).await.unwrap(), api::endpoints(&cluster).unwrap());
+    postgres::create_table(&login, &members[0]).await.unwrap();
+    let writers = Writers::start(&folder.join("writers"), &login, &members, false).unwrap();
+    writers.acknowledged(0, 100, SOON).await.unwrap();
+    let pid = api::engine_pid(&cluster.members[0]).unwrap();
+    process::signal(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    let killed = now_nanos();
+    writers.acknowledged(killed, 100, SOON).await.unwrap();
+    let after = fleet.api.healthy(CLUSTER, SOON).await.unwrap();
+    assert_ne!(api::engine_pid(&after.members[0]).unwrap(), pid);
+    let histories = writers.stop().await.unwrap();
+    let stored = postgres::read_rows(&login, &members[0]).await.unwrap();
+    let account = checker::account(&histories, &stored);
+    assert!(account.lost.is_empty() && account.is_consistent(), "nothing that was committed is lost: {account:?}");
+}
