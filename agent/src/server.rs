@@ -32,15 +32,18 @@ pub async fn routes(node: &Arc<Node>, revocations: Revocations, stop: Cancellati
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<StepServiceServer<Steps>>().await;
     reporter.set_serving::<SessionServiceServer<Sessions>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(regent_proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .map_err(|error| refuse(Reason::Internal, error.to_string()))?;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(regent_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let broken = |error: tonic_reflection::server::Error| refuse(Reason::Internal, error.to_string());
     let coordinator_id = node.coordinator_id.clone();
     let certified = move |request: Request<()>| access::certified(&request, &coordinator_id).map(|()| request);
     Ok(Routes::new(health)
-        .add_service(InterceptedService::new(reflection, certified))
+        .add_service(InterceptedService::new(reflection().build_v1().map_err(broken)?, certified.clone()))
+        // Python's own client of reflection still speaks this one only.
+        .add_service(InterceptedService::new(reflection().build_v1alpha().map_err(broken)?, certified))
         .add_service(StepServiceServer::new(Steps(node.clone())))
         .add_service(JobServiceServer::new(Jobs(node.clone())))
         .add_service(SessionServiceServer::new(Sessions::new(node.clone(), revocations, stop)))

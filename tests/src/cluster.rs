@@ -286,6 +286,13 @@ impl Fleet {
         Ok(self.api.identities().create_token(request).await?.into_inner().token)
     }
 
+    /// Makes a token that admits only a node of this name, also in place of one that was lost.
+    pub async fn token_for(&self, node: &str) -> Result<String> {
+        let request =
+            wire::CreateTokenRequest { node: node.to_owned(), request_id: request_id(), ..Default::default() };
+        Ok(self.api.identities().create_token(request).await?.into_inner().token)
+    }
+
     /// Joins and starts an agent.
     pub async fn add(&mut self, node: &str) -> Result<()> {
         let mut agent = Agent::prepare(&self.root, node, program("regent-agent")?)?;
@@ -312,6 +319,11 @@ impl Fleet {
             Ok(())
         })
         .await
+    }
+
+    /// Waits until a restarted coordinator has every node.
+    pub async fn all_connected(&self) -> Result<()> {
+        self.connected(&self.agents.keys().map(String::as_str).collect::<Vec<_>>()).await
     }
 
     /// Waits until a restarted coordinator answers.

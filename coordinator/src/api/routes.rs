@@ -33,12 +33,15 @@ pub async fn routes(api: &Arc<Api>, identities: &Arc<Identities>) -> Result<Rout
         Arc::new(move |stored, assignment| view::node(stored, &table.view(&stored.name), assignment));
     let (health_reporter, health) = tonic_health::server::health_reporter();
     health_reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(regent_proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(regent_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
     let routes = Routes::new(health)
-        .add_service(reflection)
+        .add_service(reflection().build_v1()?)
+        // Python's own client of reflection still speaks this one only.
+        .add_service(reflection().build_v1alpha()?)
         .add_service(ClusterServiceServer::new(ClusterApi(Arc::clone(api))))
         .add_service(NodeServiceServer::new(NodeApi(Arc::clone(api))))
         .add_service(OperationServiceServer::new(OperationApi(Arc::clone(api))))

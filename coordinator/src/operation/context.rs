@@ -84,14 +84,16 @@ impl StepContext<'_> {
         Ok(self.environment.agents.view(&self.node_of(member)?))
     }
 
-    /// The last word of a member's node, waited for when this coordinator has not heard it since it started. What comes back
-    /// after the limit may still be silence.
+    /// The last word of a member's node, waited for while this coordinator, just started, still dials it: having heard nobody
+    /// says nothing of anybody. A node that was heard before, or whose dial has failed, is not waited for; what comes back
+    /// may be silence.
     pub async fn heard(&self, member: &MemberName, limit: Duration) -> Result<NodeView, StepError> {
         let node = self.node_of(member)?;
         let began = self.environment.clock.boottime();
         loop {
             let view = self.environment.agents.view(&node);
-            let known = view.last_contact.is_some() && (view.observation.is_some() || !view.connected);
+            let dialling = view.last_contact.is_none() && view.problem.is_empty();
+            let known = !dialling && (view.observation.is_some() || !view.connected);
             let waited = self.environment.clock.boottime().saturating_sub(began);
             if known || waited >= limit {
                 return Ok(view);

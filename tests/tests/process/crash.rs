@@ -38,7 +38,7 @@ async fn arm(fleet: &mut Fleet, place: Option<&str>) {
     fleet.coordinator.daemon().unwrap().stop().await.unwrap();
     fleet.coordinator.set_environment(FAILPOINT, place);
     fleet.coordinator.start().unwrap();
-    fleet.answers().await.unwrap();
+    fleet.all_connected().await.unwrap();
 }
 
 /// Waits until the coordinator has aborted at the place; starts it again, armed for the next one.
@@ -48,7 +48,7 @@ async fn crash(fleet: &mut Fleet, place: &str, next: Option<&str>) {
     assert!(!status.success(), "{place}: the coordinator ended by itself: {status}");
     fleet.coordinator.set_environment(FAILPOINT, next);
     fleet.coordinator.start().unwrap();
-    fleet.answers().await.unwrap();
+    fleet.all_connected().await.unwrap();
 }
 
 /// No agent has executed any step more than once.

@@ -6,6 +6,8 @@ use nix::sys::signal::Signal;
 use regent_proto::coordinator::v1 as wire;
 use regent_tests::{
     api,
+    cluster::run,
+    engines,
     process::{self, Daemon, as_user},
     wait,
     workload::{checker::Stored, postgres},
@@ -56,6 +58,9 @@ async fn diverge(trio: &mut Trio, spoil: impl FnOnce(&std::path::Path)) -> (Stri
         let insert = format!("INSERT INTO {} VALUES ('by hand', $1, 'old')", postgres::TABLE);
         client.execute(&insert, &[&number]).await.unwrap();
     }
+    // So much that the log goes on in other files: what is thrown away below is not what the engine starts from.
+    let more = "CREATE TABLE by_hand AS SELECT repeat('x', 1000) AS filler FROM generate_series(1, 60000)";
+    client.batch_execute(more).await.unwrap();
     drop(client);
     engine.signal(Signal::SIGINT).unwrap();
     engine.wait(SOON).await.unwrap();
@@ -92,13 +97,22 @@ async fn a_diverged_primary_comes_back_by_rewind_and_by_clone_when_rewind_cannot
     let (old, _) = diverge(&mut trio, |_| {}).await;
     comes_back(&mut trio, &old, "rewound").await;
 
-    // Without its log nothing can be rewound.
+    // Without the log of where it parted nothing can be rewound.
     let (old, _) = diverge(&mut trio, |data| {
+        let mut control = Command::new(engines::postgres_bin().unwrap().join("pg_controldata"));
+        control.arg(data).env("LC_ALL", "C");
+        let control = run(control).unwrap();
+        let field = "Latest checkpoint's REDO WAL file:";
+        let last = control.lines().find_map(|line| line.strip_prefix(field)).unwrap().trim().to_owned();
+        let mut removed = 0;
         for entry in fs::read_dir(data.join("pg_wal")).unwrap().map(Result::unwrap) {
-            if entry.file_type().unwrap().is_file() {
+            let name = entry.file_name().into_string().unwrap();
+            if name.len() == last.len() && name < last {
                 fs::remove_file(entry.path()).unwrap();
+                removed += 1;
             }
         }
+        assert!(removed > 0, "there was log to remove before {last}");
     })
     .await;
     comes_back(&mut trio, &old, "cloned").await;

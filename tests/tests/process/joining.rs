@@ -26,12 +26,11 @@ async fn a_token_admits_one_node_once_and_only_to_its_own_coordinator() {
     let token = fleet.token("").await.unwrap();
     agent(&folder, "n1").join(&address, &token).unwrap();
     let used = agent(&folder, "n2").join(&address, &token).unwrap_err().to_string();
-    assert!(used.contains("used"), "{used}");
+    assert!(used.contains("TOKEN_USED"), "{used}");
 
-    let named = wire::CreateTokenRequest { node: "n3".into(), request_id: request_id(), ..Default::default() };
-    let named = fleet.api.identities().create_token(named).await.unwrap().into_inner().token;
+    let named = fleet.token_for("n3").await.unwrap();
     let wrong = agent(&folder, "n4").join(&address, &named).unwrap_err().to_string();
-    assert!(wrong.contains("n3"), "it says for whom it is: {wrong}");
+    assert!(wrong.contains("TOKEN_WRONG_NODE") && wrong.contains("n3"), "it says for whom it is: {wrong}");
 
     let short = wire::CreateTokenRequest { ttl_seconds: 1, request_id: request_id(), ..Default::default() };
     let short = fleet.api.identities().create_token(short).await.unwrap().into_inner();
@@ -44,7 +43,7 @@ async fn a_token_admits_one_node_once_and_only_to_its_own_coordinator() {
     .await
     .unwrap();
     let expired = agent(&folder, "n5").join(&address, &short.token).unwrap_err().to_string();
-    assert!(expired.contains("expired"), "{expired}");
+    assert!(expired.contains("TOKEN_EXPIRED"), "{expired}");
 
     let garbage = agent(&folder, "n6").join(&address, "no-token").unwrap_err().to_string();
     assert!(garbage.contains("token"), "{garbage}");
@@ -53,6 +52,8 @@ async fn a_token_admits_one_node_once_and_only_to_its_own_coordinator() {
     let other_root = folder.join("other");
     let mut other = Coordinator::init(&other_root, program("regent-coordinator").unwrap()).unwrap();
     other.start().unwrap();
+    let up = || async { Ok(tokio::net::TcpStream::connect(&other.address).await?) };
+    regent_tests::wait::until("the other coordinator", SOON, up).await.unwrap();
     let foreign = agent(&folder, "n7").join(&other.address, &fleet.token("").await.unwrap());
     let foreign = foreign.unwrap_err().to_string();
     assert!(
@@ -133,13 +134,17 @@ async fn a_node_that_lost_its_disk_comes_back_and_is_restored() {
         fs::create_dir(home.join(folder)).unwrap();
     }
     let (token, address) = (trio.fleet.token("").await.unwrap(), trio.fleet.coordinator.address.clone());
+    let taken = trio.fleet.agent("n3").join(&address, &token).unwrap_err().to_string();
+    assert!(taken.contains("NAME_TAKEN"), "nobody takes a name with any token: {taken}");
+    let token = trio.fleet.token_for("n3").await.unwrap();
     let agent = trio.fleet.agent("n3");
     agent.join(&address, &token).unwrap();
     agent.start().unwrap();
     trio.fleet.connected(&["n3"]).await.unwrap();
     let cluster = trio.api().cluster(CLUSTER).await.unwrap();
     let lost = regent_tests::api::member(&cluster, "db3").unwrap();
-    assert_ne!(lost.state(), wire::MemberState::Ready, "a member without data is not ready: {lost:?}");
+    assert_ne!(cluster.health(), wire::Health::Healthy, "a member without data is not healthy");
+    assert!(lost.reason.contains("lost"), "it says why: {lost:?}");
     let operation = trio.resync(&["db3"], 0).await;
     trio.api().succeed(&operation, SOON).await.unwrap();
     trio.healthy().await;

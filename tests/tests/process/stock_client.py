@@ -1,15 +1,20 @@
-"""A client with nothing of ours but the .proto files. Arguments: stubs, coordinator, agent, identity directory."""
+"""A client with nothing of ours but the .proto files.
+
+Arguments: stubs, coordinator, agent, identity directory, identity directory of another coordinator.
+"""
 import pathlib
 import sys
 import uuid
 
-stubs, coordinator, agent, identity = sys.argv[1:]
+stubs, coordinator, agent, identity, foreign = sys.argv[1:]
 sys.path.insert(0, stubs)
 
 import grpc
 from google.rpc import error_details_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
+from regent.agent.v1 import agent_pb2 as agent_wire
+from regent.agent.v1 import agent_pb2_grpc as agent_services
 from regent.coordinator.v1 import coordinator_pb2 as wire
 from regent.coordinator.v1 import coordinator_pb2_grpc as services
 
@@ -59,5 +64,33 @@ with grpc.secure_channel(agent, credentials) as channel:
     listed = set(ProtoReflectionDescriptorDatabase(channel).get_services())
     wanted = {f"regent.agent.v1.{name}Service" for name in ("Step", "Job", "Session", "Peer")} | {"grpc.health.v1.Health"}
     assert wanted <= listed, f"reflection lacks {wanted - listed}"
+
+# Strangers: without a certificate, and with one of another authority. Both daemons say why.
+other = pathlib.Path(foreign)
+authority = (files / "ca.pem").read_bytes()
+strangers = {
+    "NO_CERTIFICATE": grpc.ssl_channel_credentials(root_certificates=authority),
+    "UNKNOWN_AUTHORITY": grpc.ssl_channel_credentials(
+        root_certificates=authority,
+        private_key=(other / "key.pem").read_bytes(),
+        certificate_chain=(other / "cert.pem").read_bytes(),
+    ),
+}
+for wanted, stranger in strangers.items():
+    with grpc.secure_channel(coordinator, stranger) as at_coordinator, grpc.secure_channel(agent, stranger) as at_agent:
+        calls = [
+            lambda: services.ClusterServiceStub(at_coordinator).ListClusters(wire.ListClustersRequest()),
+            lambda: agent_services.StepServiceStub(at_agent).GetLedger(agent_wire.GetLedgerRequest()),
+            lambda: next(agent_services.StepServiceStub(at_agent).Execute(agent_wire.ExecuteRequest())),
+            lambda: agent_services.JobServiceStub(at_agent).ListJobs(agent_wire.ListJobsRequest()),
+            lambda: agent_services.PeerServiceStub(at_agent).ConfirmWhole(agent_wire.ConfirmWholeRequest()),
+        ]
+        for number, call in enumerate(calls):
+            try:
+                call()
+                raise AssertionError(f"call {number} was answered to a stranger ({wanted})")
+            except grpc.RpcError as error:
+                assert error.code() == grpc.StatusCode.UNAUTHENTICATED, (number, error)
+                assert reason(error) == wanted, (number, error)
 
 print("all is well")

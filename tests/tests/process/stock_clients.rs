@@ -8,7 +8,11 @@ use std::{
     process::Command,
 };
 
-use regent_tests::{cluster::Fleet, cluster::run, folder::TestFolder};
+use regent_tests::{
+    cluster::{Coordinator, Fleet, run},
+    folder::TestFolder,
+    process::program,
+};
 
 const PACKAGES: [&str; 4] = ["grpcio", "grpcio-tools", "grpcio-reflection", "grpcio-status"];
 
@@ -56,6 +60,8 @@ async fn python_creates_a_cluster_watches_it_and_reads_a_refusal() {
     let mut client = Command::new(&python);
     client.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/process/stock_client.py"));
     client.arg(&stubs).arg(&fleet.coordinator.address).arg(&fleet.agents["n1"].address).arg(fleet.coordinator.admin());
+    let other = Coordinator::init(&folder.join("other"), program("regent-coordinator").unwrap()).unwrap();
+    client.arg(other.admin());
     let said = tokio::task::spawn_blocking(move || run(client)).await.unwrap().unwrap();
     assert!(said.ends_with("all is well"), "{said}");
 }
