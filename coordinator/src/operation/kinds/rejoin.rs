@@ -92,7 +92,7 @@ impl Kind for Rejoin {
         }
     }
 
-    fn abandon(&self, _: &mut ClusterRecord, _: &OperationRecord, _: &str) -> Aftermath {
+    fn abandon(&self, _: &mut ClusterRecord, _: &OperationRecord, _: bool, _: &str) -> Aftermath {
         // The member still needs a rejoin, and the planner will see that.
         Aftermath::Keep
     }
