@@ -65,6 +65,8 @@ struct World {
     nodes: Mutex<BTreeMap<NodeName, Node>>,
     /// Fails the call with this number, as a refusal.
     fail_call: Mutex<Option<usize>>,
+    /// With what, when it is not the engine's failure.
+    fail_reason: Mutex<Option<Reason>>,
     /// Carries out the call with this number and then never answers: the coordinator "crashes".
     hang_call: Mutex<Option<(usize, bool)>>,
     calls: Mutex<usize>,
@@ -205,7 +207,8 @@ impl Agents for World {
             *calls
         };
         if *self.fail_call.lock().unwrap() == Some(number) {
-            return Err(refuse(Reason::EngineFailed, "made to fail".to_owned()));
+            let reason = self.fail_reason.lock().unwrap().unwrap_or(Reason::EngineFailed);
+            return Err(refuse(reason, "made to fail".to_owned()));
         }
         let hang = *self.hang_call.lock().unwrap();
         if hang == Some((number, false)) {
@@ -613,6 +616,21 @@ async fn a_failover_never_waits_for_a_node_that_is_being_added() {
             Some(added) => assert!(added.state == MemberState::NeedsRejoin && added.endpoint.is_some(), "{added:?}"),
             None => assert_eq!(call, 1),
         }
+    }
+}
+
+#[tokio::test]
+async fn a_copy_is_erased_only_for_what_is_wrong_with_it_and_that_is_written_down() {
+    // Configure, fence, examine.
+    for (reason, outcome) in [(Reason::PortInUse, Outcome::Failed), (Reason::EngineFailed, Outcome::Succeeded)] {
+        let bench = bench(&super::kinds::rejoin::Rejoin).await;
+        *bench.world.fail_call.lock().unwrap() = Some(3);
+        *bench.world.fail_reason.lock().unwrap() = Some(reason);
+        let operation = bench.begin().await;
+        assert_eq!(bench.run(&operation, false).await, outcome, "{reason:?}");
+        let copied = bench.world.nodes.lock().unwrap()[&node(3)].copied;
+        let reports = bench.cluster.record().unwrap().divergences.clone();
+        assert_eq!((copied, reports.len()), (outcome == Outcome::Succeeded, usize::from(copied)), "{reason:?}");
     }
 }
 
