@@ -173,7 +173,7 @@ async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -> Result<St
             report.push(format!("no replica can be promoted: {no_choice}"));
             let others: Vec<_> = reigned.keys().filter(|member| !unknown.contains(member)).cloned().collect();
             examined.extend(examine(context, &others, &mut reigned, &mut report).await);
-            restart_in_place(&examined, &reigned, max_lag, &mut report)?
+            restart_in_place(&examined, &reigned, max_lag, &report)?
         }
     };
     if let Some(own) = examined.iter().find(|own| own.member == choice.member) {
@@ -248,7 +248,7 @@ fn restart_in_place(
     examined: &[Prepared],
     reigned: &BTreeMap<MemberName, Option<Position>>,
     max_lag: u64,
-    report: &mut Vec<String>,
+    report: &[String],
 ) -> Result<Choice, StepError> {
     let lacks = |own: &Prepared| -> Option<u64> {
         let others = reigned.iter().filter(|(member, _)| **member != own.member);
