@@ -17,6 +17,9 @@ use crate::{
     store::Store,
 };
 
+/// Where a node's agent is reached, as host:port; `None` for one that is not known.
+pub type Addresses = Arc<dyn Fn(&NodeName) -> Option<String> + Send + Sync>;
+
 /// Shared by all clusters and operations; cheap to clone.
 #[derive(Clone)]
 pub struct Environment {
@@ -35,7 +38,7 @@ pub struct Environment {
     /// What happened, for the platform.
     pub events: EventLog,
     /// Where agents are reached, by node.
-    pub addresses: Arc<dyn Fn(&NodeName) -> Option<String> + Send + Sync>,
+    pub addresses: Addresses,
 }
 
 // === impl Environment ===

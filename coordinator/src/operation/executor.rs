@@ -18,7 +18,7 @@ use regent_common::{
 use tokio::sync::watch;
 
 use super::{
-    Aftermath, Kind, StepContext, StepDone, StepError, kind,
+    Aftermath, Change, Kind, StepContext, StepDone, StepError, kind,
     log::{Entry, Event, Failure, Outcome, Stage, Status, StepStatus},
 };
 use crate::{
@@ -403,11 +403,7 @@ impl<'a> Runner<'a> {
         Ok((status, transaction))
     }
 
-    async fn commit(
-        &mut self,
-        events: Vec<Event>,
-        change: Box<dyn Fn(&mut ClusterRecord) + Send + Sync>,
-    ) -> Result<(), RunError> {
+    async fn commit(&mut self, events: Vec<Event>, change: Change) -> Result<(), RunError> {
         let (status, transaction) = self.entries(events)?;
         loop {
             let outcome = self

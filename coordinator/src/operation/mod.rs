@@ -91,6 +91,9 @@ pub enum Aftermath {
     Remove,
 }
 
+/// A change of the stored cluster; may be applied more than once.
+pub type Change = Box<dyn Fn(&mut ClusterRecord) + Send + Sync>;
+
 /// What a step brought.
 #[derive(Default)]
 pub struct StepDone {
@@ -99,7 +102,7 @@ pub struct StepDone {
     /// What it did, a sentence each, for people.
     pub report: Vec<String>,
     /// Change of the stored cluster, in the same commit as the step's success. May be applied more than once.
-    pub change: Option<Box<dyn Fn(&mut ClusterRecord) + Send + Sync>>,
+    pub change: Option<Change>,
     /// Remove the cluster in that commit (only the last step of a deletion).
     pub remove_cluster: bool,
 }
