@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use regent_common::{
@@ -86,6 +86,8 @@ pub struct Member {
     place: Place,
     driver: watch::Sender<Option<Arc<dyn Driver>>>,
     seen: watch::Sender<Option<EngineObservation>>,
+    /// The last position that was seen, kept when the engine no longer answers (rule P4).
+    last_position: Mutex<Option<Position>>,
 }
 
 /// Engine data in a data root, if there is any.
@@ -104,7 +106,8 @@ pub fn is_empty(folder: &Path) -> bool {
 impl Member {
     /// A node without a driver.
     pub fn new(engines: Engines, place: Place) -> Self {
-        Self { engines, place, driver: watch::channel(None).0, seen: watch::channel(None).0 }
+        let (driver, seen) = (watch::channel(None).0, watch::channel(None).0);
+        Self { engines, place, driver, seen, last_position: Mutex::default() }
     }
 
     /// What this node can run.
@@ -194,6 +197,7 @@ impl Member {
     /// Gives the driver up.
     pub fn let_go(&self) {
         self.driver.send_replace(None);
+        *self.last_position.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.note(None);
     }
 
@@ -209,6 +213,9 @@ impl Member {
 
     /// Notes what was seen last.
     pub fn note(&self, seen: Option<EngineObservation>) {
+        if let Some(position) = seen.as_ref().and_then(|seen| seen.position.clone()) {
+            *self.last_position.lock().unwrap_or_else(PoisonError::into_inner) = Some(position);
+        }
         self.seen.send_replace(seen);
     }
 
@@ -217,9 +224,9 @@ impl Member {
         self.seen.subscribe()
     }
 
-    /// The position that was seen last: a lower bound of what the copy holds.
+    /// The position that was seen last, also of an engine that has ended since: a lower bound of what the copy holds.
     pub fn last_position(&self) -> Option<Position> {
-        self.seen.borrow().as_ref()?.position.clone()
+        self.last_position.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The state of the engine that was seen last.

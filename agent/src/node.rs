@@ -113,14 +113,15 @@ impl Node {
         self.clock.wall()
     }
 
-    /// What is known of the member now; `None` for a spare and until the engine was looked at once.
+    /// What is known of the member now; `None` for a spare. Until the engine was looked at once it counts as starting: a
+    /// member that says nothing of itself would be taken for one whose disk was lost.
     pub fn observation(&self) -> Option<Observation> {
         self.observation_in(&self.ledger().read())
     }
 
     fn observation_in(&self, ledger: &Ledger) -> Option<Observation> {
         let membership = ledger.membership.as_ref()?;
-        let engine = self.member.watch_seen().borrow().clone()?;
+        let engine = self.member.watch_seen().borrow().clone().unwrap_or_else(observe::not_yet);
         Some(Observation {
             cluster_id: membership.cluster_id,
             member: membership.member.clone(),

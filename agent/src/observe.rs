@@ -29,6 +29,12 @@ pub fn without_driver(reason: String) -> EngineObservation {
     }
 }
 
+/// What is told of an engine that nobody has looked at yet: neither that it runs nor that it is gone.
+pub fn not_yet() -> EngineObservation {
+    let reason = "the agent has just started and has not looked at the engine yet".to_owned();
+    EngineObservation { state: EngineState::Starting, ..without_driver(reason) }
+}
+
 /// Observes until told to stop. `steps` counts beginnings and ends of steps: each is worth a look.
 pub async fn run(member: Arc<Member>, mut steps: watch::Receiver<u64>, period: Duration, stop: CancellationToken) {
     let mut drivers = member.watch_driver();

@@ -10,7 +10,7 @@ use regent_agent::steps::{Action, Execution, StepError};
 use regent_common::{
     error::Reason,
     ids::{Epoch, OperationToken},
-    topology::{EngineState, Role},
+    topology::{EngineObservation, EngineState, Role},
 };
 use support::*;
 
@@ -292,6 +292,42 @@ async fn nothing_is_wiped_without_the_word_of_the_copy_that_survives() {
     let membership = bench.membership();
     assert!(!membership.dirty && !membership.resyncing);
     assert_eq!(membership.primary_position_heard, Some(at(99)));
+}
+
+#[tokio::test]
+async fn no_copy_is_made_of_a_member_over_itself() {
+    let bench = Bench::assigned().await;
+    bench.machine.set_running(Role::Replica);
+    *bench.peers.0.lock().unwrap() = Ok(99);
+    for action in [
+        Action::Clone { source: peer(1), max_bytes_per_second: 0, wipe_first_if_needed: true },
+        Action::Swap { upstream: peer(1), keep_old: false },
+        Action::Rewind { source: peer(1) },
+        Action::Follow { upstream: peer(1) },
+    ] {
+        assert_eq!(reason(&bench, 1, 1, action.name(), action.clone()).await, Reason::CopyNotWhole);
+        assert_eq!(bench.machine.count(action.name()), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_member_in_resync_is_not_prepared() {
+    let bench = Bench::assigned().await;
+    bench.machine.set_running(Role::Replica);
+    done(&bench, 1, 1, "clone", clone_action(false)).await;
+    assert_eq!(reason(&bench, 2, 2, "prepare", Action::Prepare).await, Reason::DataDirty);
+}
+
+#[tokio::test]
+async fn the_fence_of_a_dead_engine_tells_how_far_it_was_seen_to_come() {
+    let bench = Bench::assigned().await;
+    done(&bench, 1, 1, "init", Action::Initialize).await;
+    let seen =
+        |state, position| EngineObservation { state, position, ..regent_agent::observe::without_driver(String::new()) };
+    bench.member.note(Some(seen(EngineState::Running, Some(at(40)))));
+    bench.machine.crash();
+    bench.member.note(Some(seen(EngineState::Crashed, None)));
+    assert_eq!(done(&bench, 2, 2, "fence", Action::Fence).await.position, Some(at(40)));
 }
 
 #[tokio::test]

@@ -17,8 +17,8 @@ use crate::{
     store::Store,
 };
 
-/// Where a node's agent is reached, as host:port; `None` for a node that nobody knows.
-pub type AddressOf = dyn Fn(&NodeName) -> Option<String> + Send + Sync;
+/// Where a node's agent is reached, as host:port; `None` for one that is not known.
+pub type Addresses = Arc<dyn Fn(&NodeName) -> Option<String> + Send + Sync>;
 
 /// Shared by all clusters and operations; cheap to clone.
 #[derive(Clone)]
@@ -38,7 +38,7 @@ pub struct Environment {
     /// What happened, for the platform.
     pub events: EventLog,
     /// Where agents are reached, by node.
-    pub addresses: Arc<AddressOf>,
+    pub addresses: Addresses,
 }
 
 // === impl Environment ===

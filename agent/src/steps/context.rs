@@ -104,6 +104,15 @@ impl StepContext {
         }
     }
 
+    /// Refuses a copy of this member over itself, which would leave none.
+    pub(super) fn refuse_own_source(&self, source: &Peer) -> Result<(), StepError> {
+        if source.member == self.header.member {
+            Err(StepError::OwnSource { member: source.member.clone() })
+        } else {
+            Ok(())
+        }
+    }
+
     /// Before this node's own copy goes: the one that must survive has just confirmed that it is whole (rule T2).
     pub(super) async fn confirm_survivor(&self, source: &Peer) -> Result<(), StepError> {
         let confirmed = self.peers.confirm_whole(source, self.header.cluster_id, self.header.token).await;

@@ -49,6 +49,12 @@ pub enum StepError {
         /// The member.
         member: MemberName,
     },
+    /// It was to copy itself over itself.
+    #[error("{member} cannot be its own source; nothing was changed")]
+    OwnSource {
+        /// The member.
+        member: MemberName,
+    },
     /// The copy that must survive did not give its word.
     #[error("{source_member} does not confirm that its copy is whole ({reason}); the data here is unchanged")]
     CopyNotWhole {
@@ -84,7 +90,7 @@ impl StepError {
             Self::Open(OpenError::Driver(error)) | Self::Driver(error) => driver_reason(error),
             Self::NoMember | Self::OtherSpec { .. } => Reason::WrongCluster,
             Self::DataNotWhole { .. } => Reason::DataDirty,
-            Self::CopyNotWhole { .. } => Reason::CopyNotWhole,
+            Self::CopyNotWhole { .. } | Self::OwnSource { .. } => Reason::CopyNotWhole,
             Self::Killed { .. } => Reason::Cancelled,
             Self::Superseded { .. } => Reason::StepSuperseded,
         }

@@ -25,7 +25,7 @@ use crate::{
         log::{Failure, Outcome},
         retention,
     },
-    planner::{Decision, decide},
+    planner::{Decision, decide_but},
     store::{Transaction, get_json, keys},
 };
 
@@ -33,6 +33,9 @@ use crate::{
 const PERIOD: Duration = Duration::from_secs(1);
 /// Pause before an automatic operation that failed is tried again: doubled each time, up to the last.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+
+/// Pause before an operation that stopped without an end is gone on with.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// What an actor is asked.
 pub enum Request {
@@ -85,6 +88,8 @@ pub struct Actor {
     backoff: BTreeMap<String, (u32, Duration)>,
     /// The last reason for no failover, so that it is written down once.
     told: Option<String>,
+    /// When an operation that stopped without an end is gone on with.
+    again_at: Duration,
 }
 
 /// What others hold of an actor.
@@ -118,6 +123,7 @@ pub fn spawn(
         running: None,
         backoff: BTreeMap::new(),
         told: None,
+        again_at: Duration::ZERO,
     };
     tokio::spawn(actor.run(resumed, stop));
     handle
@@ -141,8 +147,8 @@ impl Actor {
             match input {
                 Input::Stop => return self.stop(),
                 Input::Request(request) => self.apply(request).await,
-                Input::OperationEnded(outcome) => self.operation_ended(*outcome).await,
-                Input::Period => {}
+                Input::OperationEnded(outcome) => self.operation_ended(*outcome),
+                Input::Period => self.take_up_again().await,
             }
             if self.cluster.record().is_none() && self.running.is_none() {
                 return;
@@ -165,6 +171,15 @@ impl Actor {
             Ok(Some(operation)) => self.launch(Arc::new(operation.value), resumed),
             Ok(None) => tracing::error!(operation = %id, "the record names an operation that is not in the store"),
             Err(error) => tracing::error!(operation = %id, error = %ErrorChain(&error), "the operation cannot be read"),
+        }
+    }
+
+    /// An operation that stopped without an end (the store could not be read, say) would keep every other one out for ever,
+    /// a failover too: it is gone on with, under a higher token.
+    async fn take_up_again(&mut self) {
+        if self.running.is_none() && self.environment.clock.boottime() >= self.again_at {
+            self.again_at = self.environment.clock.boottime() + AGAIN;
+            self.go_on(true).await;
         }
     }
 
@@ -208,7 +223,7 @@ impl Actor {
         self.running = Some(Running { operation, interrupt, task });
     }
 
-    async fn operation_ended(&mut self, outcome: Result<Outcome, RunError>) {
+    fn operation_ended(&mut self, outcome: Result<Outcome, RunError>) {
         let Some(running) = self.running.take() else { return };
         self.progress.send_replace(None);
         let operation = &running.operation;
@@ -219,6 +234,7 @@ impl Actor {
             Ok(Outcome::Cancelled) => "CANCELLED",
             Err(error) => {
                 tracing::error!(operation = %operation.id, error = %ErrorChain(error), "the operation stopped");
+                self.again_at = self.environment.clock.boottime() + AGAIN;
                 return;
             }
         };
@@ -230,37 +246,26 @@ impl Actor {
             self.backoff.insert(subject, (failures + 1, self.environment.clock.boottime() + pause));
         }
         tracing::info!(operation = %operation.id, kind = operation.kind, outcome = label, "operation ended");
-        let status = executor::status(&self.environment, operation).await.ok();
-        let report: Vec<String> =
-            status.iter().flat_map(|status| &status.steps).flat_map(|step| step.report.clone()).collect();
-        let failure = status.and_then(|status| match status.stage {
-            crate::operation::log::Stage::Ended(_, failure) => failure,
-            crate::operation::log::Stage::Pending
-            | crate::operation::log::Stage::Running
-            | crate::operation::log::Stage::Unwinding(..) => None,
-        });
-        let message = match &failure {
-            Some(failure) => format!("{} {}: {}", operation.kind, label.to_lowercase(), failure.message),
-            None => format!("{} {}: {}", operation.kind, label.to_lowercase(), report.join("; ")),
-        };
-        let event = kind(&operation.kind).map_or("OPERATION", |kind| kind.event());
         let mut facts = BTreeMap::from([("operation".to_owned(), operation.id.to_string())]);
         if let Some(record) = self.cluster.record() {
             facts.insert("epoch".to_owned(), record.epoch.to_string());
             facts.extend(record.primary.as_ref().map(|primary| ("primary".to_owned(), primary.to_string())));
         }
-        self.tell(&format!("{event}_{label}"), &operation.id.resource(), &message, facts).await;
-        self.write_down(event, &operation.id.resource(), label, &message).await;
-        if let Err(error) = retention::prune(self.environment.store.as_ref(), self.cluster.name()).await {
-            tracing::warn!(error = %ErrorChain(&error), "old operations could not be forgotten");
-        }
+        // Beside the actor: a failover that comes next does not wait for the minutes of what it has pre-empted.
+        let (environment, cluster) = (self.environment.clone(), self.cluster.name().clone());
+        tokio::spawn(tell_of_the_end(environment, cluster, Arc::clone(operation), label, facts));
     }
 
     /// Judges, decides, acts.
     async fn look(&mut self) {
         let Some(record) = self.cluster.record() else { return };
         let judgements = judge_all(&self.environment, &record, &self.thresholds);
-        match decide(&record, &judgements) {
+        let now = self.environment.clock.boottime();
+        let rests = |member: &&MemberName| {
+            self.backoff.get(&rejoin_of(member)).is_some_and(|(_, not_before)| now < *not_before)
+        };
+        let resting = record.members.keys().filter(rests).cloned().collect();
+        match decide_but(&record, &judgements, &resting) {
             Decision::Nothing => self.told = None,
             Decision::NoFailover { why } => {
                 if self.running.is_none() && self.told.as_ref() != Some(&why) {
@@ -290,15 +295,9 @@ impl Actor {
             }
             return;
         }
-        let known = record.primary.as_ref().and_then(|primary| self.last_position(record, primary));
-        let parameters = kinds::failover::Parameters {
-            former: record
-                .primary
-                .clone()
-                .or_else(|| record.may_be_writable.first().cloned())
-                .or_else(|| former(record)),
-            known,
-        };
+        let reigned = record.primary.iter().chain(&record.candidate).chain(record.reigned.keys());
+        let known = reigned.filter_map(|member| Some((member.clone(), self.last_position(record, member)?))).collect();
+        let parameters = kinds::failover::Parameters { known };
         let parameters = serde_json::to_value(parameters).expect("parameters are plain data");
         self.start_automatic(&kinds::failover::Failover, parameters, why).await;
     }
@@ -355,10 +354,35 @@ impl Actor {
     }
 }
 
-/// The member that an unfinished failover took the reign from.
-fn former(record: &ClusterRecord) -> Option<MemberName> {
-    use crate::model::cluster::MemberState;
-    record.members.iter().find(|(_, member)| member.state == MemberState::NeedsRejoin).map(|(name, _)| name.clone())
+/// Writes down and tells how an operation ended, and forgets old ones.
+async fn tell_of_the_end(
+    environment: Environment,
+    cluster: ClusterName,
+    operation: Arc<OperationRecord>,
+    label: &'static str,
+    facts: BTreeMap<String, String>,
+) {
+    let status = executor::status(&environment, &operation).await.ok();
+    let report: Vec<String> =
+        status.iter().flat_map(|status| &status.steps).flat_map(|step| step.report.clone()).collect();
+    let failure = status.and_then(|status| match status.stage {
+        crate::operation::log::Stage::Ended(_, failure) => failure,
+        crate::operation::log::Stage::Pending
+        | crate::operation::log::Stage::Running
+        | crate::operation::log::Stage::Unwinding(..) => None,
+    });
+    let message = match &failure {
+        Some(failure) => format!("{} {}: {}", operation.kind, label.to_lowercase(), failure.message),
+        None => format!("{} {}: {}", operation.kind, label.to_lowercase(), report.join("; ")),
+    };
+    let event = kind(&operation.kind).map_or("OPERATION", |kind| kind.event());
+    let resource = operation.id.resource();
+    environment.events.publish(&format!("{event}_{label}"), Some(&cluster), &resource, &message, facts).await;
+    let detail = format!("{resource}: {message}");
+    environment.audit.record("regent", "", event, &cluster.resource(), label, &detail).await;
+    if let Err(error) = retention::prune(environment.store.as_ref(), &cluster).await {
+        tracing::warn!(error = %ErrorChain(&error), "old operations could not be forgotten");
+    }
 }
 
 /// What an operation is for, so that repeated failures of the same thing are spaced out.
@@ -371,6 +395,10 @@ fn subject_of(kind: &str, parameters: &serde_json::Value) -> String {
         Some(member) => format!("{kind} {member}"),
         None => kind.to_owned(),
     }
+}
+
+fn rejoin_of(member: &MemberName) -> String {
+    format!("{} {member}", crate::operation::Kind::name(&kinds::rejoin::Rejoin))
 }
 
 /// Judges every member by what is known now.

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use regent_common::{
     ids::{ClusterId, ClusterName, Epoch, MemberName, NodeName, OperationId, OperationToken},
+    position::Position,
     topology::{ConnectionFormat, Divergence, Endpoint, Role},
 };
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,10 @@ pub struct ClusterRecord {
     /// Members whose engine may accept writes: they were primary, or a promotion was sent to them, and have not answered a
     /// fence since. Nobody else is promoted before this is empty.
     pub may_be_writable: BTreeSet<MemberName>,
+    /// While there is no primary: whose writes may have been acknowledged since the last one was promoted, each with the
+    /// highest position that was heard of it. A failover that does not end leaves it to the next one (rules P2, P4).
+    #[serde(default)]
+    pub reigned: BTreeMap<MemberName, Option<Position>>,
     /// Members.
     pub members: BTreeMap<MemberName, MemberRecord>,
     /// Number of the next member.
@@ -165,6 +170,17 @@ impl ClusterRecord {
     pub fn set_state(&mut self, member: &MemberName, state: MemberState) {
         if let Some(record) = self.members.get_mut(member) {
             record.state = state;
+        }
+    }
+
+    /// Notes that a member may have acknowledged writes, and how far it was heard to have come. A lower position never
+    /// replaces a higher one.
+    pub fn note_reign(&mut self, member: MemberName, heard: Option<Position>) {
+        let known = self.reigned.entry(member).or_default();
+        match (&*known, &heard) {
+            (Some(known), Some(heard)) if known.includes(heard) => {}
+            (Some(_), None) => {}
+            (Some(_) | None, _) => *known = heard,
         }
     }
 

@@ -18,7 +18,7 @@ use regent_common::{
 use tokio::sync::watch;
 
 use super::{
-    Aftermath, Kind, StepContext, StepDone, StepError, kind,
+    Aftermath, Change, Kind, StepContext, StepDone, StepError, kind,
     log::{Entry, Event, Failure, Outcome, Stage, Status, StepStatus},
 };
 use crate::{
@@ -280,7 +280,8 @@ impl<'a> Runner<'a> {
     /// Raises the token with the event that gives the operation up. What cannot or need not be undone ends in the same commit.
     async fn give_up(&mut self, event: Event, failure: &Failure, outcome: Outcome) -> Result<(), RunError> {
         let token = self.token.next();
-        let undo = !self.past_return() && !self.kind.yields_to_failover();
+        let preempted = matches!(event, Event::Cancelled { .. }) && failure.reason == Reason::StepSuperseded.as_str();
+        let undo = !self.past_return() && self.kind.undoes() && !preempted;
         if undo {
             self.commit(vec![event], Box::new(move |record| record.token = token)).await?;
             self.token = token;
@@ -303,14 +304,15 @@ impl<'a> Runner<'a> {
             Some(record) => (*record).clone(),
             None => return self.commit(events, Box::new(|_| ())).await,
         };
-        if kind.abandon(&mut probe, &operation, &why) == Aftermath::Remove {
+        let undone = matches!(self.status.stage, Stage::Unwinding(..));
+        if kind.abandon(&mut probe, &operation, undone, &why) == Aftermath::Remove {
             return self.commit_removal(events).await;
         }
         self.commit(
             events,
             Box::new(move |record| {
                 record.token = record.token.max(token);
-                kind.abandon(record, &operation, &why);
+                kind.abandon(record, &operation, undone, &why);
                 if record.operation == Some(operation.id) {
                     record.operation = None;
                 }
@@ -401,11 +403,7 @@ impl<'a> Runner<'a> {
         Ok((status, transaction))
     }
 
-    async fn commit(
-        &mut self,
-        events: Vec<Event>,
-        change: Box<dyn Fn(&mut ClusterRecord) + Send + Sync>,
-    ) -> Result<(), RunError> {
+    async fn commit(&mut self, events: Vec<Event>, change: Change) -> Result<(), RunError> {
         let (status, transaction) = self.entries(events)?;
         loop {
             let outcome = self

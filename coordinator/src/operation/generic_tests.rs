@@ -65,9 +65,13 @@ struct World {
     nodes: Mutex<BTreeMap<NodeName, Node>>,
     /// Fails the call with this number, as a refusal.
     fail_call: Mutex<Option<usize>>,
+    /// With what, when it is not the engine's failure.
+    fail_reason: Mutex<Option<Reason>>,
     /// Carries out the call with this number and then never answers: the coordinator "crashes".
     hang_call: Mutex<Option<(usize, bool)>>,
     calls: Mutex<usize>,
+    /// Nodes whose agents were not heard yet, and answer all the same.
+    unheard: Mutex<BTreeSet<NodeName>>,
 }
 
 impl World {
@@ -144,7 +148,10 @@ impl World {
                 (node.member, node.has_data, node.running, node.writable) = (None, false, false, false);
             }
         }
-        result.position = Some((&Self::position(node)).into());
+        // A fence does not wait for the disk: what the dead engine had written is not known from it.
+        if !matches!(action, Action::Fence(_)) {
+            result.position = Some((&Self::position(node)).into());
+        }
         Ok(result)
     }
 }
@@ -152,6 +159,9 @@ impl World {
 #[async_trait]
 impl Agents for World {
     fn view(&self, node: &NodeName) -> NodeView {
+        if self.unheard.lock().unwrap().contains(node) {
+            return NodeView::default();
+        }
         let nodes = self.nodes.lock().unwrap();
         let Some(node) = nodes.get(node) else { return NodeView::default() };
         let observation = node.member.as_ref().map(|member| Observation {
@@ -201,7 +211,8 @@ impl Agents for World {
             *calls
         };
         if *self.fail_call.lock().unwrap() == Some(number) {
-            return Err(refuse(Reason::EngineFailed, "made to fail".to_owned()));
+            let reason = self.fail_reason.lock().unwrap().unwrap_or(Reason::EngineFailed);
+            return Err(refuse(reason, "made to fail".to_owned()));
         }
         let hang = *self.hang_call.lock().unwrap();
         if hang == Some((number, false)) {
@@ -272,6 +283,7 @@ fn record(creating: bool) -> ClusterRecord {
         candidate: None,
         established: !creating,
         may_be_writable: BTreeSet::new(),
+        reigned: BTreeMap::new(),
         members: (1..=3)
             .map(|n| (member(n), MemberRecord { node: node(n), state: state.clone(), endpoint: endpoint(n) }))
             .collect(),
@@ -320,7 +332,7 @@ async fn bench(kind: &'static dyn Kind) -> Bench {
             let mut nodes = world.nodes.lock().unwrap();
             let dead = nodes.get_mut(&node(1)).unwrap();
             dead.running = false;
-            json!({ "former": member(1), "known": null })
+            json!({ "known": {} })
         }
         _ => json!({}),
     };
@@ -484,6 +496,146 @@ async fn a_cancelled_operation_ends_in_a_correct_state() {
         let (outcome, ()) = tokio::join!(run, cancel);
         assert_eq!(outcome.unwrap(), Outcome::Cancelled, "{}", kind.name());
         bench.check(Outcome::Cancelled, kind.name());
+    }
+}
+
+/// A failover in which db2 and db3 stand at these places, db1 had come to 100, and the policy allows to lose 10.
+async fn failover_with_lag(second: u64, third: u64) -> Bench {
+    let mut bench = bench(&super::kinds::failover::Failover).await;
+    for (n, position) in [(2, second), (3, third)] {
+        bench.world.nodes.lock().unwrap().get_mut(&node(n)).unwrap().position = position;
+    }
+    let known = Position::new([("x".to_owned(), IntervalSet::from(vec![(0, 100)]))], "");
+    bench.parameters = json!({ "known": { "db1": known } });
+    let change = |record: &mut ClusterRecord| {
+        record.policy.max_lag_on_failover = 10;
+        Ok(Transaction::default())
+    };
+    bench.cluster.change(change).await.unwrap();
+    bench
+}
+
+#[tokio::test]
+async fn a_failover_after_one_that_did_not_end_knows_what_would_be_lost() {
+    let mut bench = failover_with_lag(50, 50).await;
+    // Fence, two prepares, and the former primary's data cannot be read.
+    *bench.world.fail_call.lock().unwrap() = Some(4);
+    let first = bench.begin().await;
+    assert_eq!(bench.run(&first, false).await, Outcome::Failed);
+    // Meanwhile the coordinator was started again and has heard of nobody's position.
+    bench.parameters = json!({ "known": {} });
+    *bench.world.fail_call.lock().unwrap() = Some(*bench.world.calls.lock().unwrap() + 3);
+    let second = bench.begin().await;
+    assert_eq!(bench.run(&second, false).await, Outcome::Failed, "a copy that lacks 50 was promoted");
+    let third = bench.begin().await;
+    assert_eq!(bench.run(&third, false).await, Outcome::Succeeded);
+    bench.check(Outcome::Succeeded, "third");
+    let record = bench.cluster.record().unwrap();
+    assert_eq!((&record.primary, record.reigned.len()), (&Some(member(1)), 0));
+}
+
+#[tokio::test]
+async fn a_restart_in_place_is_one_of_the_last_primary_and_of_no_stale_replica() {
+    let mut bench = failover_with_lag(50, 50).await;
+    let change = |record: &mut ClusterRecord| {
+        record.primary = Some(member(3));
+        record.set_state(&member(1), MemberState::NeedsRejoin);
+        record.set_state(&member(2), MemberState::NeedsRejoin);
+        Ok(Transaction::default())
+    };
+    bench.cluster.change(change).await.unwrap();
+    {
+        let mut nodes = bench.world.nodes.lock().unwrap();
+        let stale = nodes.get_mut(&node(1)).unwrap();
+        (stale.position, stale.writable) = (7, false);
+        nodes.get_mut(&node(3)).unwrap().position = 100;
+    }
+    bench.parameters = json!({ "known": {} });
+    *bench.world.fail_call.lock().unwrap() = Some(2);
+    let first = bench.begin().await;
+    assert_eq!(bench.run(&first, false).await, Outcome::Failed);
+    let second = bench.begin().await;
+    assert_eq!(bench.run(&second, false).await, Outcome::Succeeded);
+    assert_eq!(bench.cluster.record().unwrap().primary, Some(member(3)));
+}
+
+#[tokio::test]
+async fn an_unknown_loss_counts_as_too_much() {
+    let mut bench = failover_with_lag(50, 50).await;
+    bench.parameters = json!({ "known": {} });
+    let operation = bench.begin().await;
+    assert_eq!(bench.run(&operation, false).await, Outcome::Succeeded);
+    assert_eq!(bench.cluster.record().unwrap().primary, Some(member(1)), "a copy that lacks 50 was promoted");
+}
+
+#[tokio::test]
+async fn a_coordinator_that_has_just_started_waits_for_the_most_advanced_replica() {
+    let bench = failover_with_lag(100, 95).await;
+    bench.world.unheard.lock().unwrap().insert(node(2));
+    let operation = bench.begin().await;
+    assert_eq!(bench.run(&operation, false).await, Outcome::Succeeded);
+    assert_eq!(bench.cluster.record().unwrap().primary, Some(member(2)));
+}
+
+#[tokio::test]
+async fn a_replica_that_was_not_prepared_is_no_candidate_before_it_is_back() {
+    let bench = failover_with_lag(100, 100).await;
+    *bench.world.fail_call.lock().unwrap() = Some(3);
+    let operation = bench.begin().await;
+    assert_eq!(bench.run(&operation, false).await, Outcome::Succeeded);
+    assert_eq!(bench.cluster.record().unwrap().members[&member(3)].state, MemberState::NeedsRejoin);
+}
+
+#[tokio::test]
+async fn a_replica_that_has_become_the_primary_is_not_resynced_from_itself() {
+    let mut bench = bench(&super::kinds::resync::Resync).await;
+    bench.parameters = json!({ "members": [member(2), member(1)], "parallel": 2, "max_bytes_per_second": 0 });
+    let operation = bench.begin().await;
+    assert_eq!(bench.run(&operation, false).await, Outcome::Failed);
+    bench.check(Outcome::Failed, "resync of the primary");
+    assert_eq!(*bench.world.calls.lock().unwrap(), 0);
+    assert!(bench.cluster.record().unwrap().members.values().all(|m| m.state == MemberState::Ready));
+}
+
+#[tokio::test]
+async fn a_failover_never_waits_for_a_node_that_is_being_added() {
+    let calls = calls_of(&super::kinds::add_member::AddMember).await;
+    for call in 1..=calls {
+        let bench = bench(&super::kinds::add_member::AddMember).await;
+        *bench.world.hang_call.lock().unwrap() = Some((call, true));
+        let operation = bench.begin().await;
+        let (interrupt, interrupted) = watch::channel(None);
+        let (progress, _) = watch::channel(Progress::default());
+        let run = executor::run_to_end(&bench.environment, &bench.cluster, &operation, false, interrupted, progress);
+        let preempt = async {
+            quiet(&bench.world).await;
+            let reason = Reason::StepSuperseded.as_str().to_owned();
+            interrupt.send_replace(Some(Failure { reason, message: "a failover takes precedence".to_owned() }));
+            *bench.world.calls.lock().unwrap()
+        };
+        let (outcome, before) = tokio::join!(run, preempt);
+        assert_eq!(outcome.unwrap(), Outcome::Cancelled);
+        assert_eq!(*bench.world.calls.lock().unwrap(), before, "the failover would have waited for another call");
+        let record = bench.cluster.record().unwrap();
+        match record.members.get(&member(4)) {
+            Some(added) => assert!(added.state == MemberState::NeedsRejoin && added.endpoint.is_some(), "{added:?}"),
+            None => assert_eq!(call, 1),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_copy_is_erased_only_for_what_is_wrong_with_it_and_that_is_written_down() {
+    // Configure, fence, examine.
+    for (reason, outcome) in [(Reason::PortInUse, Outcome::Failed), (Reason::EngineFailed, Outcome::Succeeded)] {
+        let bench = bench(&super::kinds::rejoin::Rejoin).await;
+        *bench.world.fail_call.lock().unwrap() = Some(3);
+        *bench.world.fail_reason.lock().unwrap() = Some(reason);
+        let operation = bench.begin().await;
+        assert_eq!(bench.run(&operation, false).await, outcome, "{reason:?}");
+        let copied = bench.world.nodes.lock().unwrap()[&node(3)].copied;
+        let reports = bench.cluster.record().unwrap().divergences.clone();
+        assert_eq!((copied, reports.len()), (outcome == Outcome::Succeeded, usize::from(copied)), "{reason:?}");
     }
 }
 

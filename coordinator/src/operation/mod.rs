@@ -63,10 +63,17 @@ pub trait Kind: Sync {
 
     /// Changes the stored cluster in the commit that ends an operation which has failed or was cancelled, so that what is
     /// stored is true again and the planner sees what is left to do. Pure.
-    fn abandon(&self, cluster: &mut ClusterRecord, operation: &OperationRecord, why: &str) -> Aftermath;
+    /// `undone` says whether [`Kind::undo`] was called for the steps that had begun.
+    fn abandon(&self, cluster: &mut ClusterRecord, operation: &OperationRecord, undone: bool, why: &str) -> Aftermath;
 
     /// Whether a failover may end this operation in the middle; what it leaves is then mended by the planner.
     fn yields_to_failover(&self) -> bool;
+
+    /// Whether a failure or a person's cancellation undoes the finished steps before the point of no return. A failover never
+    /// waits for that.
+    fn undoes(&self) -> bool {
+        !self.yields_to_failover()
+    }
 
     /// Whether a person may cancel it before its point of no return.
     fn cancellable(&self) -> bool;
@@ -84,8 +91,8 @@ pub enum Aftermath {
     Remove,
 }
 
-/// A change of the stored cluster.
-pub type RecordChange = dyn Fn(&mut ClusterRecord) + Send + Sync;
+/// A change of the stored cluster; may be applied more than once.
+pub type Change = Box<dyn Fn(&mut ClusterRecord) + Send + Sync>;
 
 /// What a step brought.
 #[derive(Default)]
@@ -95,7 +102,7 @@ pub struct StepDone {
     /// What it did, a sentence each, for people.
     pub report: Vec<String>,
     /// Change of the stored cluster, in the same commit as the step's success. May be applied more than once.
-    pub change: Option<Box<RecordChange>>,
+    pub change: Option<Change>,
     /// Remove the cluster in that commit (only the last step of a deletion).
     pub remove_cluster: bool,
 }

@@ -52,10 +52,10 @@ pub enum NoChoice {
 
 /// Chooses the member whose position includes all others'; among equals, the first by name.
 ///
-/// `known` is the highest position that anybody heard of the old primary. What the old primary wrote after it was last
-/// heard nobody can know here: that part of the loss is bounded by the time between two reports and is stated when the old
-/// primary's data can be read again (rule P4).
-pub fn choose(prepared: &[Prepared], known: Option<&Position>, max_lag: u64) -> Result<Choice, NoChoice> {
+/// `known` has the highest position that anybody heard of each member that reigned; the largest loss counts. What an old
+/// primary wrote after it was last heard nobody can know here: that part of the loss is bounded by the time between two
+/// reports and is stated when its data can be read again (rule P4).
+pub fn choose(prepared: &[Prepared], known: &[Position], max_lag: u64) -> Result<Choice, NoChoice> {
     let mut members: Vec<&Prepared> = prepared.iter().collect();
     members.sort_by(|a, b| a.member.cmp(&b.member));
     let first = members.first().ok_or(NoChoice::NobodyPrepared)?;
@@ -65,7 +65,7 @@ pub fn choose(prepared: &[Prepared], known: Option<&Position>, max_lag: u64) -> 
     if let Some(other) = members.iter().find(|m| !best.position.includes(&m.position)) {
         return Err(NoChoice::Diverged { left: best.member.clone(), right: other.member.clone() });
     }
-    let known_loss = known.map_or(0, |known| known.minus(&best.position).amount());
+    let known_loss = loss(&best.position, known);
     if known_loss > max_lag {
         return Err(NoChoice::TooFarBehind { member: best.member.clone(), known_loss, allowed: max_lag });
     }
@@ -88,6 +88,11 @@ pub fn choose(prepared: &[Prepared], known: Option<&Position>, max_lag: u64) -> 
     })
 }
 
+/// The most that a copy at `position` lacks of one of the known positions.
+pub fn loss<'a>(position: &Position, known: impl IntoIterator<Item = &'a Position>) -> u64 {
+    known.into_iter().map(|known| known.minus(position).amount()).max().unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -105,7 +110,7 @@ mod tests {
 
     #[test]
     fn the_most_advanced_wins_and_the_first_by_name_among_equals() {
-        let choice = choose(&[at("c", &[("x", 5)]), at("b", &[("x", 7)]), at("a", &[("x", 7)])], None, 0).unwrap();
+        let choice = choose(&[at("c", &[("x", 5)]), at("b", &[("x", 7)]), at("a", &[("x", 7)])], &[], 0).unwrap();
         assert_eq!(choice.member.as_str(), "a");
     }
 
@@ -113,15 +118,18 @@ mod tests {
     fn a_known_loss_beyond_the_policy_stops_the_choice() {
         let known = position(&[("x", 20)]);
         let prepared = [at("a", &[("x", 5)])];
-        assert_eq!(choose(&prepared, Some(&known), 15).unwrap().known_loss, 15);
-        assert!(matches!(choose(&prepared, Some(&known), 14), Err(NoChoice::TooFarBehind { known_loss: 15, .. })));
+        assert_eq!(choose(&prepared, std::slice::from_ref(&known), 15).unwrap().known_loss, 15);
+        assert!(matches!(
+            choose(&prepared, &[position(&[("x", 1)]), known], 14),
+            Err(NoChoice::TooFarBehind { known_loss: 15, .. })
+        ));
     }
 
     #[test]
     fn diverged_copies_are_not_chosen_between() {
         let prepared = [at("a", &[("x", 5), ("y", 1)]), at("b", &[("x", 6)])];
-        assert!(matches!(choose(&prepared, None, 100), Err(NoChoice::Diverged { .. })));
-        assert_eq!(choose(&[], None, 0), Err(NoChoice::NobodyPrepared));
+        assert!(matches!(choose(&prepared, &[], 100), Err(NoChoice::Diverged { .. })));
+        assert_eq!(choose(&[], &[], 0), Err(NoChoice::NobodyPrepared));
     }
 
     proptest! {
@@ -132,7 +140,7 @@ mod tests {
                 .enumerate()
                 .map(|(i, (x, y))| at(&format!("m{i}"), &[("x", *x), ("y", *y)]))
                 .collect();
-            if let Ok(choice) = choose(&prepared, None, 0) {
+            if let Ok(choice) = choose(&prepared, &[], 0) {
                 let chosen = prepared.iter().find(|p| p.member == choice.member).unwrap();
                 prop_assert!(prepared.iter().all(|p| chosen.position.includes(&p.position)));
             }

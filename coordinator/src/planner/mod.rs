@@ -3,7 +3,7 @@
 //! It is level-triggered (rule P8): however an operation ended, the next look finds what still differs from the stored
 //! topology. It asks for one operation at a time; a failover comes before everything else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use regent_common::{ids::MemberName, topology::Role};
 
@@ -40,11 +40,31 @@ pub enum Decision {
 
 /// Decides.
 pub fn decide(cluster: &ClusterRecord, judgements: &BTreeMap<MemberName, Judgement>) -> Decision {
+    decide_but(cluster, judgements, &BTreeSet::new())
+}
+
+/// Decides, passing over the members whose rejoin failed just now, so that one that cannot be brought back does not keep
+/// the others out.
+pub fn decide_but(
+    cluster: &ClusterRecord,
+    judgements: &BTreeMap<MemberName, Judgement>,
+    resting: &BTreeSet<MemberName>,
+) -> Decision {
     match cluster.phase {
         Phase::Creating | Phase::Deleting => return Decision::Nothing,
         Phase::Active => {}
     }
     let Some(primary) = &cluster.primary else {
+        let away =
+            |member: &&MemberName| judgements.get(*member).is_some_and(|j| j.verdict == Verdict::NodeUnreachable);
+        if let Some(member) = cluster.may_be_writable.iter().chain(&cluster.candidate).find(away) {
+            return Decision::NoFailover {
+                why: format!(
+                    "no member is the primary, and {member}, which may still accept writes, is not heard: nobody is promoted \
+                     before its agent has answered a fence: bring the node or its agent back"
+                ),
+            };
+        }
         return Decision::Failover { why: "no member is the primary: an earlier failover did not end".to_owned() };
     };
     match judgements.get(primary) {
@@ -80,12 +100,16 @@ pub fn decide(cluster: &ClusterRecord, judgements: &BTreeMap<MemberName, Judgeme
             Verdict::Healthy | Verdict::NotStreaming => {}
         },
     }
-    next_rejoin(cluster, judgements)
+    next_rejoin(cluster, judgements, resting)
 }
 
 /// The first replica that has to be brought back and can be.
-fn next_rejoin(cluster: &ClusterRecord, judgements: &BTreeMap<MemberName, Judgement>) -> Decision {
-    for (member, record) in cluster.replicas() {
+fn next_rejoin(
+    cluster: &ClusterRecord,
+    judgements: &BTreeMap<MemberName, Judgement>,
+    resting: &BTreeSet<MemberName>,
+) -> Decision {
+    for (member, record) in cluster.replicas().filter(|(member, _)| !resting.contains(*member)) {
         let Some(judgement) = judgements.get(member) else { continue };
         let rejoin = |why: &str| Decision::Rejoin { member: member.clone(), why: why.to_owned() };
         match (&record.state, &judgement.verdict) {

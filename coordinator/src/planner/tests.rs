@@ -1,7 +1,5 @@
 //! The table: what is decided for each verdict on the primary and on a replica.
 
-use std::collections::BTreeSet;
-
 use regent_common::ids::{ClusterId, ClusterName, Epoch, OperationToken};
 
 use super::*;
@@ -24,6 +22,7 @@ fn cluster() -> ClusterRecord {
         candidate: None,
         established: true,
         may_be_writable: BTreeSet::new(),
+        reigned: BTreeMap::new(),
         members: (1..=2)
             .map(|n| {
                 let node = format!("n{n}").parse().unwrap();
@@ -88,6 +87,31 @@ fn a_cluster_without_a_primary_gets_one() {
     assert!(matches!(decide(&cluster, &judged(Verdict::Healthy, Verdict::Healthy)), Decision::Failover { .. }));
     cluster.phase = Phase::Deleting;
     assert_eq!(decide(&cluster, &judged(Verdict::EngineDown, Verdict::Healthy)), Decision::Nothing);
+}
+
+#[test]
+fn a_member_that_may_be_writable_and_is_not_heard_is_waited_for_with_a_reason() {
+    let mut cluster = cluster();
+    (cluster.primary, cluster.may_be_writable) = (None, BTreeSet::from([name(1)]));
+    let decision = decide(&cluster, &judged(Verdict::NodeUnreachable, Verdict::Healthy));
+    assert!(matches!(&decision, Decision::NoFailover { why } if why.contains("db1")), "{decision:?}");
+    let decision = decide(&cluster, &judged(Verdict::EngineDown, Verdict::NodeUnreachable));
+    assert!(matches!(decision, Decision::Failover { .. }), "{decision:?}");
+}
+
+#[test]
+fn a_member_that_cannot_be_brought_back_does_not_keep_the_others_out() {
+    let mut cluster = cluster();
+    let third = cluster.members[&name(2)].clone();
+    cluster.members.insert(name(3), third);
+    let mut judgements = judged(Verdict::Healthy, Verdict::EngineDown);
+    judgements.insert(name(3), judgements[&name(2)].clone());
+    let rejoined =
+        |resting: &[u32]| match decide_but(&cluster, &judgements, &resting.iter().map(|n| name(*n)).collect()) {
+            Decision::Rejoin { member, .. } => Some(member),
+            _ => None,
+        };
+    assert_eq!([rejoined(&[]), rejoined(&[2]), rejoined(&[2, 3])], [Some(name(2)), Some(name(3)), None]);
 }
 
 #[test]

@@ -280,6 +280,12 @@ impl Postgres {
             } else if !keep_data {
                 layout.remove_tree(&layout.kept())?;
             }
+            // The power may go half-way: what is left then must not be started. A full disk does not stop a release.
+            if layout.has_data()
+                && let Err(error) = layout.mark_dirty("its member was being released")
+            {
+                tracing::warn!(%error, "the data that is being removed could not be marked");
+            }
             for folder in [layout.data(), layout.incoming(), layout.conf(), layout.log()] {
                 layout.remove_tree(&folder)?;
             }

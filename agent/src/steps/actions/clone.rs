@@ -14,6 +14,7 @@ pub(super) async fn run(
     max_bytes_per_second: u64,
     wipe_first_if_needed: bool,
 ) -> Result<Done, StepError> {
+    context.refuse_own_source(&source)?;
     let driver = context.driver()?;
     let may_wipe = wipe_first_if_needed && driver.has_data();
     if may_wipe {

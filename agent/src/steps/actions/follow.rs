@@ -6,6 +6,7 @@ use super::super::{StepContext, StepError, context::Done};
 use crate::ledger::StepOutcome;
 
 pub(super) async fn run(context: &StepContext, upstream: Peer) -> Result<Done, StepError> {
+    context.refuse_own_source(&upstream)?;
     let membership = context.membership()?;
     let driver = context.driver()?;
     context.refuse_dirty(&membership, &*driver)?;

@@ -13,6 +13,10 @@ pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
     let membership = context.membership()?;
     let driver = context.driver()?;
     context.refuse_dirty(&membership, &*driver)?;
+    if membership.resyncing {
+        // It could not be promoted: better to say so before it is chosen (rule M3).
+        return Err(StepError::DataNotWhole { member: membership.member });
+    }
     let epoch = context.header.epoch;
     let position = if membership.role == Some(Role::Primary) {
         context

@@ -6,6 +6,7 @@ use super::super::{StepContext, StepError, context::Done};
 use crate::ledger::StepOutcome;
 
 pub(super) async fn run(context: &StepContext, source: Peer) -> Result<Done, StepError> {
+    context.refuse_own_source(&source)?;
     let membership = context.membership()?;
     if membership.distrusted {
         return Err(StepError::DataNotWhole { member: membership.member });

@@ -7,6 +7,7 @@ use super::super::{StepContext, StepError, context::Done};
 use crate::ledger::StepOutcome;
 
 pub(super) async fn run(context: &StepContext, upstream: Peer, keep_old: bool) -> Result<Done, StepError> {
+    context.refuse_own_source(&upstream)?;
     let driver = context.driver()?;
     let had_data = driver.has_data();
     if had_data {

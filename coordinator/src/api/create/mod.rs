@@ -71,6 +71,7 @@ pub fn check(
         candidate: None,
         established: false,
         may_be_writable: BTreeSet::new(),
+        reigned: BTreeMap::new(),
         members: BTreeMap::new(),
         next_number: 1,
         phase: Phase::Creating,

@@ -1,6 +1,7 @@
 //! Makes a node a replica of an existing cluster: assign, configure everybody, copy, start.
 //!
-//! A failure releases the node and takes the member out again; its number is not used again.
+//! A failure releases the node and takes the member out again; its number is not used again. A failover does not wait for
+//! that: a member that is assigned by then stays, and a rejoin copies to it.
 
 use std::time::Duration;
 
@@ -95,15 +96,24 @@ impl Kind for AddMember {
         Ok(())
     }
 
-    fn abandon(&self, cluster: &mut ClusterRecord, operation: &OperationRecord, _: &str) -> Aftermath {
+    fn abandon(&self, cluster: &mut ClusterRecord, operation: &OperationRecord, undone: bool, _: &str) -> Aftermath {
         for member in operation.steps.iter().flat_map(|step| &step.members) {
-            cluster.members.remove(member);
+            let assigned = cluster.members.get(member).is_some_and(|record| record.endpoint.is_some());
+            if undone || !assigned {
+                cluster.members.remove(member);
+            } else {
+                cluster.set_state(member, MemberState::NeedsRejoin);
+            }
         }
         Aftermath::Keep
     }
 
     fn yields_to_failover(&self) -> bool {
-        false
+        true
+    }
+
+    fn undoes(&self) -> bool {
+        true
     }
 
     fn cancellable(&self) -> bool {

@@ -106,7 +106,7 @@ impl Kind for CreateCluster {
         Ok(())
     }
 
-    fn abandon(&self, _: &mut ClusterRecord, _: &OperationRecord, _: &str) -> Aftermath {
+    fn abandon(&self, _: &mut ClusterRecord, _: &OperationRecord, _: bool, _: &str) -> Aftermath {
         Aftermath::Remove
     }
 

@@ -76,7 +76,7 @@ impl Kind for DeleteCluster {
         })
     }
 
-    fn abandon(&self, cluster: &mut ClusterRecord, _: &OperationRecord, _: &str) -> Aftermath {
+    fn abandon(&self, cluster: &mut ClusterRecord, _: &OperationRecord, _: bool, _: &str) -> Aftermath {
         // Half of the data may be gone: the cluster stays marked as being deleted, and the deletion can be asked for again.
         cluster.phase = Phase::Deleting;
         Aftermath::Keep

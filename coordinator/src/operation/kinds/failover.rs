@@ -4,9 +4,11 @@
 //! The epoch is raised in the commit that begins the operation. **Invariant:** nothing is promoted before every member
 //! that may accept writes has *answered* a fence at the new epoch; an event that an engine has ended never counts as that.
 //! The candidate is stored before the promotion is sent (rule P2); another candidate needs another epoch, which is another
-//! failover. When no replica may be promoted the old primary's own data is, if its agent answers: that is a restart in place.
+//! failover, and that one starts from what this one knew: who reigned last and how far it had come. When no replica may be
+//! promoted the old primary's own data is, if its agent answers: that is a restart in place. Nobody is promoted while it is
+//! unknown how far a member that reigned had come (rule P4).
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use async_trait::async_trait;
 use regent_common::{error::Reason, ids::MemberName, position::Position};
@@ -14,16 +16,21 @@ use regent_proto::agent::v1::{self as wire, StepResult, action::Action};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{all_or_first_error, position_of};
+use super::{all_or_first_error, listed, position_of};
 use crate::{
     model::{
-        cluster::{ClusterRecord, MemberState},
+        cluster::{ClusterRecord, MemberRecord, MemberState},
         operation::{OperationRecord, PlannedStep},
     },
     operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience},
-    planner::candidate::{Choice, Prepared, choose},
+    planner::candidate::{Choice, Prepared, choose, loss},
 };
 
+/// How long the members that reigned may take to answer the fence, and how long their agents are waited for. An operation
+/// that waited for ever would keep every other one out; the planner asks for the next failover when the agents are heard.
+const FENCE_WITHIN: Duration = Duration::from_secs(60);
+/// How long a promotion may take. After it nobody knows whether the candidate reigns, and the next failover fences it.
+const PROMOTE_WITHIN: Duration = Duration::from_secs(120);
 /// How long a replica may take to answer prepare; one that does not is left behind.
 const PREPARE_WITHIN: Duration = Duration::from_secs(3);
 /// How long the old primary's data may take to be read, crash recovery included.
@@ -39,10 +46,9 @@ pub struct Failover;
 /// What is asked for.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Parameters {
-    /// Primary that is replaced; `None` when an earlier failover did not end.
-    pub former: Option<MemberName>,
-    /// Highest position that was heard of it.
-    pub known: Option<Position>,
+    /// Highest position that was heard of each member that reigned.
+    #[serde(default)]
+    pub known: BTreeMap<MemberName, Position>,
 }
 
 /// What the step "prepare" brings.
@@ -68,12 +74,20 @@ impl Kind for Failover {
         ]
     }
 
-    fn begin(&self, cluster: &mut ClusterRecord, _: &Value) {
+    fn begin(&self, cluster: &mut ClusterRecord, parameters: &Value) {
+        let parameters: Parameters =
+            serde_json::from_value(parameters.clone()).expect("parameters were written by this kind");
         cluster.epoch = cluster.epoch.next();
         let reigned = cluster.primary.take().into_iter().chain(cluster.candidate.take());
         for member in reigned.collect::<Vec<_>>() {
             cluster.set_state(&member, MemberState::NeedsRejoin);
+            cluster.note_reign(member.clone(), None);
             cluster.may_be_writable.insert(member);
+        }
+        for (member, position) in parameters.known {
+            if cluster.reigned.contains_key(&member) {
+                cluster.note_reign(member, Some(position));
+            }
         }
         cluster.established = false;
     }
@@ -87,7 +101,7 @@ impl Kind for Failover {
         }
     }
 
-    fn abandon(&self, _: &mut ClusterRecord, _: &OperationRecord, _: &str) -> Aftermath {
+    fn abandon(&self, _: &mut ClusterRecord, _: &OperationRecord, _: bool, _: &str) -> Aftermath {
         // The record says that there is no primary: the planner asks for the next failover, at a higher epoch.
         Aftermath::Keep
     }
@@ -107,30 +121,36 @@ impl Kind for Failover {
 
 async fn fence(context: &StepContext<'_>, members: &[MemberName]) -> Result<StepDone, StepError> {
     let fence = |_: &_| Action::Fence(wire::Fence {});
-    all_or_first_error(context.call_all(members, Patience::Forever, fence).await)?;
-    let fenced = members.to_vec();
-    Ok(StepDone::new().say(format!("fenced {}", super::listed(members))).change(move |cluster| {
-        for member in &fenced {
+    let answers = tokio::time::timeout(FENCE_WITHIN, context.call_all(members, PATIENCE, fence)).await;
+    let answers = answers.map_err(|_| {
+        let late = format!("no answer to the fence of {} within {} s", listed(members), FENCE_WITHIN.as_secs());
+        StepError::new(Reason::Deadline, late)
+    })?;
+    let fenced: Vec<_> = all_or_first_error(answers)?
+        .into_iter()
+        .map(|(member, result)| (member, result.position.map(Position::from)))
+        .collect();
+    Ok(StepDone::new().say(format!("fenced {}", listed(members))).change(move |cluster| {
+        for (member, position) in &fenced {
             cluster.may_be_writable.remove(member);
+            cluster.note_reign(member.clone(), position.clone());
         }
     }))
 }
 
-/// Prepares every reachable replica and chooses among them, and the old primary's data if none of them will do.
+/// Prepares every reachable replica and chooses among them, and a former primary's data if none of them will do.
 async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -> Result<StepDone, StepError> {
     let cluster = context.cluster()?;
-    let parameters = context.parameters::<Parameters>();
-    let mut known = parameters.known;
+    let mut reigned = cluster.reigned.clone();
     let mut prepared = Vec::new();
     let mut report = Vec::new();
     for (member, outcome) in prepare_all(context, members).await {
         match outcome {
             Ok(result) => {
                 if let Some(heard) = result.primary_position_heard.clone().map(Position::from) {
-                    known = Some(match known {
-                        Some(known) if !heard.includes(&known) => known,
-                        Some(_) | None => heard,
-                    });
+                    for known in reigned.values_mut().flatten().filter(|known| heard.includes(known)) {
+                        *known = heard.clone();
+                    }
                 }
                 prepared.push(Prepared { position: position_of(&member, &result)?, member });
             }
@@ -138,13 +158,28 @@ async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -> Result<St
         }
     }
     let max_lag = cluster.policy.max_lag_on_failover;
-    let choice = match choose(&prepared, known.as_ref(), max_lag) {
+    // Nobody heard how far these had come, so that they are asked themselves, crash recovery included.
+    let unknown: Vec<_> = reigned.iter().filter(|(_, known)| known.is_none()).map(|(m, _)| m.clone()).collect();
+    let mut examined = examine(context, &unknown, &mut reigned, &mut report).await;
+    let all_known: Option<Vec<Position>> = reigned.values().cloned().collect();
+    let chosen = match all_known {
+        Some(known) => choose(&prepared, &known, max_lag).map_err(|no_choice| no_choice.to_string()),
+        None if max_lag == u64::MAX => choose(&prepared, &[], max_lag).map_err(|no_choice| no_choice.to_string()),
+        None => Err("how much would be lost is not known".to_owned()),
+    };
+    let choice = match chosen {
         Ok(choice) => choice,
         Err(no_choice) => {
             report.push(format!("no replica can be promoted: {no_choice}"));
-            restart_in_place(context, parameters.former, &mut prepared, &mut report).await?
+            let others: Vec<_> = reigned.keys().filter(|member| !unknown.contains(member)).cloned().collect();
+            examined.extend(examine(context, &others, &mut reigned, &mut report).await);
+            restart_in_place(&examined, &reigned, max_lag, &report)?
         }
     };
+    if let Some(own) = examined.iter().find(|own| own.member == choice.member) {
+        // Copies that it does not include cannot follow it: they are brought back by a rejoin.
+        prepared.retain(|p| own.position.includes(&p.position));
+    }
     report.push(choice.why);
     let candidate = choice.member;
     let others = prepared.into_iter().map(|p| p.member).filter(|member| *member != candidate).collect();
@@ -164,8 +199,9 @@ async fn prepare_all(
 ) -> Vec<(MemberName, Result<StepResult, String>)> {
     let calls = members.iter().map(|member| async move {
         let answer = async {
+            let view = context.view(member)?;
             // One that was heard and went silent costs no time; one that was never heard may just be being dialled.
-            if !context.heard(member, PREPARE_WITHIN).await?.connected {
+            if !view.connected && view.last_contact.is_some() {
                 return Err(StepError::new(Reason::NodeUnreachable, "its node is not connected"));
             }
             context.call(member, Action::Prepare(wire::Prepare {}), Patience::AtMost(PREPARE_WITHIN)).await
@@ -179,35 +215,76 @@ async fn prepare_all(
     futures::future::join_all(calls).await
 }
 
-/// Offers the old primary's own data, which lacks nothing that it had acknowledged.
-async fn restart_in_place(
+/// Finds out how far fenced members that reigned have come by their own data; those whose data cannot be read are reported.
+async fn examine(
     context: &StepContext<'_>,
-    former: Option<MemberName>,
-    prepared: &mut Vec<Prepared>,
+    members: &[MemberName],
+    reigned: &mut BTreeMap<MemberName, Option<Position>>,
     report: &mut Vec<String>,
+) -> Vec<Prepared> {
+    let calls = members.iter().map(|member| async move {
+        let examine = Action::Examine(wire::Examine { primary_position: None });
+        let result = tokio::time::timeout(EXAMINE_WITHIN, context.call(member, examine, PATIENCE)).await;
+        let result = result.unwrap_or_else(|_| Err(StepError::new(Reason::Deadline, "crash recovery did not end")));
+        (member.clone(), result.and_then(|result| position_of(member, &result)))
+    });
+    let mut examined = Vec::new();
+    for (member, outcome) in futures::future::join_all(calls).await {
+        match outcome {
+            Ok(position) => {
+                report.push(format!("the data of the former primary {member} can be used: {position}"));
+                reigned.entry(member.clone()).and_modify(|known| *known = Some(position.clone()));
+                examined.push(Prepared { member, position });
+            }
+            Err(error) => report.push(format!("the data of the former primary {member} cannot be used: {error}")),
+        }
+    }
+    examined
+}
+
+/// Offers a former primary's own data, which lacks nothing that it had acknowledged itself, and no more than the policy
+/// allows of what others acknowledged that reigned since.
+fn restart_in_place(
+    examined: &[Prepared],
+    reigned: &BTreeMap<MemberName, Option<Position>>,
+    max_lag: u64,
+    report: &[String],
 ) -> Result<Choice, StepError> {
-    let Some(former) = former else {
+    let lacks = |own: &Prepared| -> Option<u64> {
+        let others = reigned.iter().filter(|(member, _)| **member != own.member);
+        let known: Option<Vec<_>> = others.map(|(_, known)| known.as_ref()).collect();
+        known.map(|known| loss(&own.position, known))
+    };
+    let allowed = |own: &&Prepared| lacks(own).map_or(max_lag == u64::MAX, |lacks| lacks <= max_lag);
+    let best = examined.iter().filter(allowed).min_by_key(|own| (lacks(own).unwrap_or(0), own.member.clone()));
+    let Some(best) = best else {
         return Err(StepError::new(Reason::ClusterHasNoPrimary, report.join("; ")));
     };
-    let examine = Action::Examine(wire::Examine { primary_position: None });
-    let result = tokio::time::timeout(EXAMINE_WITHIN, context.call(&former, examine, PATIENCE)).await;
-    let result = result.unwrap_or_else(|_| Err(StepError::new(Reason::Deadline, "crash recovery did not end")))?;
-    let position = position_of(&former, &result)?;
-    report.push(format!("the data of the former primary {former} can be used: {position}"));
-    // Copies that it does not include cannot follow it: they are brought back by a rejoin.
-    prepared.retain(|p| position.includes(&p.position));
-    Ok(Choice { member: former.clone(), known_loss: 0, why: format!("{former} is restarted in place on its own data") })
+    let why = format!("{} is restarted in place on its own data", best.member);
+    Ok(Choice { member: best.member.clone(), known_loss: lacks(best).unwrap_or(0), why })
 }
 
 async fn promote(context: &StepContext<'_>) -> Result<StepDone, StepError> {
-    let Prepare { candidate, .. } = context.output("prepare")?;
-    context.call(&candidate, Action::Promote(wire::Promote {}), PATIENCE).await?;
+    let Prepare { candidate, others } = context.output("prepare")?;
+    let promotion = context.call(&candidate, Action::Promote(wire::Promote {}), PATIENCE);
+    tokio::time::timeout(PROMOTE_WITHIN, promotion).await.unwrap_or_else(|_| {
+        let late = format!("{candidate} did not answer the promotion within {} s", PROMOTE_WITHIN.as_secs());
+        Err(StepError::new(Reason::Deadline, late))
+    })?;
     let epoch = context.epoch()?;
     Ok(StepDone::new().say(format!("{candidate} is the primary of epoch {epoch}")).change(move |cluster| {
         cluster.primary = Some(candidate.clone());
         cluster.candidate = None;
         cluster.established = true;
+        cluster.reigned.clear();
         cluster.set_state(&candidate, MemberState::Ready);
+        // Only who was prepared and can follow is a candidate from here on: another may have gone on without us (rule P2).
+        let ready = |(_, record): &(&MemberName, &mut MemberRecord)| record.state == MemberState::Ready;
+        for (member, record) in cluster.members.iter_mut().filter(ready) {
+            if *member != candidate && !others.contains(member) {
+                record.state = MemberState::NeedsRejoin;
+            }
+        }
     }))
 }
 

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use regent_common::{
     error::Reason,
     ids::MemberName,
+    position::Position,
     topology::{Divergence, EngineState, Role},
 };
 use regent_proto::agent::v1::{self as wire, action::Action};
@@ -94,7 +95,7 @@ impl Kind for Rejoin {
         }
     }
 
-    fn abandon(&self, _: &mut ClusterRecord, _: &OperationRecord, _: &str) -> Aftermath {
+    fn abandon(&self, _: &mut ClusterRecord, _: &OperationRecord, _: bool, _: &str) -> Aftermath {
         // The member still needs a rejoin, and the planner will see that.
         Aftermath::Keep
     }
@@ -129,11 +130,22 @@ async fn examine(context: &StepContext<'_>, member: &MemberName) -> Result<StepD
     let examined = context.call(member, Action::Examine(wire::Examine { primary_position: None }), PATIENCE).await;
     let own = match examined {
         Ok(result) => position_of(member, &result)?,
-        Err(error) if error.reason == Reason::NodeUnreachable => return Err(error),
+        Err(error) if says_nothing_of_the_data(error.reason) => return Err(error),
         Err(error) => {
+            // Its data is about to be erased unread: that it was, and why, is kept like any other divergence.
+            let report = Divergence {
+                member: member.clone(),
+                amount: 0,
+                lost: Position::empty(),
+                unit: "positions of the engine's log, unknown: the copy cannot be read".to_owned(),
+                resolution: "found".to_owned(),
+                found_at: context.environment().clock.wall(),
+                detail: format!("{member} cannot be read: {error}"),
+            };
             return Ok(StepDone::new()
                 .output(&Way::Clone)
-                .say(format!("{member} cannot be read, so it is cloned: {error}")));
+                .say(format!("{member} cannot be read, so it is cloned: {error}"))
+                .change(move |cluster| cluster.add_divergence(report.clone())));
         }
     };
     // The primary is asked after the member: a copy that streams may be ahead of an older word of the primary.
@@ -159,6 +171,21 @@ async fn examine(context: &StepContext<'_>, member: &MemberName) -> Result<StepD
         report.amount, report.unit, report.detail
     );
     Ok(StepDone::new().output(&Way::Rewind).say(sentence).change(move |cluster| cluster.add_divergence(report.clone())))
+}
+
+/// Whether a failure says that the copy could not be looked at, not that there is something wrong with it: it is looked at
+/// again later, and nothing is erased for it.
+fn says_nothing_of_the_data(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::NodeUnreachable
+            | Reason::PortInUse
+            | Reason::EngineMissing
+            | Reason::StaleEpoch
+            | Reason::StaleToken
+            | Reason::StepSuperseded
+            | Reason::Cancelled
+    )
 }
 
 /// Goes the chosen way, and on to the next where it does not lead through.

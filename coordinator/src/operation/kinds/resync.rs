@@ -96,7 +96,7 @@ impl Kind for Resync {
         }
     }
 
-    fn abandon(&self, cluster: &mut ClusterRecord, _: &OperationRecord, _: &str) -> Aftermath {
+    fn abandon(&self, cluster: &mut ClusterRecord, _: &OperationRecord, _: bool, _: &str) -> Aftermath {
         for member in cluster.members.values_mut() {
             if member.state == MemberState::Resyncing {
                 member.state = MemberState::NeedsRejoin;
@@ -121,6 +121,13 @@ impl Kind for Resync {
 /// Refuses when the primary is not fit to be copied.
 async fn check(context: &StepContext<'_>) -> Result<StepDone, StepError> {
     let primary = primary_of(context)?;
+    // A failover may have come between the request and this operation: a copy is never made of itself over itself.
+    if context.parameters::<Parameters>().members.contains(&primary) {
+        return Err(StepError::new(
+            Reason::MemberIsPrimary,
+            format!("{primary} has become the primary meanwhile, nothing was erased: name the replicas that are meant"),
+        ));
+    }
     let view = context.heard(&primary, HEARD_WITHIN).await?;
     let running = view.observation.as_ref().is_some_and(|seen| seen.engine.state == EngineState::Running);
     if !(view.connected && running) {
