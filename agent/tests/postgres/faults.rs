@@ -206,7 +206,9 @@ async fn secrets_are_in_no_log_no_arguments_and_no_readable_file() {
             while !stop.is_cancelled() {
                 for process in procfs::process::all_processes().unwrap().filter_map(Result::ok) {
                     let arguments = process.cmdline().unwrap_or_default().join(" ");
-                    assert!(!arguments.contains("secret"), "{arguments}");
+                    for secret in [REPLICATION_SECRET, APPLICATION_SECRET, changed] {
+                        assert!(!arguments.contains(secret), "{arguments}");
+                    }
                 }
                 looks += 1;
                 watching.cancel();
