@@ -2,7 +2,7 @@
 //!
 //! The shape is that of etcd on purpose (compare, then put or delete; no code inside a transaction, no scan inside one), so
 //! that several coordinators can share one later without a change in any caller. [`sqlite`] is the default, [`memory`] is
-//! for tests and the simulation; [`conformance`] runs over both.
+//! for tests and the simulation; `conformance` runs over both.
 //!
 //! **Invariants:** when [`Store::commit`] returns `Ok`, the change is durable (rule T3), and every change has a revision
 //! higher than all before it. A store whose term is no longer the highest refuses every commit.

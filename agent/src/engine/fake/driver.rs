@@ -1,4 +1,4 @@
-//! The driver interface over an instance of a [`FakeWorld`](super::FakeWorld).
+//! The driver interface over an instance of a [`FakeWorld`].
 
 use std::collections::BTreeMap;
 
