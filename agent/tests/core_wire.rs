@@ -145,7 +145,7 @@ async fn a_step_brings_progress_and_a_result_and_is_answered_again() {
     let (agent, channel) = assigned(&authority, &coordinator).await;
     agent.machine.hold("clone");
     let clone = || {
-        let source = Some(peer_of(0, &agent));
+        let source = Some(peer_of(1, &agent));
         wire::action::Action::Clone(wire::Clone { source, max_bytes_per_second: 0, wipe_first_if_needed: false })
     };
     let mut stream = StepServiceClient::new(channel.clone())
