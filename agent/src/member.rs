@@ -92,8 +92,13 @@ pub struct Member {
 
 /// Engine data in a data root, if there is any.
 pub fn data_in(data_root: &Path) -> Option<PathBuf> {
-    let clusters = std::fs::read_dir(data_root).ok()?;
-    clusters.flatten().map(|cluster| cluster.path().join("data")).find(|data| !is_empty(data))
+    all_data_in(data_root).into_iter().next()
+}
+
+/// All engine data in a data root, a folder for each cluster.
+pub fn all_data_in(data_root: &Path) -> Vec<PathBuf> {
+    let Ok(clusters) = std::fs::read_dir(data_root) else { return Vec::new() };
+    clusters.flatten().map(|cluster| cluster.path().join("data")).filter(|data| !is_empty(data)).collect()
 }
 
 /// Whether a folder is missing or has nothing in it.

@@ -1,8 +1,11 @@
 //! What all services of this agent share: the node's name, its ledger, its member, what is seen of them.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -21,6 +24,9 @@ use crate::{
     observe,
     steps::{Executor, Peers, running::Running},
 };
+
+/// How long a starting agent waits until its engine has taken the settings again.
+const CONFIGURE_WITHIN: Duration = Duration::from_secs(10);
 
 /// One agent's state.
 pub struct Node {
@@ -174,7 +180,13 @@ async fn reopen(ledger: &LedgerStore, member: &Member) {
             return;
         }
     };
-    if let Err(error) = driver.configure(&membership.spec.with_secrets(secrets)).await {
-        tracing::warn!(member = %membership.member, error = %ErrorChain(&error), "the settings were not applied again");
+    // A data volume that hangs must not keep this agent from answering a fence.
+    let spec = membership.spec.with_secrets(secrets);
+    match tokio::time::timeout(CONFIGURE_WITHIN, driver.configure(&spec)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(member = %membership.member, error = %ErrorChain(&error), "the settings were not applied again");
+        }
+        Err(_) => tracing::warn!(member = %membership.member, "the settings could not be applied again in time"),
     }
 }

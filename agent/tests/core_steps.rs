@@ -404,6 +404,15 @@ async fn data_without_a_ledger_is_quarantine_until_a_resync() {
 }
 
 #[tokio::test]
+async fn a_node_in_quarantine_joins_no_other_cluster_beside_unknown_data() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(directory.path().join("engines/other/data/something")).unwrap();
+    let bench = Bench::on(Machine::new(), directory);
+    assert_eq!(reason(&bench, 1, 1, "assign", assign()).await, Reason::ForeignData);
+    assert!(bench.executor.ledger().read().quarantine.is_some(), "the quarantine stands");
+}
+
+#[tokio::test]
 async fn a_release_is_for_good() {
     let bench = Bench::assigned().await;
     let release = || Action::Release { keep_data: false };

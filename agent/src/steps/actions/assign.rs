@@ -3,6 +3,8 @@
 //! Data that is already there is never taken over: on a node with a ledger the assignment is refused, on one that has
 //! lost its ledger the data is marked as not to be trusted, and only a resync or a release ends that (rule T5).
 
+use std::path::Path;
+
 use regent_common::topology::ClusterSpec;
 
 use super::super::{
@@ -12,7 +14,7 @@ use super::super::{
 use crate::{
     engine::{DriverError, Stop},
     ledger::{Ledger, Membership, StepOutcome, StoredSpec},
-    member::{Wanted, is_empty},
+    member::{Wanted, all_data_in, is_empty},
 };
 
 pub(super) async fn run(context: &StepContext, spec: ClusterSpec, port: u16) -> Result<Done, StepError> {
@@ -31,6 +33,7 @@ pub(super) async fn run(context: &StepContext, spec: ClusterSpec, port: u16) -> 
                 port,
             })?;
             let data = context.member.root(&spec.cluster).join("data");
+            refuse_beside_others(context, &ledger, &data)?;
             let distrusted = driver.has_data() || !is_empty(&data);
             if distrusted && ledger.quarantine.is_none() {
                 let member = context.header.member.clone();
@@ -51,6 +54,16 @@ pub(super) async fn run(context: &StepContext, spec: ClusterSpec, port: u16) -> 
     let outcome =
         StepOutcome { endpoint: Some(driver.endpoint()), engine_version: driver.version(), ..StepOutcome::default() };
     Ok(Done::noting(outcome, move |membership| membership.spec = StoredSpec::from(&spec)))
+}
+
+/// In quarantine another cluster's engine may still run here, and its data may be all that is left of that cluster: the node
+/// becomes a member of nothing else before a person has moved that data away.
+fn refuse_beside_others(context: &StepContext, ledger: &Ledger, own: &Path) -> Result<(), StepError> {
+    let others = || all_data_in(context.member.data_root()).into_iter().find(|data| data != own);
+    match ledger.quarantine.as_ref().and_then(|_| others()) {
+        Some(path) => Err(DriverError::ForeignData { path, member: context.header.member.clone() }.into()),
+        None => Ok(()),
+    }
 }
 
 fn enter(context: &StepContext, spec: &ClusterSpec, port: u16, distrusted: bool) -> Membership {
