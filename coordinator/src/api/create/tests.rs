@@ -121,6 +121,17 @@ fn nodes_that_cannot_be_used_are_refused_with_their_reason() {
 }
 
 #[test]
+fn zero_usable_nodes_are_no_cluster() {
+    let mut nodes = nodes();
+    for node in nodes.values_mut() {
+        node.record.revoked = true;
+    }
+    for replicas in [None, Some(0), Some(2)] {
+        assert_eq!(outcome(&request(|r| r.replicas = replicas), &nodes), Err(Some(Reason::NoNodes)));
+    }
+}
+
+#[test]
 fn a_node_that_still_holds_data_of_a_cluster_is_no_spare() {
     let mut nodes = nodes();
     let spoiled = nodes.get_mut(&"a".parse().unwrap()).unwrap();
