@@ -6,6 +6,7 @@ pub mod config;
 pub mod daemon;
 pub mod engine;
 pub mod enroll;
+pub mod gate;
 pub mod helper;
 pub mod host;
 pub mod http;
