@@ -8,6 +8,7 @@ pub mod convert;
 pub mod error;
 pub mod identity;
 pub mod ids;
+pub mod lease;
 pub mod position;
 pub mod telemetry;
 pub mod tls;

@@ -99,7 +99,7 @@ impl Coordinator {
             home,
         };
         let config = format!(
-            "listen = {:?}\nhttp_listen = {:?}\nstate_dir = {:?}\n",
+            "listen = {:?}\nhttp_listen = {:?}\nstate_dir = {:?}\npromote_on_this_machine = true\nfailover_budget = 1000\n",
             coordinator.address,
             coordinator.http,
             coordinator.home.join("state"),

@@ -31,10 +31,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::Config,
     enroll::{Addresses, Enrollment},
+    gate::{Gate, none::NoGate},
     host, http,
     ledger::{LedgerError, LedgerStore, RealDisk},
     member::{Engines, Member, Place, data_in},
-    node::{Node, Parts},
+    node::{KeeperRuns, Node, Parts},
     observe,
     peer::PeerCalls,
     server, status,
@@ -159,12 +160,18 @@ impl Daemon {
         let coordinator_id = identity.identity().coordinator_id;
         let foreign = data_in(&config.data_root);
         let ledger = LedgerStore::open(Arc::new(RealDisk), config.state_dir.clone(), foreign.as_deref())?;
+        let peers = PeerCalls::new(identity.clone(), coordinator_id.clone());
         let node = Node::start(Parts {
             name,
             coordinator_id: coordinator_id.clone(),
             ledger,
             member: Arc::new(Member::new(self.engines, self.place())),
-            peers: Arc::new(PeerCalls { identity: identity.clone(), coordinator_id }),
+            peers: Arc::new(peers.clone()),
+            endorsers: Arc::new(peers),
+            gate: self.gate(),
+            boot_id: host::boot_id(),
+            keeper: KeeperRuns::OnOwnThread,
+            stop: stop.clone(),
             clock: Arc::new(SystemClock),
         })
         .await;
@@ -207,6 +214,10 @@ impl Daemon {
             // Not the path by which it was started: a program that was replaced meanwhile is still this one.
             agent_program: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe")),
         }
+    }
+
+    fn gate(&self) -> Arc<dyn Gate> {
+        Arc::new(NoGate::new("this agent has no gate"))
     }
 
     fn coordinators(&self) -> Vec<String> {

@@ -8,6 +8,8 @@
 //! whichever process (rule G2); what is not gated is never touched; no call here waits for a disk, a name or a lock that
 //! somebody else holds.
 
+pub mod none;
+
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;

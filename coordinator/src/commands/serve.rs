@@ -23,9 +23,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     api::{Api, idempotency, routes::routes},
     audit::AuditLog,
+    authority::Authorities,
     cluster::directory::Directory,
     config::Config,
-    detector::Thresholds,
     environment::Environment,
     events::EventLog,
     http,
@@ -44,8 +44,8 @@ use crate::{
     store::{Store, keys, list_json, sqlite::SqliteStore},
 };
 
-/// How long a node that was never heard may just be being dialled.
-const STARTUP_GRACE: Duration = Duration::from_secs(10);
+/// Time between heartbeats of a spare; a member's is its cluster's.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How often changed identity files are looked for.
 const IDENTITY_PERIOD: Duration = Duration::from_secs(10);
 /// How often the metrics' recorder tidies up.
@@ -76,11 +76,13 @@ pub async fn serve(config: Config, stop: CancellationToken) -> anyhow::Result<()
     let (revision, revisions) = watch::channel(store.revision().await?);
     let (dial, mut dialled) = mpsc::unbounded_channel();
     let identities = open_identities(&config, &state, &store, &identity, &dial).await?;
+    let authorities = Arc::new(Authorities::new(clock.clone()));
     let links = Arc::new(Links::new(LinkSettings {
         identity: identity.clone(),
         clock: clock.clone(),
         table: Arc::clone(&table),
-        heartbeat: config.heartbeat.0,
+        authorities: Arc::clone(&authorities),
+        heartbeat: HEARTBEAT,
         term: store.term().0,
         revision: revisions,
         revoked: identities.revoked(),
@@ -116,9 +118,13 @@ pub async fn serve(config: Config, stop: CancellationToken) -> anyhow::Result<()
         audit: AuditLog::new(Arc::clone(&store), clock.clone()),
         events: EventLog::new(Arc::clone(&store), clock.clone()),
         addresses,
+        authorities,
+        default_profile: config.profile,
+        limits: config.limits(),
+        brake: Arc::default(),
+        own_boot_id: (!config.promote_on_this_machine).then(own_boot_id).flatten(),
     };
-    let thresholds = Thresholds { suspect_after: config.suspect_after.0, startup_grace: STARTUP_GRACE };
-    let directory = Directory::open(environment, thresholds, table.changes(), stop.clone()).await?;
+    let directory = Directory::open(environment, table.changes(), stop.clone()).await?;
     tokio::spawn(reaper::run(Arc::clone(&store), agents, Arc::clone(&table), stop.clone()));
     tokio::spawn(joiner::run(directory.clone(), Arc::clone(&table), stop.clone()));
     tokio::spawn(follow_revision(Arc::clone(&store), revision, stop.clone()));
@@ -144,6 +150,12 @@ pub async fn serve(config: Config, stop: CancellationToken) -> anyhow::Result<()
     let options = ServeOptions { revocations: identities.revocations() };
     transport::serve_with(listener, identity, routes, options, stop).await?;
     Ok(())
+}
+
+/// Boot of this machine; a member that reports the same one is on it.
+fn own_boot_id() -> Option<Arc<str>> {
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(boot_id.trim().into())
 }
 
 /// What the identities tell the links.

@@ -30,6 +30,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel};
 
+use crate::authority::Authorities;
+
 use super::{AgentError, Agents, JobView, NodeTable, NodeView, StepCall};
 
 /// Pause before a node is dialled again.
@@ -42,6 +44,7 @@ pub struct Links {
     identity: ReloadingIdentity,
     clock: Arc<dyn Clock>,
     table: Arc<NodeTable>,
+    authorities: Arc<Authorities>,
     heartbeat: Duration,
     term: u64,
     revision: watch::Receiver<Revision>,
@@ -66,6 +69,8 @@ pub struct LinkSettings {
     pub clock: Arc<dyn Clock>,
     /// Where what is heard goes.
     pub table: Arc<NodeTable>,
+    /// Answers heartbeats with leases.
+    pub authorities: Arc<Authorities>,
     /// Time between heartbeats.
     pub heartbeat: Duration,
     /// Term of this coordinator's leadership.
@@ -83,8 +88,8 @@ pub struct LinkSettings {
 impl Links {
     /// No links yet.
     pub fn new(settings: LinkSettings) -> Self {
-        let LinkSettings { identity, clock, table, heartbeat, term, revision, revoked, stop } = settings;
-        Self { identity, clock, table, heartbeat, term, revision, revoked, links: Mutex::default(), stop }
+        let LinkSettings { identity, clock, table, authorities, heartbeat, term, revision, revoked, stop } = settings;
+        Self { identity, clock, table, authorities, heartbeat, term, revision, revoked, links: Mutex::default(), stop }
     }
 
     /// What was heard.
@@ -218,23 +223,28 @@ impl Links {
                         view.agent_version = hello.version;
                         view.boot_id = hello.boot_id;
                         view.revision = Revision(hello.revision);
+                        view.stale_store = hello.stale_store;
                         view.engines = hello.engines.into_iter().map(EngineOffer::from).collect();
                     });
                 }
                 Ok(Ok(Some(OpenResponse { message: Some(FromAgent::Heartbeat(heartbeat)) }))) => {
-                    let answer = ToAgent::Answer(HeartbeatAnswer { nonce: heartbeat.nonce });
-                    if let Err(problem) = self.heard(node, heartbeat) {
-                        return problem;
-                    }
+                    // First what it says, then the answer: what is decided meanwhile knows of both or of neither.
+                    let answer = match self.heard(node, heartbeat) {
+                        Ok(answer) => ToAgent::Answer(answer),
+                        Err(problem) => return problem,
+                    };
+                    // A full channel is a session that is breaking.
                     let _ = sender.try_send(OpenRequest { message: Some(answer) });
                 }
             }
         }
     }
 
-    fn heard(&self, node: &NodeName, heartbeat: Heartbeat) -> Result<(), String> {
+    /// Takes a heartbeat; what it is answered with.
+    fn heard(&self, node: &NodeName, heartbeat: Heartbeat) -> Result<HeartbeatAnswer, String> {
         let observation = heartbeat.member.map(Observation::try_from).transpose();
         let observation = observation.map_err(|error| format!("the agent sent what cannot be read: {error}"))?;
+        let answer = self.authorities.answer(node, heartbeat.nonce, observation.as_ref());
         let now = (self.clock.boottime(), self.clock.wall());
         self.table.update(node, |view| {
             view.last_contact = Some(now.0);
@@ -258,7 +268,7 @@ impl Links {
                 })
                 .collect();
         });
-        Ok(())
+        Ok(answer)
     }
 }
 

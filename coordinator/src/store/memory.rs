@@ -74,4 +74,10 @@ impl Store for MemoryStore {
     async fn revision(&self) -> Result<Revision, StoreError> {
         Ok(self.state.lock().expect("no holder panics").revision)
     }
+
+    async fn raise_revision(&self, at_least: Revision) -> Result<(), StoreError> {
+        let mut state = self.state.lock().expect("no holder panics");
+        state.revision = state.revision.max(at_least);
+        Ok(())
+    }
 }
