@@ -100,9 +100,23 @@ impl NftablesGate {
     /// Tries out the kernel, which takes some 50 ms.
     pub fn open(table: &str, clock: Arc<dyn Clock>) -> Self {
         let abilities = probe::abilities(table, clock.as_ref());
+        Self::with_abilities(table, clock, abilities)
+    }
+
+    /// As [`NftablesGate::open`], as on a kernel that cannot keep others from changing the table.
+    pub fn open_shared(table: &str, clock: Arc<dyn Clock>) -> Self {
+        let mut abilities = probe::abilities(table, clock.as_ref());
+        if abilities.survives_flush {
+            abilities.survives_flush = false;
+            abilities.problems.push("the gate is shared with all who may change nftables".to_owned());
+        }
+        Self::with_abilities(table, clock, abilities)
+    }
+
+    fn with_abilities(table: &str, clock: Arc<dyn Clock>, abilities: Abilities) -> Self {
         let kernel = match abilities.problems.first() {
             Some(problem) if !abilities.timed_gate => Err(problem.clone()),
-            _ => Kernel::open(table).map_err(|error| error.to_string()),
+            _ => Kernel::open(table, abilities.survives_flush).map_err(|error| error.to_string()),
         };
         Self { table: table.to_owned(), clock, abilities, kernel: Mutex::new(kernel) }
     }
@@ -191,7 +205,7 @@ impl NftablesGate {
 
     /// Makes anew what is not as it has to be; says what that was.
     fn put_back(&self, kernel: &mut Kernel) -> Result<Vec<String>, Refusal> {
-        let kept = table::keep(&mut kernel.netlink, &self.table)?;
+        let kept = table::keep(&mut kernel.netlink, &self.table, self.abilities.survives_flush)?;
         if kept == Kept::Absent && kernel.armed.is_none() {
             return Ok(Vec::new());
         }
@@ -229,7 +243,7 @@ impl NftablesGate {
     }
 
     fn arm_in(&self, kernel: &mut Kernel, ports: &BTreeSet<u16>) -> Result<(), Refusal> {
-        table::keep(&mut kernel.netlink, &self.table)?;
+        table::keep(&mut kernel.netlink, &self.table, self.abilities.survives_flush)?;
         let faults = table::faults(&mut kernel.netlink, &self.table, self.abilities.survives_flush)?;
         if faults.is_empty() {
             self.gate(kernel, ports)?;
@@ -342,11 +356,11 @@ fn listed(ports: &BTreeSet<u16>) -> String {
 // === impl Kernel ===
 
 impl Kernel {
-    fn open(table: &str) -> io::Result<Self> {
+    fn open(table: &str, own: bool) -> io::Result<Self> {
         let mut netlink = Netlink::open(NETLINK_NETFILTER)?;
         let refused = |refusal: Refusal| io::Error::other(refusal.text());
         // Another owner may be about to end; each verification tries again.
-        let _ = table::keep(&mut netlink, table);
+        let _ = table::keep(&mut netlink, table, own);
         let left = table::ports(&mut netlink, table, GATED).map_err(refused)?;
         let mut process = [0; 4];
         SystemRandom::new().fill(&mut process).map_err(|_| io::Error::other("the kernel gives no random numbers"))?;

@@ -27,8 +27,8 @@ pub(super) enum Kept {
 /// Every other flag of a table than those of ownership: a table with one of them does not drop.
 const FOREIGN_FLAGS: u32 = !(TABLE_OWNED | TABLE_PERSISTS);
 
-/// Takes over a table that a process which has ended left behind. Changes nothing else.
-pub(super) fn keep(netlink: &mut Netlink, table: &str) -> Result<Kept, Refusal> {
+/// Takes over a table that a process which has ended left behind, where `own` says so. Changes nothing else.
+pub(super) fn keep(netlink: &mut Netlink, table: &str, own: bool) -> Result<Kept, Refusal> {
     let Some(found) = get(netlink, table)? else { return Ok(Kept::Absent) };
     let owned = found.flags & TABLE_OWNED != 0;
     if owned && found.owner == Some(netlink.port()) {
@@ -37,7 +37,7 @@ pub(super) fn keep(netlink: &mut Netlink, table: &str) -> Result<Kept, Refusal> 
     if owned {
         return Err(Refusal::of("take over the table", "another process owns it; is a second agent running?"));
     }
-    if found.flags & TABLE_PERSISTS == 0 {
+    if !own || found.flags & TABLE_PERSISTS == 0 {
         return Ok(Kept::Shared);
     }
     match netlink.batch(&[message::add_table(table, TABLE_OWNED | TABLE_PERSISTS)]) {
