@@ -22,15 +22,16 @@ pub trait World: Send + Sync {
     /// The clock that the gate goes by.
     fn clock(&self) -> Arc<dyn Clock>;
     /// The gate as a process that has just started has it. The handle before it has been dropped, as its process ended.
-    fn gate(&self) -> Box<dyn Gate>;
+    fn gate(&self) -> Arc<dyn Gate>;
     /// Whether a client gets an answer from this port now.
     async fn passes(&self, port: u16) -> bool;
     /// Lets time go on.
     async fn wait(&self, time: Duration);
-    /// Opens the gate, with the process frozen for so long between deciding and acting.
-    async fn open_late(&self, gate: &dyn Gate, end: Option<Moment>, frozen: Duration) -> Result<(), GateError>;
-    /// Removes the gate from the kernel behind its back, by means that no kernel withstands.
-    async fn remove(&self, gate: Box<dyn Gate>) -> Box<dyn Gate>;
+    /// Opens the gate that was handed out last, with the process frozen for so long between deciding and acting.
+    async fn open_late(&self, end: Option<Moment>, frozen: Duration) -> Result<(), GateError>;
+    /// Removes the gate from the kernel behind the back of its process. Where the kernel prevents that, the process's gate
+    /// becomes one for which it does not.
+    async fn remove(&self, gate: Arc<dyn Gate>) -> Arc<dyn Gate>;
 }
 
 type Outcome = Result<(), String>;
@@ -148,18 +149,18 @@ async fn late(world: &dyn World) -> Outcome {
     let (gate, [port, _], clock) = (armed(world).await?, world.ports(), world.clock());
     let frozen = Duration::from_millis(260);
     for end in [Some(clock.now().plus(LONG)), None] {
-        let answer = world.open_late(gate.as_ref(), end, frozen).await;
+        let answer = world.open_late(end, frozen).await;
         ensure!(answer == Err(GateError::Late), "an opening to {end:?} that came late was answered with {answer:?}");
         dropped(world, port).await?;
     }
     // A late shortening and a late renewal leave what stands.
     did(gate.open(None).await)?;
-    let answer = world.open_late(gate.as_ref(), Some(clock.now().plus(LONG)), frozen).await;
+    let answer = world.open_late(Some(clock.now().plus(LONG)), frozen).await;
     ensure!(answer == Err(GateError::Late), "a change that came late was answered with {answer:?}");
     let state = did(gate.state().await)?;
     ensure!(state.open == Open::Untimed, "a change was refused, and changed the state to {:?}", state.open);
     // One that is frozen for a shorter time is in time.
-    did(world.open_late(gate.as_ref(), Some(clock.now().plus(LONG)), Duration::from_millis(1)).await)?;
+    did(world.open_late(Some(clock.now().plus(LONG)), Duration::from_millis(1)).await)?;
     passes(world, port).await
 }
 
@@ -294,7 +295,7 @@ async fn nothing_to_put_back(world: &dyn World) -> Outcome {
     passes(world, port).await
 }
 
-async fn armed(world: &dyn World) -> Result<Box<dyn Gate>, String> {
+async fn armed(world: &dyn World) -> Result<Arc<dyn Gate>, String> {
     let gate = world.gate();
     did(gate.arm(&BTreeSet::from([world.ports()[0]])).await)?;
     Ok(gate)

@@ -62,14 +62,8 @@ impl FakeKernel {
     pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
         let abilities =
             Abilities { timed_gate: true, destroys_sockets: true, survives_flush: true, problems: Vec::new() };
-        let state = State {
-            abilities,
-            table: None,
-            sockets: BTreeMap::new(),
-            destroyed: 0,
-            delay: Duration::ZERO,
-            late: 0,
-        };
+        let state =
+            State { abilities, table: None, sockets: BTreeMap::new(), destroyed: 0, delay: Duration::ZERO, late: 0 };
         Arc::new(Self { clock, state: Mutex::new(state), stalled: watch::Sender::new(false) })
     }
 
@@ -260,7 +254,10 @@ impl Gate for FakeGate {
         const DOING: &str = "destroy the engine's sockets";
         self.act(DOING, |state| {
             if !state.abilities.destroys_sockets {
-                return Err(GateError::Kernel { doing: DOING, detail: "this kernel cannot destroy sockets".to_owned() });
+                return Err(GateError::Kernel {
+                    doing: DOING,
+                    detail: "this kernel cannot destroy sockets".to_owned(),
+                });
             }
             let gated = state.table.as_ref().map(|table| table.gated.clone()).unwrap_or_default();
             let destroyed = gated.iter().filter_map(|port| state.sockets.remove(port)).sum();
@@ -296,6 +293,7 @@ mod tests {
     struct Simulated {
         clock: Arc<ManualClock>,
         kernel: Arc<FakeKernel>,
+        gate: Mutex<Option<FakeGate>>,
     }
 
     #[async_trait]
@@ -308,8 +306,10 @@ mod tests {
             self.clock.clone()
         }
 
-        fn gate(&self) -> Box<dyn Gate> {
-            Box::new(FakeGate::new(self.kernel.clone()))
+        fn gate(&self) -> Arc<dyn Gate> {
+            let gate = FakeGate::new(self.kernel.clone());
+            *self.gate.lock().unwrap() = Some(gate.clone());
+            Arc::new(gate)
         }
 
         async fn passes(&self, port: u16) -> bool {
@@ -320,7 +320,8 @@ mod tests {
             self.clock.advance(time);
         }
 
-        async fn open_late(&self, gate: &dyn Gate, end: Option<Moment>, frozen: Duration) -> Result<(), GateError> {
+        async fn open_late(&self, end: Option<Moment>, frozen: Duration) -> Result<(), GateError> {
+            let gate = self.gate.lock().unwrap().clone().unwrap();
             self.kernel.stall();
             let opening = gate.open(end);
             let thaw = async {
@@ -332,7 +333,7 @@ mod tests {
             answer
         }
 
-        async fn remove(&self, gate: Box<dyn Gate>) -> Box<dyn Gate> {
+        async fn remove(&self, gate: Arc<dyn Gate>) -> Arc<dyn Gate> {
             self.kernel.flush();
             gate
         }
@@ -341,7 +342,7 @@ mod tests {
     fn simulated() -> Simulated {
         let clock = Arc::new(ManualClock::default());
         clock.advance(Duration::from_secs(1000));
-        Simulated { kernel: FakeKernel::new(clock.clone()), clock }
+        Simulated { kernel: FakeKernel::new(clock.clone()), clock, gate: Mutex::default() }
     }
 
     #[tokio::test]

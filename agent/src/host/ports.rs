@@ -104,7 +104,9 @@ fn into_io(error: ProcError) -> io::Error {
         ProcError::PermissionDenied(_) => io::Error::new(io::ErrorKind::PermissionDenied, error.to_string()),
         ProcError::NotFound(_) => io::Error::new(io::ErrorKind::NotFound, error.to_string()),
         ProcError::Io(error, _) => error,
-        ProcError::Incomplete(_) | ProcError::Other(_) | ProcError::InternalError(_) => io::Error::other(error.to_string()),
+        ProcError::Incomplete(_) | ProcError::Other(_) | ProcError::InternalError(_) => {
+            io::Error::other(error.to_string())
+        }
     }
 }
 

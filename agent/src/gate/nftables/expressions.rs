@@ -45,7 +45,10 @@ pub(super) fn drop_unless_open(port: Port) -> Attributes {
     [
         ("meta", Attributes::default().number(1, REGISTER).number(2, META_PROTOCOL)),
         ("cmp", Attributes::default().number(1, REGISTER).number(2, 0).nest(3, value(&[TCP]))),
-        ("payload", Attributes::default().number(1, REGISTER).number(2, TRANSPORT_HEADER).number(3, offset).number(4, 2)),
+        (
+            "payload",
+            Attributes::default().number(1, REGISTER).number(2, TRANSPORT_HEADER).number(3, offset).number(4, 2),
+        ),
         ("lookup", in_set(GATED, 0)),
         ("lookup", in_set(OPEN, NOT_IN_SET)),
         ("immediate", Attributes::default().number(1, REGISTER_VERDICT).nest(2, verdict)),
@@ -66,7 +69,10 @@ pub(super) fn is_drop_unless_open(shown: &[u8], port: Port) -> bool {
             .all()
             .map(|(_, expression)| {
                 let expression = Parsed::new(expression);
-                (expression.text(EXPRESSION_NAME).unwrap_or_default(), expression.bytes(EXPRESSION_DATA).unwrap_or_default())
+                (
+                    expression.text(EXPRESSION_NAME).unwrap_or_default(),
+                    expression.bytes(EXPRESSION_DATA).unwrap_or_default(),
+                )
             })
             .collect()
     };

@@ -281,7 +281,7 @@ pub(super) fn read_rule(answer: &[u8]) -> (String, String, &[u8]) {
 
 /// The elements out of an answer to [`get_elements`].
 pub(super) fn read_elements(answer: &[u8]) -> Vec<Element> {
-    let list = attributes(answer).nested(ELEMENTS).unwrap_or(Parsed::new(&[]));
+    let list = attributes(answer).nested(ELEMENTS).unwrap_or_else(|| Parsed::new(&[]));
     list.all()
         .filter_map(|(_, element)| {
             let element = Parsed::new(element);

@@ -210,7 +210,8 @@ impl Netlink {
     }
 
     fn send(&self, bytes: &[u8], what: &'static str) -> Result<(), Refusal> {
-        let sent = retry(|| self.socket.send_to(bytes, &SocketAddr::new(0, 0), 0)).map_err(|e| Refusal::io(what, &e))?;
+        let sent =
+            retry(|| self.socket.send_to(bytes, &SocketAddr::new(0, 0), 0)).map_err(|e| Refusal::io(what, &e))?;
         if sent == bytes.len() { Ok(()) } else { Err(Refusal::of(what, "the socket took only a part of the message")) }
     }
 

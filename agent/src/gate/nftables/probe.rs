@@ -56,7 +56,9 @@ pub(super) fn abilities(name: &str, clock: &dyn Clock) -> Abilities {
 
 /// Makes all that the gate consists of, and waits for an element to leave by itself.
 fn timed_gate(trial: &str, clock: &dyn Clock) -> Result<(), String> {
-    let says = |detail: &str| format!("the kernel cannot close the gate by itself, so that a frozen agent is not covered: {detail}");
+    let says = |detail: &str| {
+        format!("the kernel cannot close the gate by itself, so that a frozen agent is not covered: {detail}")
+    };
     let mut netlink = Netlink::open(NETLINK_NETFILTER).map_err(|error| says(&error.to_string()))?;
     let attempt = |netlink: &mut Netlink| -> Result<bool, Refusal> {
         let mut batch = vec![message::add_table(trial, 0)];

@@ -5,7 +5,11 @@
 //! socket (an answer that has reached the client's had left while the gate was open). What the client still has to send
 //! meets no socket any more and is answered with a reset.
 
-use std::{collections::BTreeSet, io};
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{Ipv4Addr, TcpListener},
+};
 
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use nix::errno::Errno;
@@ -52,11 +56,15 @@ impl Sockets {
         Netlink::open(NETLINK_SOCK_DIAG).map(Self)
     }
 
-    /// Whether sockets can be destroyed: asks for the end of one that cannot exist.
+    /// Whether sockets can be destroyed, tried on one that is made for it and waits on loopback.
     pub(super) fn can_destroy(&mut self) -> Result<(), Refusal> {
-        match self.destroy(&Entry { family: FAMILIES[0], identity: [0; IDENTITY], inode: 0 }) {
-            Err(refusal) if refusal.is(Errno::ENOENT) => Ok(()),
-            other => other,
+        const WHAT: &str = "make a socket to destroy";
+        let of = |error: io::Error| Refusal::of(WHAT, &error.to_string());
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(of)?;
+        let port = listener.local_addr().map_err(of)?.port();
+        match self.list(FAMILIES[0], LISTEN, port)?.first() {
+            Some(entry) => self.destroy(entry),
+            None => Err(Refusal::of(WHAT, "the kernel does not list it")),
         }
     }
 
@@ -93,9 +101,8 @@ impl Sockets {
         let mut listeners = BTreeSet::new();
         for family in FAMILIES {
             let found = self.list(family, LISTEN, 0).map_err(|refusal| io::Error::other(refusal.text()))?;
-            listeners.extend(
-                found.iter().map(|entry| Listener { inode: u64::from(entry.inode), port: entry.local_port() }),
-            );
+            listeners
+                .extend(found.iter().map(|entry| Listener { inode: u64::from(entry.inode), port: entry.local_port() }));
         }
         Ok(listeners)
     }
@@ -146,8 +153,6 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
-
     use super::*;
 
     #[test]

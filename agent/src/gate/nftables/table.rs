@@ -76,8 +76,7 @@ pub(super) fn faults(netlink: &mut Netlink, table: &str, owned: bool) -> Result<
             None => faults.push(format!("the chain {} was missing", form.name)),
             Some(false) => faults.push(format!("the chain {} was in another place", form.name)),
             Some(true) => {
-                let own: Vec<_> =
-                    rules.iter().filter(|(of, chain, _)| of == table && chain == form.name).collect();
+                let own: Vec<_> = rules.iter().filter(|(of, chain, _)| of == table && chain == form.name).collect();
                 match own.as_slice() {
                     [] => faults.push(format!("the rule of the chain {} was missing", form.name)),
                     [(.., rule)] if is_drop_unless_open(rule, form.port) => {}
