@@ -7,6 +7,10 @@ mod gate;
 use std::{
     io::{Read as _, Write as _},
     net::{IpAddr, Shutdown, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,11 +23,11 @@ use regent_agent::{
     gate::{
         Gate as _, GateError, Open,
         conformance::{self, CASES},
-        nftables,
+        nftables::{self, NftablesGate},
     },
     host::ports::listening_ports,
 };
-use regent_common::clock::Moment;
+use regent_common::clock::{Clock, Moment};
 
 // --- the suite -------------------------------------------------------------------------------------------------------
 
@@ -339,6 +343,55 @@ fn an_agent_that_is_stopped_between_deciding_and_acting_opens_nothing() {
             child.kill();
             nftables::remove(TABLE).unwrap();
         }
+    });
+}
+
+/// A clock on which every look takes 150 ms, as on a machine that hardly runs.
+struct Halting(AtomicU64);
+
+impl Clock for Halting {
+    fn boottime(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::SeqCst))
+    }
+
+    fn monotonic_raw(&self) -> Duration {
+        self.boottime()
+    }
+
+    fn wall(&self) -> jiff::Timestamp {
+        jiff::Timestamp::UNIX_EPOCH
+    }
+
+    fn now(&self) -> Moment {
+        self.0.fetch_add(150, Ordering::SeqCst);
+        Moment { boottime: self.boottime(), raw: self.monotonic_raw() }
+    }
+}
+
+#[test]
+fn a_change_that_was_confirmed_too_late_is_closed_again() {
+    in_namespace(|| async {
+        let port = echo_server(LOOPBACKS[0]);
+        let clock = Arc::new(Halting(AtomicU64::new(1_000_000)));
+        let gate = NftablesGate::open(TABLE, clock.clone());
+        gate.arm(&only(port)).await.unwrap();
+        // The guard's latest end passes between the change and its confirmation; the kernel, whose time goes on as usual,
+        // took the change.
+        gate.open(None).await.unwrap();
+        let soon = |clock: &Halting| clock.now().plus(Duration::from_millis(150 + 230 + 100));
+        let prepared = gate.prepare().unwrap();
+        assert_eq!(gate.make(prepared, Some(soon(&clock))), Err(GateError::Late));
+        assert_eq!(gate.state().await.unwrap().open, Open::Closed);
+        // One that was confirmed late and ends in time all the same stays.
+        let end = clock.now().plus(Duration::from_secs(3600));
+        let prepared = gate.prepare().unwrap();
+        gate.make(prepared, Some(end)).unwrap();
+        assert!(answers(LOOPBACKS[0], port));
+        // One whose guard is over by the clocks is not even sent.
+        let prepared = gate.prepare().unwrap();
+        clock.now();
+        assert_eq!(gate.make(prepared, None), Err(GateError::Late));
+        assert!(matches!(gate.state().await.unwrap().open, Open::Until(_)));
     });
 }
 

@@ -5,8 +5,10 @@
 //! cannot keep it open. There is no exemption, not for peers and not for loopback.
 //!
 //! **Invariants:** the gate never stands open past the end that was last asked for, whichever call runs however late, in
-//! whichever process (rule G2); what is not gated is never touched; no call here waits for a disk, a name or a lock that
-//! somebody else holds.
+//! whichever process (rule G2); what is not gated is never touched; no call here waits for a disk, a name, or a lock other
+//! than the kernel's own around a transaction.
+//!
+//! [`nftables`] is the real one, [`fake`] a simulated one with a simulated kernel; [`conformance`] holds for both.
 
 pub mod conformance;
 pub mod fake;

@@ -21,9 +21,10 @@
 //! at U at the latest, and 0.9 × (`end` − U) of it is over before `end`: the tenth covers a kernel clock that is slewed,
 //! which the clocks of the lease are not. The guard is deleted *last*: kernels before 6.8 judge by the time of each
 //! message, and the elements' time has begun by then; newer ones judge all of a transaction by the time of its beginning,
-//! after the lock was had. (There the kernel may be kept from running between that and the elements; a transaction that
-//! was not confirmed by U is therefore looked at again.) The kernel's timers stand still while a machine is suspended: who
-//! is resumed closes the gate first, as the protocol says.
+//! after the lock was had. (There the kernel may be kept from running between that and the elements, and its timers stand
+//! still while a machine is suspended, the guard's too: so a change is given up when U has passed before it is sent, and
+//! looked at again when U has passed before it was confirmed.) A gate that stands open when a machine is suspended has its
+//! remaining time after the resume: whoever resumes closes it first, as the protocol says.
 //!
 //! **Owner and persist.** Where the kernel has both (6.9), nobody but this process's socket can change or flush the table,
 //! and it stays when the process ends, for the next one to take over. *Between* the two it has no owner, and a flush
@@ -141,6 +142,9 @@ impl NftablesGate {
 
     fn replace_opening(&self, kernel: &mut Kernel, change: &Prepared, end: Option<Moment>) -> Result<(), GateError> {
         const DOING: &str = "open the gate";
+        if self.is_over(change) {
+            return Err(GateError::Late);
+        }
         let timeout = end.map(|end| timeout(end, change.until)).transpose()?;
         let ports = kernel.gated(&self.table).map_err(|refusal| says(DOING, &refusal))?;
         let keys = table::keys(&ports);
@@ -157,9 +161,13 @@ impl NftablesGate {
             Err(refusal) => return Err(says(DOING, &refusal)),
         }
         match end {
-            Some(end) if change.until.held_for(self.clock.now()).is_zero() => self.look_again(kernel, end),
+            Some(end) if self.is_over(change) => self.look_again(kernel, end),
             Some(_) | None => Ok(()),
         }
+    }
+
+    fn is_over(&self, change: &Prepared) -> bool {
+        change.until.held_for(self.clock.now()).is_zero()
     }
 
     /// After a change that was confirmed late: whether the kernel began it in time.

@@ -2,9 +2,10 @@
 //!
 //! Not a netlink library: it knows the framing and attributes, not what the messages mean ([`super::message`]).
 //!
-//! **Invariants:** no call waits. The kernel works a request off before `send` returns and the answers are in the socket's
-//! queue then; the socket is non-blocking, so that a missing answer is an error and never a hang. Answers to anything but
-//! the present request are dropped.
+//! **Invariants:** no call waits for an answer. The kernel works a request off before `send` returns and the answers are in
+//! the socket's queue then; the socket is non-blocking, so that a missing answer is an error and never a hang. What `send`
+//! may wait for is the kernel's own lock around somebody else's transaction. Answers to anything but the present request
+//! are dropped.
 
 use std::{io, mem};
 
