@@ -193,12 +193,15 @@ impl Agent {
         let bin = std::env::var("REGENT_POSTGRES_BIN").map_or(String::new(), |bin| format!("bin_dir = {bin:?}\n"));
         let config = format!(
             "listen = {:?}\nhttp_listen = {:?}\nadvertise = \"127.0.0.1\"\nstate_dir = {:?}\ndata_root = {:?}\nrun_dir = {:?}\n\
+             gate_table = {:?}\n\
              {more}\n[engine.postgresql]\nport = {}\nlisten_addresses = \"127.0.0.1\"\n{bin}{engine}\n",
             self.address,
             self.http,
             self.home.join("state"),
             self.home.join("engines"),
             self.home.join("run"),
+            // Agents that share a network share its nftables.
+            format!("regent-test-{}", self.engine_port),
             self.engine_port,
         );
         Ok(fs::write(self.config(), config)?)
@@ -247,6 +250,16 @@ impl Agent {
     /// Its process id.
     pub fn pid(&self) -> Result<u32> {
         Ok(self.daemon.as_ref().with_context(|| format!("the agent of {} does not run", self.node))?.pid())
+    }
+}
+
+impl Drop for Agent {
+    /// What is gated would stay so for whoever gets these ports next.
+    fn drop(&mut self) {
+        drop(self.daemon.take());
+        if let Err(error) = run(self.command("remove-gate")) {
+            tracing::warn!(node = self.node, error = format!("{error:#}"), "a gate was left in the kernel");
+        }
     }
 }
 

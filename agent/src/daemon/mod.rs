@@ -4,6 +4,7 @@
 //! directory, by a lock that the kernel drops with the process.
 
 mod contact;
+mod ports;
 mod renewal;
 
 use std::{
@@ -31,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::Config,
     enroll::{Addresses, Enrollment},
-    gate::{Gate, none::NoGate},
+    gate::{Gate, nftables::NftablesGate, none::NoGate},
     host, http,
     ledger::{LedgerError, LedgerStore, RealDisk},
     member::{Engines, Member, Place, data_in},
@@ -217,7 +218,14 @@ impl Daemon {
     }
 
     fn gate(&self) -> Arc<dyn Gate> {
-        Arc::new(NoGate::new("this agent has no gate"))
+        if self.config.gate_table.is_empty() {
+            return Arc::new(NoGate::new("the gate is switched off: set \"gate_table\" in agent.toml to have one"));
+        }
+        let gate = NftablesGate::open(&self.config.gate_table, Arc::new(SystemClock));
+        for problem in gate.abilities().problems {
+            tracing::warn!(problem, "the fence of this host is not complete");
+        }
+        Arc::new(gate)
     }
 
     fn coordinators(&self) -> Vec<String> {
@@ -240,6 +248,7 @@ impl Daemon {
         let steps = node.executor.table().changes();
         tokio::spawn(observe::run(node.member.clone(), steps, LOOK_PERIOD, stop.clone()));
         tokio::spawn(host::run(node.host.clone(), config.data_root.clone(), host::PERIOD, stop.clone()));
+        tokio::spawn(ports::run(node.clone(), stop.clone()));
         tokio::spawn(upkeep(self.metrics.clone(), stop.clone()));
         if let Some(listener) = plain {
             let serving = http::serve(listener, node.clone(), self.metrics.clone(), stop.clone());

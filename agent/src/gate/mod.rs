@@ -5,15 +5,30 @@
 //! cannot keep it open. There is no exemption, not for peers and not for loopback.
 //!
 //! **Invariants:** the gate never stands open past the end that was last asked for, whichever call runs however late, in
-//! whichever process (rule G2); what is not gated is never touched; no call here waits for a disk, a name or a lock that
-//! somebody else holds.
+//! whichever process (rule G2); what is not gated is never touched; no call here waits for a disk, a name, or a lock other
+//! than the kernel's own around a transaction.
+//!
+//! [`nftables`] is the real one, [`fake`] a simulated one with a simulated kernel; [`conformance`] holds for both.
 
+pub mod conformance;
+pub mod fake;
+pub mod nftables;
 pub mod none;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use async_trait::async_trait;
 use regent_common::clock::Moment;
+
+/// Life of a guard: a change that reaches the kernel later than this after its preparation is refused (rule G2).
+pub const GUARD_LIFE: Duration = Duration::from_millis(200);
+
+/// Latest end of a guard after the kernel has confirmed it, by clocks that the kernel's timers may lag behind.
+pub const GUARD_END: Duration = Duration::from_millis(230);
+
+/// Openings shorter than this are refused. The kernel counts in ticks of up to 10 ms and rounds down, and takes 0 ticks as
+/// *for ever*.
+pub const SHORTEST_OPENING: Duration = Duration::from_millis(25);
 
 /// What a host's kernel can do for the fence, found out once at start by trying it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -97,4 +112,11 @@ pub trait Gate: Send + Sync + 'static {
     /// Makes sure that tables, chains and rules are still there, and puts back what is missing; says what that was, empty
     /// for nothing. The opening is not put back: only [`Gate::open`] opens.
     async fn verify(&self) -> Result<Vec<String>, GateError>;
+}
+
+/// Time that an opening may stand whose change the kernel accepts by `accepted` at the latest, so that it is closed by
+/// `end`: a tenth less, because the kernel's timers may be slewed and the clocks of a lease are not.
+fn timeout(end: Moment, accepted: Moment) -> Result<Duration, GateError> {
+    let timeout = end.held_for(accepted) / 10 * 9;
+    if timeout < SHORTEST_OPENING { Err(GateError::NoTimeLeft) } else { Ok(timeout) }
 }

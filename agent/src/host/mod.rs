@@ -4,6 +4,7 @@
 
 mod cpu;
 mod memory;
+pub mod ports;
 
 use std::{fs, path::Path, path::PathBuf, time::Duration};
 

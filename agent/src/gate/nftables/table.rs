@@ -1,0 +1,148 @@
+//! The gate's table in the kernel: what it has to look like, how it is found to be, and how it is made.
+//!
+//! **Invariant:** making it anew happens in one transaction with the gated ports in it, so that at no moment rules stand
+//! without the ports, nor the ports without rules, and nothing is open then.
+
+use std::collections::BTreeSet;
+
+use nix::errno::Errno;
+
+use super::{
+    expressions::is_drop_unless_open,
+    message::{self, CHAINS, Element, GATED, SETS, TABLE_OWNED, TABLE_PERSISTS},
+    netlink::{Netlink, Refusal},
+};
+
+/// How the table is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// It is ours and survives a foreign flush and our end.
+    Owned,
+    /// It is there; anybody with the right may change it.
+    Shared,
+    /// There is none.
+    Absent,
+}
+
+/// Every other flag of a table than those of ownership: a table with one of them does not drop.
+const FOREIGN_FLAGS: u32 = !(TABLE_OWNED | TABLE_PERSISTS);
+
+/// Takes over a table that a process which has ended left behind, where `own` says so. Changes nothing else.
+pub(super) fn keep(netlink: &mut Netlink, table: &str, own: bool) -> Result<Kept, Refusal> {
+    let Some(found) = get(netlink, table)? else { return Ok(Kept::Absent) };
+    let owned = found.flags & TABLE_OWNED != 0;
+    if owned && found.owner == Some(netlink.port()) {
+        return Ok(Kept::Owned);
+    }
+    if owned {
+        return Err(Refusal::of("take over the table", "another process owns it; is a second agent running?"));
+    }
+    if !own || found.flags & TABLE_PERSISTS == 0 {
+        return Ok(Kept::Shared);
+    }
+    match netlink.batch(&[message::add_table(table, TABLE_OWNED | TABLE_PERSISTS)]) {
+        Ok(()) => Ok(Kept::Owned),
+        Err(refusal) if refusal.is(Errno::EOPNOTSUPP) || refusal.is(Errno::EINVAL) => Ok(Kept::Shared),
+        Err(refusal) => Err(refusal),
+    }
+}
+
+/// What is not as it has to be, a sentence each. Contents of the sets are not looked at.
+pub(super) fn faults(netlink: &mut Netlink, table: &str, owned: bool) -> Result<Vec<String>, Refusal> {
+    let Some(found) = get(netlink, table)? else {
+        return Ok(vec![format!("the table inet {table} was missing")]);
+    };
+    let mut faults = Vec::new();
+    if found.flags & FOREIGN_FLAGS != 0 {
+        faults.push(format!("the table inet {table} was dormant"));
+    }
+    if owned && found.flags & TABLE_OWNED == 0 {
+        faults.push(format!("the table inet {table} was somebody else's"));
+    }
+    let sets = netlink.dump(&message::get_sets(table))?;
+    let sets: Vec<_> = sets.iter().map(|answer| message::read_set(answer)).collect();
+    for form in &SETS {
+        match sets.iter().find(|(name, ..)| name == form.name) {
+            None => faults.push(format!("the set {} was missing", form.name)),
+            Some((_, flags, length)) if (*flags, *length) == (form.flags, form.key_length) => {}
+            Some(_) => faults.push(format!("the set {} was of another kind", form.name)),
+        }
+    }
+    let chains = netlink.dump(&message::get_chains())?;
+    let rules = netlink.dump(&message::get_rules(table))?;
+    let rules: Vec<_> = rules.iter().map(|answer| message::read_rule(answer)).collect();
+    for form in &CHAINS {
+        match chains.iter().find_map(|answer| message::read_chain(answer, table, form)) {
+            None => faults.push(format!("the chain {} was missing", form.name)),
+            Some(false) => faults.push(format!("the chain {} was in another place", form.name)),
+            Some(true) => {
+                let own: Vec<_> = rules.iter().filter(|(of, chain, _)| of == table && chain == form.name).collect();
+                match own.as_slice() {
+                    [] => faults.push(format!("the rule of the chain {} was missing", form.name)),
+                    [(.., rule)] if is_drop_unless_open(rule, form.port) => {}
+                    _ => faults.push(format!("the chain {} had other rules", form.name)),
+                }
+            }
+        }
+    }
+    Ok(faults)
+}
+
+/// Makes the table as it has to be, in place of one that is there, with these ports gated and closed.
+pub(super) fn make(netlink: &mut Netlink, table: &str, gated: &BTreeSet<u16>, owned: bool) -> Result<(), Refusal> {
+    let flags = if owned { TABLE_OWNED | TABLE_PERSISTS } else { 0 };
+    let mut batch = Vec::new();
+    if get(netlink, table)?.is_some() {
+        batch.push(message::delete_table(table));
+    }
+    batch.push(message::add_table(table, flags));
+    batch.extend((0..).zip(&SETS).map(|(number, set)| message::add_set(table, set, number)));
+    if !gated.is_empty() {
+        let keys = keys(gated);
+        let ports = keys.iter().map(<[u8; 2]>::as_slice);
+        batch.push(message::add_elements("gate the ports", table, GATED, ports, None));
+    }
+    batch.extend(CHAINS.iter().map(|chain| message::add_chain(table, chain)));
+    batch.extend(CHAINS.iter().map(|chain| message::add_rule(table, chain)));
+    netlink.batch(&batch)
+}
+
+/// Deletes the table; one that is not there is deleted.
+pub(super) fn remove(netlink: &mut Netlink, table: &str) -> Result<(), Refusal> {
+    match netlink.batch(&[message::delete_table(table)]) {
+        Err(refusal) if refusal.is(Errno::ENOENT) => Ok(()),
+        other => other,
+    }
+}
+
+/// The elements of a set; none where there is no such set.
+pub(super) fn elements(netlink: &mut Netlink, table: &str, set: &str) -> Result<Vec<Element>, Refusal> {
+    match netlink.dump(&message::get_elements(table, set)) {
+        Ok(answers) => Ok(answers.iter().flat_map(|answer| message::read_elements(answer)).collect()),
+        Err(refusal) if refusal.is(Errno::ENOENT) => Ok(Vec::new()),
+        Err(refusal) => Err(refusal),
+    }
+}
+
+/// The ports of a set; none where there is no such set.
+pub(super) fn ports(netlink: &mut Netlink, table: &str, set: &str) -> Result<BTreeSet<u16>, Refusal> {
+    Ok(elements(netlink, table, set)?.iter().filter_map(port).collect())
+}
+
+/// The keys of these ports in the sets.
+pub(super) fn keys(ports: &BTreeSet<u16>) -> Vec<[u8; 2]> {
+    ports.iter().map(|port| port.to_be_bytes()).collect()
+}
+
+/// The port of a key in the sets.
+pub(super) fn port(element: &Element) -> Option<u16> {
+    element.key.as_slice().try_into().ok().map(u16::from_be_bytes)
+}
+
+fn get(netlink: &mut Netlink, table: &str) -> Result<Option<message::Table>, Refusal> {
+    match netlink.ask(&message::get_table(table)) {
+        Ok(answers) => Ok(answers.first().map(|answer| message::read_table(answer))),
+        Err(refusal) if refusal.is(Errno::ENOENT) => Ok(None),
+        Err(refusal) => Err(refusal),
+    }
+}
