@@ -247,7 +247,8 @@ impl Session {
             });
             let read = Grant::try_from(grant);
             if !ours || read.is_err() {
-                tracing::warn!("a grant came that is not for this member, and was dropped");
+                // Late, most likely: this node was released, or became another member, since it asked.
+                tracing::info!("a grant came that is not for this member, and was dropped");
             }
             read.ok().filter(|_| ours)
         });
