@@ -11,8 +11,8 @@
 //! all child processes begin there too. Cuts ([`Network::cut`]) are made at the hub, by direction, so that the machines'
 //! own rules of nftables are untouched by the test, and the test by theirs.
 //!
-//! **Invariants:** the host's network and mounts are never touched: a [`Network`] refuses to be made in the namespace of
-//! process 1. Nothing outlives the test: interfaces and mounts belong to its namespaces, and the process that holds a
+//! **Invariants:** the host's network and mounts are never touched: a [`Network`] refuses to be made by a
+//! thread that is still where its process began. Nothing outlives the test: interfaces and mounts belong to its namespaces, and the process that holds a
 //! machine's namespace ends everything in it when the test's end of a pipe closes, however the test ended.
 //!
 //! Not a simulation: clocks and the page cache are the host's, so a power cut here shows no missing fsync.
@@ -115,7 +115,8 @@ impl Network {
     /// Makes the hub in the calling thread's namespace, without any machine. `folder` is the test's.
     pub fn new(folder: &Path) -> Result<Arc<Self>> {
         let own = fs::read_link("/proc/thread-self/ns/net")?;
-        let host = fs::read_link("/proc/1/ns/net").context("cannot tell the host's network from the test's")?;
+        // The first thread of the process never leaves it.
+        let host = fs::read_link("/proc/self/ns/net")?;
         ensure!(own != host, "this is the host's own network: use network::inside");
         run(words(&["ip", "link", "set", "lo", "up"]))?;
         run(words(&["ip", "link", "add", HUB, "type", "bridge"]))?;
