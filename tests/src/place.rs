@@ -1,17 +1,14 @@
 //! Where daemons run: all on loopback, or each on a machine of its own in a [`Network`].
 
-use std::{
-    ffi::OsStr,
-    path::Path,
-    process::Command,
-    sync::Arc,
-};
+use std::{path::Path, process::Command, sync::Arc};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use nix::unistd::User;
 
 use crate::{
     network::{Machine, Network},
     ports,
+    process::as_user,
 };
 
 /// Where one daemon runs.
@@ -68,11 +65,19 @@ impl Place {
         }
     }
 
-    /// A tool of the system to be run there with arguments.
-    pub fn tool(&self, name: &str, arguments: &[impl AsRef<OsStr>]) -> Result<Command> {
-        let mut command = self.command(Path::new(name))?;
-        command.args(arguments);
-        Ok(command)
+    /// The same as another user of the system, when the caller is root and may become another.
+    pub fn command_as(&self, user: &str, program: &Path) -> Result<Command> {
+        match self {
+            Self::Loopback => {
+                let mut command = Command::new(program);
+                as_user(&mut command, user)?;
+                Ok(command)
+            }
+            Self::Machine(machine) => {
+                let user = User::from_name(user)?.with_context(|| format!("there is no user {user}"))?;
+                machine.command_as(&user, program)
+            }
+        }
     }
 }
 

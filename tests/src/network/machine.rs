@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use nix::{
     sys::signal::{Signal, kill},
-    unistd::Pid,
+    unistd::{Pid, User},
 };
 
 use super::{HUB, words};
@@ -87,10 +87,23 @@ impl Machine {
 
     /// A program to be run on it. The process that starts becomes the program: its id is the program's.
     pub fn command(&self, program: impl AsRef<Path>) -> Result<Command> {
+        let mut command = self.enter()?;
+        command.arg("--").arg(program.as_ref());
+        Ok(command)
+    }
+
+    /// The same for another user of the system.
+    pub fn command_as(&self, user: &User, program: impl AsRef<Path>) -> Result<Command> {
+        let mut command = self.enter()?;
+        command.args(["--setuid", &user.uid.to_string(), "--setgid", &user.gid.to_string(), "--"]);
+        command.arg(program.as_ref());
+        Ok(command)
+    }
+
+    fn enter(&self) -> Result<Command> {
         let holder = self.holder()?;
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/proc/{holder}/ns/net")).arg(format!("--mount=/proc/{holder}/ns/mnt"));
-        command.arg("--").arg(program.as_ref());
         Ok(command)
     }
 

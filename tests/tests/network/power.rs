@@ -22,7 +22,8 @@ const BETWEEN: Duration = Duration::from_secs(1);
 
 /// Writes for a while, and sees to it that every copy has it all before the power goes.
 async fn write_and_settle(bed: &Bed, name: &str) -> (Vec<regent_tests::workload::history::History>, checker::Stored) {
-    let writers = Writers::start(&bed.folder.join("writers").join(name), &bed.login, &bed.members, true).unwrap();
+    let folder = bed.folder.join("writers").join(name);
+    let writers = Writers::start_called("settled-", &folder, &bed.login, &bed.members, true).unwrap();
     writers.acknowledged(now_nanos(), 100, SOON).await.unwrap();
     let histories = writers.stop().await.unwrap();
     let stored = bed.same_on_all().await.unwrap();

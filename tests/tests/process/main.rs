@@ -12,6 +12,7 @@ mod divergence;
 mod failover;
 mod full_disk;
 mod joining;
+mod late_answers;
 mod network;
 mod security;
 mod stock_clients;
