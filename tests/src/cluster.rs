@@ -100,7 +100,11 @@ async fn connect(coordinator: &Coordinator) -> Result<Api> {
     .await
 }
 
-/// What is asked to create a cluster. The one place in which the harness says what every cluster of a test is like.
+/// Profiles with which a cluster can be created. A bench refuses others; tests ask for what they need.
+pub const PROFILES: &[Profile] = &[Profile::Standard];
+
+/// What is asked to create a cluster: the one place in which the harness says what every cluster of a test is like. The
+/// profile is not on the wire yet, and [`PROFILES`] says so; both change together.
 pub fn create_request(cluster: &str, engine: &str, nodes: &[&str], _profile: Profile) -> wire::CreateClusterRequest {
     wire::CreateClusterRequest {
         cluster: cluster.to_owned(),

@@ -159,15 +159,15 @@ impl Fault {
 mod tests {
     use std::process::{Command, Stdio};
 
-    use super::{super::{Actor, Who}, *};
+    use super::{
+        super::{Actor, Who},
+        *,
+    };
 
     #[test]
     fn a_family_has_grandchildren() {
-        let mut parent = Command::new("sh")
-            .args(["-c", "sh -c 'echo; sleep 60; :'; :"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut parent =
+            Command::new("sh").args(["-c", "sh -c 'echo; sleep 60; :'; :"]).stdout(Stdio::piped()).spawn().unwrap();
         // The grandchild's word says that all are there, but for the sleep.
         let mut line = String::new();
         std::io::BufRead::read_line(&mut std::io::BufReader::new(parent.stdout.take().unwrap()), &mut line).unwrap();

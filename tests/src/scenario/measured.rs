@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Outage, Scenario};
+use super::Scenario;
 use crate::{
     profile::Profile,
     workload::checker::{Account, Row},
@@ -120,7 +120,11 @@ impl Measured {
         };
         let lost: Vec<_> = self.lost.iter().filter(|lost| !allowed(lost)).collect();
         if !lost.is_empty() {
-            found.push(format!("{} acknowledged rows are lost that no policy gives up, such as {:?}", lost.len(), lost[0]));
+            found.push(format!(
+                "{} acknowledged rows are lost that no policy gives up, such as {:?}",
+                lost.len(),
+                lost[0]
+            ));
         }
         found
     }
@@ -144,28 +148,26 @@ impl Measured {
                 found.push(format!("no writes for {:.0} ms; at most {limit:.0}", self.write_outage_ms));
             }
         } else {
-            found.extend(self.goes_on_alone(slack));
+            found.extend(self.stops_and_goes_on(slack));
         }
         found
     }
 
-    /// For [`Outage::UntilHealed`]: writes have to stop with the lease and go on soon after the healing.
-    fn goes_on_alone(&self, slack: f64) -> Vec<String> {
+    /// For [`super::Outage::UntilHealed`]: writes have to stop with the lease and go on soon after the healing.
+    fn stops_and_goes_on(&self, slack: f64) -> Vec<String> {
         let mut found = Vec::new();
         let last = millis(self.profile.ttl() + SLOP);
         if self.last_before_healing_ms.is_some_and(|at| at > last) {
-            found.push(format!("writes went on until {:?} ms; the lease ended by {last:.0}", self.last_before_healing_ms));
+            found.push(format!(
+                "writes went on until {:?} ms; the lease ended by {last:.0}",
+                self.last_before_healing_ms
+            ));
         }
         let soon = self.healed_ms + millis(self.profile.node_lost()) * slack;
         if self.resumed_ms.is_none_or(|at| at > soon) {
             found.push(format!("writes went on again at {:?} ms; they should by {soon:.0}", self.resumed_ms));
         }
         found
-    }
-
-    /// Whether the outage is within what is promised, without slack; `None` where nothing is promised.
-    pub fn within_the_limit(&self, outage: Outage) -> Option<bool> {
-        Some(self.write_outage_ms <= millis(outage.limit(self.profile)?))
     }
 }
 
@@ -229,7 +231,11 @@ mod tests {
             ("node-cut", Measured { missed: vec!["missed it".into()], ..good() }, "missed it"),
             ("coordinator-kill", Measured { write_outage_ms: 10.0, ..good() }, "none was called for"),
             ("coordinator-kill", Measured { epochs: 0, write_outage_ms: 900.0, ..good() }, "no writes for"),
-            ("coordinator-kill", Measured { epochs: 0, write_outage_ms: 1.0, lost: lost("db1", 1.0), ..good() }, "no policy"),
+            (
+                "coordinator-kill",
+                Measured { epochs: 0, write_outage_ms: 1.0, lost: lost("db1", 1.0), ..good() },
+                "no policy",
+            ),
             ("coordinator-and-replica-kill", Measured { epochs: 0, ..good() }, "writes went on until"),
             (
                 "coordinator-and-replica-kill",
@@ -248,8 +254,7 @@ mod tests {
     fn slack_widens_times_and_nothing_else() {
         let slow = Measured { write_outage_ms: 3_900.0, ..good() };
         assert_eq!(slow.complaints(scenario("node-cut"), 2.0), [""; 0]);
-        assert_eq!(slow.within_the_limit(Outage::NodeLost), Some(false));
-        assert_eq!(slow.within_the_limit(Outage::UntilHealed), None);
+        assert_eq!(slow.complaints(scenario("node-cut"), 1.0).len(), 1);
         let two = Measured { overlap_ms: 0.1, ..good() };
         assert_eq!(two.complaints(scenario("node-cut"), 1e9).len(), 1);
     }

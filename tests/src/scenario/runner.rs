@@ -67,11 +67,22 @@ fn writers(bed: &Bed, cast: &Cast, folder: &str) -> Result<Writers> {
 }
 
 /// Watches as long as the fault lasts; what should have happened meanwhile and did not.
-async fn watch(scenario: &Scenario, settings: &Settings, bed: &Bed, cast: &Cast, writers: &Writers, at: u64) -> Vec<String> {
+async fn watch(
+    scenario: &Scenario,
+    settings: &Settings,
+    bed: &Bed,
+    cast: &Cast,
+    writers: &Writers,
+    at: u64,
+) -> Vec<String> {
     if scenario.expected.failover {
         let limit = scenario.expected.outage.limit(bed.profile).unwrap_or_default();
         let seen = writers.acknowledged_except(&cast.primary.endpoint, at, ROWS, limit * LATE + BEFORE).await;
-        return seen.err().map(|error| format!("nobody took over while the fault lasted: {error:#}")).into_iter().collect();
+        return seen
+            .err()
+            .map(|error| format!("nobody took over while the fault lasted: {error:#}"))
+            .into_iter()
+            .collect();
     }
     let least = watching(bed.profile);
     let time = if scenario.takes_the_coordinator_away() { least.max(settings.coordinator_away) } else { least };

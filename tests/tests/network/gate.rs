@@ -172,7 +172,8 @@ const PAUSES: u32 = 8;
 fn an_agent_that_is_paused_between_grant_and_renewal_opens_nothing_late() {
     inside(|| async {
         let mut bed = bed().await;
-        let mut seed: u64 = std::env::var("REGENT_TEST_SEED").map_or_else(|_| now_nanos(), |seed| seed.parse().unwrap());
+        let mut seed: u64 =
+            std::env::var("REGENT_TEST_SEED").map_or_else(|_| now_nanos(), |seed| seed.parse().unwrap());
         println!("REGENT_TEST_SEED={seed}");
         let mut writers = Writers::start(&bed.folder.join("writers"), &bed.login, &bed.members, true).unwrap();
         for (number, member) in bed.members.iter().enumerate() {

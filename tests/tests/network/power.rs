@@ -40,9 +40,13 @@ fn after_a_power_cut_of_everything_there_is_one_primary_and_nothing_is_lost() {
             postgres::create_table(&bed.login, &cast.primary.endpoint).await.unwrap();
             let (histories, stored) = write_and_settle(&bed, &format!("before-{round}")).await;
             // Writers are there throughout: who takes their rows while machines come back is seen.
-            let mut writers =
-                Writers::start(&bed.folder.join("writers").join(format!("cut-{round}")), &bed.login, &bed.members, true)
-                    .unwrap();
+            let mut writers = Writers::start(
+                &bed.folder.join("writers").join(format!("cut-{round}")),
+                &bed.login,
+                &bed.members,
+                true,
+            )
+            .unwrap();
             for actor in cast.members() {
                 writers.add_patient(&format!("patient-{}", actor.node), &actor.endpoint).unwrap();
             }

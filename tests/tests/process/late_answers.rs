@@ -75,9 +75,8 @@ async fn commit_into_a_closed_port(destroy_the_sockets: bool) -> (Option<u64>, u
         })
     };
     // As long as the kernel would wait before it sends the answer again.
-    let late = wait::until("a late answer", CLOSED * 4, || async {
-        acknowledged().ok_or_else(|| anyhow::anyhow!("none"))
-    });
+    let late =
+        wait::until("a late answer", CLOSED * 4, || async { acknowledged().ok_or_else(|| anyhow::anyhow!("none")) });
     let late = late.await.ok();
     assert!(late.is_none_or(|at| at > closed), "it committed before the port was closed");
     let stored = postgres::read_rows(&engine.login, &engine.member).await.unwrap();

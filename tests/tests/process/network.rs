@@ -15,7 +15,8 @@ use regent_tests::{
     cluster::run,
     folder::TestFolder,
     network::{self, CLIENTS, Cable, HUB_ADDRESS, Machine, Network},
-    process, wait,
+    process::{self, Daemon},
+    wait,
     workload::now_nanos,
 };
 
@@ -60,6 +61,7 @@ struct World {
     network: Arc<Network>,
     one: Arc<Machine>,
     other: Arc<Machine>,
+    echoes: Vec<Daemon>,
     /// Dropped last.
     folder: TestFolder,
 }
@@ -69,17 +71,17 @@ impl World {
         let folder = TestFolder::new().unwrap();
         let network = Network::new(folder.path()).unwrap();
         let (one, other) = (network.machine("one").unwrap(), network.machine("other").unwrap());
-        let world = Self { network, one, other, folder };
-        for machine in [&world.one, &world.other] {
-            world.serve(machine).await;
+        let mut world = Self { network, one, other, echoes: Vec::new(), folder };
+        for machine in [Arc::clone(&world.one), Arc::clone(&world.other)] {
+            world.serve(&machine).await;
         }
         world
     }
 
-    /// Starts an echo on a machine; it stays until the machine ends it.
-    async fn serve(&self, machine: &Machine) {
-        let mut echo = python(Some(machine), ECHO, &[&machine.address()]);
-        echo.stdin(Stdio::null()).process_group(0).spawn().unwrap();
+    /// Starts an echo on a machine.
+    async fn serve(&mut self, machine: &Machine) {
+        let echo = python(Some(machine), ECHO, &[&machine.address()]);
+        self.echoes.push(Daemon::start("echo", echo, &self.folder.join("echo.log")).unwrap());
         let address = machine.address();
         wait::until("an echo", SOON, || async {
             anyhow::ensure!(hears(None, &address), "{address} is silent");
@@ -168,7 +170,7 @@ fn one_way_is_one_way() {
 #[test]
 fn a_power_cut_says_nothing_and_leaves_nothing_and_another_boot_follows() {
     inside(|| async {
-        let world = World::new().await;
+        let mut world = World::new().await;
         let boot = |machine: &Machine| {
             let mut read = machine.command("cat").unwrap();
             read.arg("/proc/sys/kernel/random/boot_id");
@@ -191,7 +193,7 @@ fn a_power_cut_says_nothing_and_leaves_nothing_and_another_boot_follows() {
         assert!(!hears(None, &world.one.address()) && hears(None, &world.other.address()));
 
         world.one.power_on().unwrap();
-        world.serve(&world.one).await;
+        world.serve(&Arc::clone(&world.one)).await;
         assert!(hears(Some(&world.other), &world.one.address()));
         assert_ne!(boot(&world.one), before);
         assert_eq!(boot(&world.other), others);
@@ -275,7 +277,12 @@ fn what_runs_on_a_machine_ends_with_the_test() {
         let pids = &mut pids;
         async {
             let world = World::new().await;
-            pids.extend(world.one.processes().unwrap());
+            let known = world.one.processes().unwrap();
+            // Nobody's child: nothing of the test knows it.
+            let mut leave = world.one.command("sh").unwrap();
+            leave.args(["-c", "sleep 600 >/dev/null 2>&1 &"]);
+            run(leave).unwrap();
+            pids.extend(world.one.processes().unwrap().into_iter().filter(|pid| !known.contains(pid)));
             assert!(!pids.is_empty());
         }
     });

@@ -148,7 +148,9 @@ async fn dispatch(command: Command) -> Result<()> {
         Command::Node { member, write: arguments } => {
             write(Target::Member(member), Duration::from_millis(20), arguments).await
         }
-        Command::Commit { member, wait_millis, write } => commit(&member, Duration::from_millis(wait_millis), write).await,
+        Command::Commit { member, wait_millis, write } => {
+            commit(&member, Duration::from_millis(wait_millis), write).await
+        }
         Command::Account { members, logs, from, login } => account(&members, &logs, from, &login.read()?).await,
         Command::Now => Ok(writeln!(std::io::stdout(), "{}", now_nanos())?),
     }
