@@ -54,8 +54,10 @@ fn watching(profile: Profile) -> Duration {
 }
 
 /// Starts all writers: the follower, one for each member, one patient one for each, and one on each member's machine.
-fn writers(bed: &Bed, cast: &Cast, folder: &str) -> Result<Writers> {
-    let mut writers = Writers::start(&bed.folder.join("writers").join(folder), &bed.login, &bed.members, true)?;
+/// `prefix` is this run's own: a row that was under way to a silent member when an earlier run ended may still arrive.
+fn writers(bed: &Bed, cast: &Cast, prefix: &str) -> Result<Writers> {
+    let folder = bed.folder.join("writers").join(prefix);
+    let mut writers = Writers::start_called(prefix, &folder, &bed.login, &bed.members, true)?;
     for actor in cast.members() {
         writers.add_patient(&format!("patient-{}", actor.node), &actor.endpoint)?;
         if let Place::Machine(_) = bed.fleet.agents[&actor.node].place() {
@@ -94,7 +96,8 @@ async fn watch(
 pub async fn run(bed: &mut Bed, scenario: &'static Scenario, number: u32, settings: &Settings) -> Result<Measured> {
     let cast = bed.cast().await.context("before the fault")?;
     postgres::create_table(&bed.login, &cast.primary.endpoint).await?;
-    let writers = writers(bed, &cast, &format!("{}-{number}", scenario.name))?;
+    let prefix = format!("{}-{number}-", scenario.name);
+    let writers = writers(bed, &cast, &prefix)?;
     writers.acknowledged(0, ROWS, CREATE).await.context("before the fault")?;
 
     let fault = now_nanos();
@@ -109,7 +112,8 @@ pub async fn run(bed: &mut Bed, scenario: &'static Scenario, number: u32, settin
     let end = now_nanos();
 
     let histories = writers.stop().await?;
-    let stored = bed.same_on_all().await?;
+    let mut stored = bed.same_on_all().await?;
+    stored.retain(|(writer, _), _| writer.starts_with(&prefix));
     let account = checker::account(&histories, &stored);
     let times = Times { fault, healed, healthy, end };
     let mut measured = measure(scenario, bed, &cast, &histories, times).with(&account);
@@ -141,7 +145,7 @@ fn member_at(cast: &Cast, endpoint: &str) -> String {
 /// What the histories say.
 fn measure(scenario: &Scenario, bed: &Bed, cast: &Cast, histories: &[History], times: Times) -> Measured {
     let begin = times.fault - nanos(BEFORE);
-    let follower: Vec<_> = histories.iter().filter(|history| history.writer == "follower").cloned().collect();
+    let follower: Vec<_> = histories.iter().filter(|history| history.writer.ends_with("-follower")).cloned().collect();
     let acknowledgements = || histories.iter().flat_map(History::acknowledgements);
     let elsewhere = acknowledgements().filter(|(at, by)| *at > times.fault && *by != cast.primary.endpoint);
     let before_healing = acknowledgements().map(|(at, _)| at).filter(|at| (times.fault..times.healed).contains(at));
