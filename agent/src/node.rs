@@ -34,6 +34,8 @@ pub struct Node {
     pub name: NodeName,
     /// Id of the coordinator that it belongs to.
     pub coordinator_id: String,
+    /// Boot id of its kernel.
+    pub boot_id: String,
     /// When this process started; for display.
     pub started_at: Timestamp,
     /// The member's driver and what is seen of the engine.
@@ -65,6 +67,8 @@ pub struct Parts {
     pub name: NodeName,
     /// Id of the coordinator that it belongs to.
     pub coordinator_id: String,
+    /// Boot id of its kernel; another one after every boot.
+    pub boot_id: String,
     /// The ledger.
     pub ledger: LedgerStore,
     /// The member.
@@ -89,11 +93,12 @@ impl Node {
     ///
     /// A driver that cannot be opened is no reason not to start: the coordinator has to hear of it.
     pub async fn start(parts: Parts) -> Arc<Self> {
-        let Parts { name, coordinator_id, ledger, member, peers, clock } = parts;
+        let Parts { name, coordinator_id, boot_id, ledger, member, peers, clock } = parts;
         reopen(&ledger, &member).await;
         Arc::new(Self {
             name,
             coordinator_id,
+            boot_id,
             started_at: clock.wall(),
             executor: Arc::new(Executor::new(ledger, member.clone(), peers)),
             member,

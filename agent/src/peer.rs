@@ -12,7 +12,7 @@ use regent_common::{
     position::Position,
     tls::{ExpectedServer, ReloadingIdentity},
     topology::{EngineState, Peer},
-    transport,
+    transport::{self, Dialer},
 };
 use regent_proto::agent::v1::{
     ConfirmWholeRequest, ConfirmWholeResponse, peer_service_client::PeerServiceClient, peer_service_server::PeerService,
@@ -32,6 +32,8 @@ pub struct PeerAnswers(pub Arc<Node>);
 /// The way to other agents.
 #[derive(Debug, Clone)]
 pub struct PeerCalls {
+    /// Opens connections.
+    pub dialer: Arc<dyn Dialer>,
     /// Our identity.
     pub identity: ReloadingIdentity,
     /// Coordinator that we and they belong to.
@@ -99,7 +101,8 @@ impl PeerCalls {
             coordinator_id: self.coordinator_id.clone(),
             principal: Principal::Node(source.node.clone()),
         });
-        let channel = transport::connect(&source.agent_address, Some(self.identity.clone()), expected)
+        let (dialer, identity) = (Arc::clone(&self.dialer), Some(self.identity.clone()));
+        let channel = transport::connect_through(dialer, &source.agent_address, identity, expected)
             .await
             .map_err(|error| ErrorChain(&error).to_string())?;
         let answer = PeerServiceClient::new(channel).confirm_whole(question).await;

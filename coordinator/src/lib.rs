@@ -4,6 +4,7 @@
 //! (how it is carried out), [`cluster`] (the loop around them), [`nodes`] (how agents are heard and told), [`api`].
 
 pub mod api;
+pub mod assembly;
 pub mod audit;
 pub mod cluster;
 pub mod commands;

@@ -21,7 +21,7 @@ use regent_common::{
     clock::{Clock, SystemClock},
     identity::IdentityDirectory,
     tls::{ExpectedServer, ReloadingIdentity},
-    transport::{self, Revocations, ServeOptions},
+    transport::{self, Revocations, ServeOptions, TcpDialer},
 };
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -123,9 +123,14 @@ impl Authority {
         let node = Node::start(Parts {
             name: name.parse().unwrap(),
             coordinator_id: INSTALLATION.to_owned(),
+            boot_id: regent_agent::host::boot_id(),
             ledger,
             member: member_of(&machine, directory.path()),
-            peers: Arc::new(PeerCalls { identity: identity.clone(), coordinator_id: INSTALLATION.to_owned() }),
+            peers: Arc::new(PeerCalls {
+                dialer: Arc::new(TcpDialer),
+                identity: identity.clone(),
+                coordinator_id: INSTALLATION.to_owned(),
+            }),
             clock: Arc::new(SystemClock),
         })
         .await;
