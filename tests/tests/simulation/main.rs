@@ -1,0 +1,62 @@
+//! The simulation: the real coordinator and real agents with the fake engine over a simulated network, clock and disk, with faults
+//! at random moments, judged by what clients could see. Each seed is one run, and repeats itself exactly.
+//!
+//! `REGENT_TEST_SEED=n` runs one seed and prints its trace; `REGENT_TEST_SEEDS=count` runs that many (500 by default);
+//! `REGENT_TEST_SOAK=minutes` goes on with new seeds for so long.
+//!
+//! The order in which tokio polls is part of a run: it follows the seed only where tokio is built with `--cfg tokio_unstable`,
+//! as `tests/run simulation` does.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod certificates;
+mod chance;
+mod disk;
+mod engine;
+mod faults;
+mod hosts;
+mod machine;
+mod network;
+mod operations;
+mod oracle;
+mod passage;
+mod report;
+mod seeds;
+mod store;
+mod time;
+mod trace;
+mod world;
+mod writers;
+
+/// Seeds of a normal run.
+const SEEDS: u64 = 500;
+
+#[test]
+fn many_seeds_without_a_violation() {
+    seeds::need_repeatable_runs();
+    if let Some(seed) = seeds::number("REGENT_TEST_SEED") {
+        let outcome = world::run(seed, None);
+        seeds::print(&outcome.trace.join("\n"));
+        seeds::print(&report::summary(std::slice::from_ref(&outcome)));
+        assert!(outcome.violations.is_empty(), "seed {seed} violates what must hold");
+        return;
+    }
+    let outcomes = seeds::run_all(seeds::wanted(SEEDS), None);
+    seeds::print(&report::summary(&outcomes));
+    let failed = outcomes.iter().filter(|outcome| !outcome.violations.is_empty()).count();
+    assert_eq!(failed, 0, "of {} seeds so many violate what must hold", outcomes.len());
+}
+
+#[test]
+fn a_seed_repeats_itself_exactly() {
+    seeds::need_repeatable_runs();
+    for seed in [1, 2, 3, 4] {
+        let (first, second) = (world::run(seed, None), world::run(seed, None));
+        let differs = first.trace.iter().zip(&second.trace).position(|(one, other)| one != other);
+        if let Some(line) = differs {
+            panic!("seed {seed} differs at line {line}:\n{}\n{}", first.trace[line], second.trace[line]);
+        }
+        assert_eq!(first.trace.len(), second.trace.len(), "seed {seed} ends elsewhere");
+        assert!(first.trace.len() > 50, "seed {seed} has hardly a trace");
+    }
+}
