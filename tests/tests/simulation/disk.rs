@@ -6,12 +6,16 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use regent_agent::ledger::Disk;
 use regent_common::mutation::{self, Rule};
 
-use super::{chance::Chance, machine::Stalls};
+use super::{chance::Chance, machine::Stalls, time};
+
+/// How long a kernel keeps to itself what nobody asked it to flush.
+const WRITEBACK: Duration = Duration::from_secs(3);
 
 /// A disk in memory; clones are the same one.
 #[derive(Clone)]
@@ -30,8 +34,8 @@ struct State {
 struct File {
     /// What a reader after a power cut sees.
     flushed: Option<Vec<u8>>,
-    /// What a reader sees, when that is something else.
-    cached: Option<Option<Vec<u8>>>,
+    /// What a reader sees, when that is something else, and since when.
+    cached: Option<(Duration, Option<Vec<u8>>)>,
 }
 
 // === impl SimulatedDisk ===
@@ -50,6 +54,7 @@ impl SimulatedDisk {
     /// The power goes: what was not flushed is gone.
     pub(crate) fn cut_power(&self) {
         for file in self.lock().files.values_mut() {
+            file.write_back();
             file.cached = None;
         }
     }
@@ -65,11 +70,23 @@ impl SimulatedDisk {
         }
         let file = state.files.entry(path.to_owned()).or_default();
         if mutation::broken(Rule::LedgerFlush) {
-            file.cached = Some(content);
+            file.write_back();
+            file.cached = Some((time::now(), content));
         } else {
             *file = File { flushed: content, cached: None };
         }
         Ok(())
+    }
+}
+
+// === impl File ===
+
+impl File {
+    /// What has been cached for long is on the disk.
+    fn write_back(&mut self) {
+        if let Some((_, content)) = self.cached.take_if(|(since, _)| *since + WRITEBACK <= time::now()) {
+            self.flushed = content;
+        }
     }
 }
 
@@ -89,7 +106,7 @@ impl Disk for SimulatedDisk {
     fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
         let state = self.lock();
         let Some(file) = state.files.get(path) else { return Ok(None) };
-        Ok(file.cached.as_ref().unwrap_or(&file.flushed).clone())
+        Ok(file.cached.as_ref().map_or(&file.flushed, |(_, content)| content).clone())
     }
 
     fn write_durably(&self, path: &Path, content: &[u8]) -> io::Result<()> {

@@ -2,17 +2,23 @@
 //!
 //! A process that ends by itself is started again after a second, as systemd would.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use regent_agent::{
     daemon,
-    engine::Factory,
+    engine::{Factory, fake::FakeWorld},
     enroll::Addresses,
     ledger::LedgerStore,
     member::{Member, Place},
 };
 use regent_common::{
     clock::Clock,
+    error::{Reason, reason_of},
     ids::NodeName,
     tls::ExpectedServer,
     transport::{self, ServeOptions},
@@ -25,13 +31,14 @@ use regent_coordinator::{
     },
     store::{Store, Transaction, keys},
 };
-use regent_proto::coordinator::v1 as wire;
+use regent_proto::coordinator::v1::{self as wire, cluster_service_client::ClusterServiceClient};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use turmoil::net::TcpListener;
 
 use super::{
     certificates::Certificates,
+    chance::Chance,
     engine::SimulatedEngine,
     machine::{ENGINE_PORT, Machine},
     network::{SimulatedDialer, incoming},
@@ -115,7 +122,7 @@ async fn run_coordinator(machine: &Machine, disk: &StoreDisk, stop: &Cancellatio
         heartbeat: Duration::from_secs(1),
         suspect_after: Duration::from_secs(3),
         certificate_life: Duration::from_secs(90 * 24 * 3600),
-        hosts: std::collections::BTreeSet::new(),
+        hosts: BTreeSet::new(),
     };
     let assembly::Assembled { routes, revocations } = assembly.start(stop).await?;
     let listener = TcpListener::bind(("0.0.0.0", COORDINATOR_PORT)).await?;
@@ -125,22 +132,24 @@ async fn run_coordinator(machine: &Machine, disk: &StoreDisk, stop: &Cancellatio
 }
 
 /// Runs agents of a machine, one after the other.
-pub(crate) async fn agent(machine: Arc<Machine>) -> Ended {
+pub(crate) async fn agent(machine: Arc<Machine>, engines: FakeWorld) -> Ended {
     loop {
         let stop = CancellationToken::new();
         let _stop = stop.clone().drop_guard();
-        if let Err(error) = run_agent(&machine, &stop).await {
+        if let Err(error) = run_agent(&machine, &engines, &stop).await {
             traced!("the agent of {} ended: {error:#}", machine.name);
         }
         tokio::time::sleep(RESTART).await;
     }
 }
 
-async fn run_agent(machine: &Machine, stop: &CancellationToken) -> anyhow::Result<()> {
+async fn run_agent(machine: &Machine, engines: &FakeWorld, stop: &CancellationToken) -> anyhow::Result<()> {
     machine.stalls.disk().await;
     traced!("the agent of {} starts, {}", machine.name, machine.boot_id());
     let identity = Certificates::all().nodes[&machine.name].clone();
-    let ledger = LedgerStore::open(Arc::new(machine.disk.clone()), PathBuf::from("/simulated/state"), None)?;
+    let data = Path::new("/simulated/engines/db/data");
+    let foreign = engines.has_data(&machine.endpoint()).then_some(data);
+    let ledger = LedgerStore::open(Arc::new(machine.disk.clone()), PathBuf::from("/simulated/state"), foreign)?;
     let place = Place {
         data_root: PathBuf::from("/simulated/engines"),
         run_directory: PathBuf::from("/simulated/run"),
@@ -166,21 +175,25 @@ async fn run_agent(machine: &Machine, stop: &CancellationToken) -> anyhow::Resul
     Ok(transport::serve_incoming(incoming(listener), identity, routes, options, stop.clone()).await?)
 }
 
-/// A person with the API: makes the cluster, then looks at it for ever.
-pub(crate) async fn person(nodes: Vec<String>, shown: Shown) -> Ended {
+/// A person with the API: makes the cluster, also when an attempt has failed and is gone, looks at it for ever, and asks for a
+/// resync now and then.
+pub(crate) async fn person(nodes: Vec<String>, shown: Shown, seed: u64) -> Ended {
+    let mut chance = Chance::of(seed, "person");
+    let resyncs = chance.percent(40);
     let mut channel = None;
-    let mut asked_for = false;
     loop {
         let outcome = tokio::time::timeout(ANSWER, async {
             let connected = match channel.take() {
                 Some(channel) => channel,
                 None => connect().await?,
             };
-            if !asked_for {
-                create(&connected, &nodes).await?;
-                asked_for = true;
+            if !look(&connected, &shown).await? {
+                create(&connected, &nodes, chance.next()).await?;
             }
-            look(&connected, &shown).await?;
+            if resyncs && shown.disturbed() && chance.percent(5) {
+                let node: &String = chance.pick(&nodes);
+                resync(&connected, node).await?;
+            }
             Ok::<Channel, anyhow::Error>(connected)
         })
         .await;
@@ -200,25 +213,46 @@ async fn connect() -> anyhow::Result<Channel> {
     Ok(transport::connect_through(Arc::new(SimulatedDialer), &address, Some(identity), expected).await?)
 }
 
-async fn create(channel: &Channel, nodes: &[String]) -> anyhow::Result<()> {
+async fn create(channel: &Channel, nodes: &[String], request: u64) -> anyhow::Result<()> {
     let request = wire::CreateClusterRequest {
         cluster: CLUSTER.to_owned(),
         engine: "fake".to_owned(),
         nodes: nodes.to_vec(),
         port: ENGINE_PORT.into(),
-        request_id: "the-one-cluster".to_owned(),
+        request_id: request.to_string(),
         ..Default::default()
     };
-    let mut clusters = wire::cluster_service_client::ClusterServiceClient::new(channel.clone());
-    clusters.create_cluster(request).await.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
+    let answer = ClusterServiceClient::new(channel.clone()).create_cluster(request).await;
+    answer.map_err(|status| anyhow::anyhow!("create: {}", status.message()))?;
     traced!("the cluster was asked for");
     Ok(())
 }
 
-async fn look(channel: &Channel, shown: &Shown) -> anyhow::Result<()> {
-    let request = wire::GetClusterRequest { name: format!("clusters/{CLUSTER}") };
-    let mut clusters = wire::cluster_service_client::ClusterServiceClient::new(channel.clone());
-    let cluster = clusters.get_cluster(request).await.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
-    shown.answered(cluster.into_inner());
+/// Members are numbered as the nodes are. Refusals are no failure: the primary cannot be resynced, say.
+async fn resync(channel: &Channel, node: &str) -> anyhow::Result<()> {
+    let member = node.replace('n', CLUSTER);
+    let request = wire::ResyncClusterRequest {
+        name: format!("clusters/{CLUSTER}"),
+        members: vec![member.clone()],
+        confirm_name: member.clone(),
+        ..Default::default()
+    };
+    match ClusterServiceClient::new(channel.clone()).resync_cluster(request).await {
+        Ok(_) => traced!("a resync of {member} was asked for"),
+        Err(status) => traced!("a resync of {member} was refused: {}", status.message()),
+    }
     Ok(())
+}
+
+/// Looks at the cluster; false when there is none.
+async fn look(channel: &Channel, shown: &Shown) -> anyhow::Result<bool> {
+    let request = wire::GetClusterRequest { name: format!("clusters/{CLUSTER}") };
+    match ClusterServiceClient::new(channel.clone()).get_cluster(request).await {
+        Ok(cluster) => {
+            shown.answered(cluster.into_inner());
+            Ok(true)
+        }
+        Err(status) if reason_of(&status) == Some(Reason::ClusterNotFound) => Ok(false),
+        Err(status) => Err(anyhow::anyhow!("{}", status.message())),
+    }
 }

@@ -16,6 +16,7 @@ mod engine;
 mod faults;
 mod hosts;
 mod machine;
+mod mutations;
 mod network;
 mod operations;
 mod oracle;
@@ -28,8 +29,12 @@ mod trace;
 mod world;
 mod writers;
 
+use regent_common::mutation::Rule;
+
 /// Seeds of a normal run.
 const SEEDS: u64 = 500;
+/// Seeds that are run twice.
+const REPEATED: u64 = 20;
 
 #[test]
 fn many_seeds_without_a_violation() {
@@ -50,7 +55,7 @@ fn many_seeds_without_a_violation() {
 #[test]
 fn a_seed_repeats_itself_exactly() {
     seeds::need_repeatable_runs();
-    for seed in [1, 2, 3, 4] {
+    for seed in 1..=REPEATED {
         let (first, second) = (world::run(seed, None), world::run(seed, None));
         let differs = first.trace.iter().zip(&second.trace).position(|(one, other)| one != other);
         if let Some(line) = differs {
@@ -59,4 +64,15 @@ fn a_seed_repeats_itself_exactly() {
         assert_eq!(first.trace.len(), second.trace.len(), "seed {seed} ends elsewhere");
         assert!(first.trace.len() > 50, "seed {seed} has hardly a trace");
     }
+}
+
+#[test]
+fn every_broken_rule_is_seen() {
+    seeds::need_repeatable_runs();
+    let there = Rule::ALL.iter().copied().filter(|rule| !mutations::NOT_YET.contains(rule));
+    let seen: Vec<_> =
+        there.map(|rule| mutations::search(rule, seeds::number("REGENT_TEST_SEEDS").unwrap_or(SEEDS))).collect();
+    seeds::print(&mutations::table(&seen));
+    let missed: Vec<_> = seen.iter().filter(|seen| seen.found.is_none()).map(|seen| seen.rule.as_str()).collect();
+    assert!(missed.is_empty(), "broken and not seen: {missed:?}");
 }

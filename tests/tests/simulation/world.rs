@@ -75,6 +75,8 @@ struct Seen {
     cluster: Option<wire::Cluster>,
     at: Duration,
     said: String,
+    /// Whether faults may still come: the person leaves a cluster alone that has to recover.
+    disturbed: bool,
 }
 
 /// One simulation.
@@ -167,10 +169,11 @@ impl<'a> Simulation<'a> {
         });
         for machine in &machines {
             let machine = machine.clone();
-            sim.host(machine.name.clone(), move || hosts::agent(machine.clone()));
+            let beside = engines.clone();
+            sim.host(machine.name.clone(), move || hosts::agent(machine.clone(), beside.clone()));
         }
         let (nodes, person) = (names, shown.clone());
-        sim.host(CLIENTS, move || hosts::person(nodes.clone(), person.clone()));
+        sim.host(CLIENTS, move || hosts::person(nodes.clone(), person.clone(), seed));
         let writers = Writers::new(machines.len(), seed);
         let streams = Chance::of(seed, "streams");
         let (down, hung, slow_streams, reached) = Default::default();
@@ -195,9 +198,10 @@ impl<'a> Simulation<'a> {
 
     fn run(mut self) -> Outcome {
         self.follow_network();
+        self.shown.disturb(true);
         let mut chance = Chance::of(self.chance.next(), "faults");
         let early = chance.percent(25);
-        let wanted = chance.within(3..9);
+        let wanted = chance.within(4..25);
         let begin = self.live_until(Duration::from_secs(60), |world| early || world.is_active());
         let mut active: Vec<Fault> = Vec::new();
         let mut struck = 0;
@@ -219,6 +223,7 @@ impl<'a> Simulation<'a> {
             self.end_faults(&mut active);
         }
         traced!("all faults are over");
+        self.shown.disturb(false);
         let person = self.recover();
         Outcome {
             violations: self.oracle.violations().to_vec(),
@@ -457,6 +462,15 @@ impl Shown {
             traced!("cluster show: {said}");
         }
         (seen.said, seen.cluster) = (said, None);
+    }
+
+    /// Whether the person may ask for something.
+    pub(crate) fn disturbed(&self) -> bool {
+        self.lock().disturbed
+    }
+
+    fn disturb(&self, disturbed: bool) {
+        self.lock().disturbed = disturbed;
     }
 
     fn said(&self) -> String {

@@ -186,6 +186,11 @@ impl FakeWorld {
         copy.map(|copy| copy.rows.iter().map(|row| row.number).collect()).unwrap_or_default()
     }
 
+    /// Whether there is data on the disk of the engine at `endpoint`.
+    pub fn has_data(&self, endpoint: &Endpoint) -> bool {
+        self.lock().instances.get(endpoint).is_some_and(|instance| instance.data.is_some())
+    }
+
     /// The branch on which the engine at `endpoint` would write; each promotion begins a higher one.
     pub fn branch(&self, endpoint: &Endpoint) -> Option<u64> {
         Some(self.lock().instances.get(endpoint)?.data.as_ref()?.branch)
