@@ -42,10 +42,11 @@ use super::{
     engine::SimulatedEngine,
     machine::{ENGINE_PORT, Machine},
     network::{SimulatedDialer, incoming},
+    shown::Shown,
     store::StoreDisk,
     time,
     trace::traced,
-    world::{CLUSTER, COORDINATOR, Shown},
+    world::{CLUSTER, COORDINATOR},
 };
 
 /// How the host's software of the simulated network ends.

@@ -147,6 +147,13 @@ impl Oracle {
         }
     }
 
+    /// The cluster is gone, with all that was in it: its making failed, or it was deleted.
+    pub(crate) fn forget_rows(&mut self) {
+        traced!("the cluster is gone, and {} acknowledged rows with it", self.acknowledged.len());
+        self.acknowledged.clear();
+        self.lost.clear();
+    }
+
     /// Members were prepared together; the first is the candidate.
     pub(crate) fn prepared(&mut self, names: &[String], rows: impl Fn(&str) -> Vec<u64>) {
         let Some((candidate, others)) = names.split_first() else { return };

@@ -102,6 +102,11 @@ impl StoreDisk {
         self.lock().cluster.clone()
     }
 
+    /// Whether the cluster is stored.
+    pub(crate) fn exists(&self) -> bool {
+        self.lock().cluster.is_some()
+    }
+
     /// What is known of the operations.
     pub(crate) fn operations(&self) -> Operations {
         self.lock().operations.clone()

@@ -6,14 +6,13 @@
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use regent_agent::engine::fake::FakeWorld;
 use regent_common::{chance::repeatable, mutation, mutation::Rule};
-use regent_coordinator::model::cluster::{MemberState, Phase};
-use regent_proto::coordinator::v1 as wire;
+use regent_coordinator::model::cluster::Phase;
 use turmoil::Sim;
 use ulid::Ulid;
 
@@ -25,6 +24,7 @@ use super::{
     machine::Machine,
     network::Network,
     oracle::{Kind, MAX_LAG_ROWS, Oracle, Violation},
+    shown::Shown,
     store::StoreDisk,
     time,
     trace::{self, traced},
@@ -66,36 +66,23 @@ pub(crate) struct Outcome {
     pub(crate) person: Option<String>,
 }
 
-/// What the person sees.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Shown(Arc<Mutex<Seen>>);
-
-#[derive(Debug, Default)]
-struct Seen {
-    cluster: Option<wire::Cluster>,
-    at: Duration,
-    said: String,
-    /// Whether faults may still come: the person leaves a cluster alone that has to recover.
-    disturbed: bool,
-}
-
 /// One simulation.
 pub(crate) struct Simulation<'a> {
-    sim: Sim<'a>,
-    machines: Vec<Arc<Machine>>,
+    pub(crate) sim: Sim<'a>,
+    pub(crate) machines: Vec<Arc<Machine>>,
     pub(crate) network: Network,
     pub(crate) engines: FakeWorld,
     pub(crate) store: StoreDisk,
     shown: Shown,
     writers: Writers,
-    oracle: Oracle,
+    pub(crate) oracle: Oracle,
     chance: Chance,
     streams: Chance,
     /// Reasons for which a host's process is down, and an engine hangs.
-    down: BTreeMap<String, u32>,
-    hung: BTreeMap<String, u32>,
-    slow_streams: BTreeMap<String, u32>,
-    reached: BTreeMap<(faults::Kind, &'static str), usize>,
+    pub(crate) down: BTreeMap<String, u32>,
+    pub(crate) hung: BTreeMap<String, u32>,
+    pub(crate) slow_streams: BTreeMap<String, u32>,
+    pub(crate) reached: BTreeMap<(faults::Kind, &'static str), usize>,
 }
 
 /// Runs a seed, with a rule broken or none.
@@ -287,11 +274,15 @@ impl<'a> Simulation<'a> {
     }
 
     fn step(&mut self) {
+        let before = self.store.exists();
         if let Err(error) = self.sim.step() {
             self.oracle.complain(Kind::Broken, error.to_string());
         }
         let now = self.sim.elapsed();
         time::set_between(now);
+        if before && !self.store.exists() {
+            self.oracle.forget_rows();
+        }
         self.stream();
         let rows = self.writers.step(now, &self.engines, &self.network, &self.machines);
         self.oracle.look(&self.engines, &self.machines);
@@ -326,101 +317,6 @@ impl<'a> Simulation<'a> {
         self.sim.elapsed()
     }
 
-    /// All machines with an engine.
-    pub(crate) fn machines(&self) -> &[Arc<Machine>] {
-        &self.machines
-    }
-
-    /// The machine of this name; there is one.
-    pub(crate) fn machine(&self, name: &str) -> Arc<Machine> {
-        self.machines.iter().find(|machine| machine.name == name).expect("faults name machines").clone()
-    }
-
-    /// Node of the stored primary.
-    pub(crate) fn primary(&self) -> Option<String> {
-        let cluster = self.store.cluster()?;
-        let record = cluster.members.get(cluster.primary.as_ref()?)?;
-        Some(record.node.to_string())
-    }
-
-    /// Ends a host's process, or starts it again when nothing else keeps it down.
-    pub(crate) fn kill(&mut self, host: &str, down: bool) {
-        let reasons = self.down.entry(host.to_owned()).or_default();
-        *reasons = if down { *reasons + 1 } else { reasons.saturating_sub(1) };
-        match (down, *reasons) {
-            (true, 1) => self.sim.crash(host),
-            (false, 0) => self.sim.bounce(host),
-            (_, _) => {}
-        }
-    }
-
-    /// Turns a machine's power off, or on again.
-    pub(crate) fn power(&mut self, host: &str, on: bool) {
-        self.network.isolate(host, !on);
-        self.follow_network();
-        let machine = self.machine(host);
-        if on {
-            machine.power_on();
-            self.kill(host, false);
-        } else {
-            self.engines.crash(&machine.endpoint());
-            self.kill(host, true);
-            machine.power_off();
-        }
-    }
-
-    /// Lets an engine hang, or go on when nothing else keeps it.
-    pub(crate) fn hang(&mut self, host: &str, hung: bool) {
-        let reasons = self.hung.entry(host.to_owned()).or_default();
-        *reasons = if hung { *reasons + 1 } else { reasons.saturating_sub(1) };
-        let hangs = *reasons > 0;
-        self.engines.hang(&self.machine(host).endpoint(), hangs);
-    }
-
-    /// Lets a stream bring little, or as much as always.
-    pub(crate) fn slow_stream(&mut self, host: &str, slow: bool) {
-        let reasons = self.slow_streams.entry(host.to_owned()).or_default();
-        *reasons = if slow { *reasons + 1 } else { reasons.saturating_sub(1) };
-    }
-
-    /// Makes sockets and streams follow the network.
-    pub(crate) fn follow_network(&mut self) {
-        self.network.apply(&self.sim);
-        for (index, one) in self.machines.iter().enumerate() {
-            for other in &self.machines[index + 1..] {
-                if self.network.connected(&one.name, &other.name) {
-                    self.engines.restore_link(&one.endpoint(), &other.endpoint());
-                } else {
-                    self.engines.cut_link(&one.endpoint(), &other.endpoint());
-                }
-            }
-        }
-    }
-
-    /// Counts a fault in the state that is reached.
-    pub(crate) fn reached(&mut self, kind: faults::Kind) {
-        *self.reached.entry((kind, self.state())).or_default() += 1;
-    }
-
-    /// The state that is reached, for the table.
-    fn state(&self) -> &'static str {
-        let Some(cluster) = self.store.cluster() else { return "no cluster" };
-        let operations = self.store.operations();
-        match (cluster.phase, operations.present()) {
-            (Phase::Creating | Phase::Deleting, _) => "creating",
-            (Phase::Active, Some("failover")) => "failing over",
-            (Phase::Active, Some("rejoin")) => "rejoining",
-            (Phase::Active, Some("resync")) => "resyncing",
-            (Phase::Active, Some(_)) => "other operation",
-            (Phase::Active, None) if cluster.primary.is_none() => "no primary",
-            (Phase::Active, None) if cluster.members.values().any(|member| member.state != MemberState::Ready) => {
-                "degraded"
-            }
-            (Phase::Active, None) if self.oracle.able().is_empty() => "not writable",
-            (Phase::Active, None) => "healthy",
-        }
-    }
-
     fn is_active(&self) -> bool {
         self.store.cluster().is_some_and(|cluster| cluster.phase == Phase::Active)
     }
@@ -432,57 +328,5 @@ impl<'a> Simulation<'a> {
             && self.oracle.able().len() == 1
             && writes
             && self.store.operations().running().is_empty()
-    }
-}
-
-// === impl Shown ===
-
-impl Shown {
-    /// The API has answered.
-    pub(crate) fn answered(&self, cluster: wire::Cluster) {
-        let mut seen = self.lock();
-        let said = format!(
-            "{:?} {} {} {}",
-            cluster.health(),
-            cluster.reasons.join("; "),
-            cluster.failover_note,
-            if cluster.operation.is_empty() { "" } else { "an operation runs" },
-        );
-        if said != seen.said {
-            traced!("cluster show: {}", said.trim());
-        }
-        (seen.said, seen.at, seen.cluster) = (said, time::now(), Some(cluster));
-    }
-
-    /// The API has not answered, or refused.
-    pub(crate) fn not_answered(&self, problem: &str) {
-        let mut seen = self.lock();
-        let said = format!("no answer: {problem}");
-        if said != seen.said {
-            traced!("cluster show: {said}");
-        }
-        (seen.said, seen.cluster) = (said, None);
-    }
-
-    /// Whether the person may ask for something.
-    pub(crate) fn disturbed(&self) -> bool {
-        self.lock().disturbed
-    }
-
-    fn disturb(&self, disturbed: bool) {
-        self.lock().disturbed = disturbed;
-    }
-
-    fn said(&self) -> String {
-        self.lock().said.clone()
-    }
-
-    fn is_healthy_since(&self, begin: Duration) -> bool {
-        let seen = self.lock();
-        seen.at >= begin && seen.cluster.as_ref().is_some_and(|cluster| cluster.health() == wire::Health::Healthy)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Seen> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
