@@ -35,6 +35,8 @@ pub struct Node {
     pub name: NodeName,
     /// Id of the coordinator that it belongs to.
     pub coordinator_id: String,
+    /// Boot id of its kernel.
+    pub boot_id: String,
     /// When this process started; for display.
     pub started_at: Timestamp,
     /// The member's driver and what is seen of the engine.
@@ -69,6 +71,8 @@ pub struct Parts {
     pub name: NodeName,
     /// Id of the coordinator that it belongs to.
     pub coordinator_id: String,
+    /// Boot id of its kernel; another one after every boot.
+    pub boot_id: String,
     /// The ledger.
     pub ledger: LedgerStore,
     /// The member.
@@ -79,8 +83,6 @@ pub struct Parts {
     pub gate: Arc<dyn Gate>,
     /// The way to other members for endorsement.
     pub endorsers: Arc<dyn Endorsers>,
-    /// Boot of this machine.
-    pub boot_id: String,
     /// Where the lease's keeper runs.
     pub keeper: KeeperRuns,
     /// Ends what runs beside.
@@ -112,7 +114,7 @@ impl Node {
     ///
     /// A driver that cannot be opened is no reason not to start: the coordinator has to hear of it.
     pub async fn start(parts: Parts) -> Arc<Self> {
-        let Parts { name, coordinator_id, ledger, member, peers, gate, endorsers, boot_id, keeper, stop, clock } =
+        let Parts { name, coordinator_id, boot_id, ledger, member, peers, gate, endorsers, keeper, stop, clock } =
             parts;
         let seen = member.clone();
         let (lease, task) = Keeper {
@@ -139,6 +141,7 @@ impl Node {
             started_at: clock.wall(),
             recorder: Recorder::start(ledger.clone()),
             executor: Arc::new(Executor::new(ledger, member.clone(), peers, lease.clone(), &boot_id)),
+            boot_id,
             member,
             host: watch::channel(HostFacts::default()).0,
             contact: watch::channel(Contact::default()).0,

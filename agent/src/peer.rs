@@ -17,7 +17,7 @@ use regent_common::{
     position::Position,
     tls::{ExpectedServer, ReloadingIdentity},
     topology::{EngineState, Peer, Ternary},
-    transport,
+    transport::{self, Dialer},
 };
 use regent_proto::agent::v1::{
     ConfirmWholeRequest, ConfirmWholeResponse, EndorseRequest, EndorseResponse, peer_service_client::PeerServiceClient,
@@ -47,6 +47,8 @@ pub struct PeerAnswers(pub Arc<Node>);
 /// The way to other agents.
 #[derive(Debug, Clone)]
 pub struct PeerCalls {
+    /// Opens connections.
+    pub dialer: Arc<dyn Dialer>,
     /// Our identity.
     pub identity: ReloadingIdentity,
     /// Coordinator that we and they belong to.
@@ -188,8 +190,8 @@ async fn whole(node: &Node, membership: &Membership, token: OperationToken) -> R
 
 impl PeerCalls {
     /// Calls with this identity.
-    pub fn new(identity: ReloadingIdentity, coordinator_id: String) -> Self {
-        Self { identity, coordinator_id, channels: Arc::default() }
+    pub fn new(dialer: Arc<dyn Dialer>, identity: ReloadingIdentity, coordinator_id: String) -> Self {
+        Self { dialer, identity, coordinator_id, channels: Arc::default() }
     }
 
     fn expected(&self, peer: &Peer) -> ExpectedServer {
@@ -205,14 +207,16 @@ impl PeerCalls {
         if let Some(channel) = channels.get(&peer.agent_address) {
             return Ok(channel.clone());
         }
-        let channel = transport::connect_lazy(&peer.agent_address, Some(self.identity.clone()), self.expected(peer))
+        let (dialer, identity) = (Arc::clone(&self.dialer), Some(self.identity.clone()));
+        let channel = transport::connect_lazy_through(dialer, &peer.agent_address, identity, self.expected(peer))
             .map_err(|error| ErrorChain(&error).to_string())?;
         channels.insert(peer.agent_address.clone(), channel.clone());
         Ok(channel)
     }
 
     async fn confirm(&self, source: &Peer, question: ConfirmWholeRequest) -> Result<ConfirmWholeResponse, String> {
-        let channel = transport::connect(&source.agent_address, Some(self.identity.clone()), self.expected(source))
+        let (dialer, identity) = (Arc::clone(&self.dialer), Some(self.identity.clone()));
+        let channel = transport::connect_through(dialer, &source.agent_address, identity, self.expected(source))
             .await
             .map_err(|error| ErrorChain(&error).to_string())?;
         let answer = PeerServiceClient::new(channel).confirm_whole(question).await;

@@ -201,12 +201,12 @@ impl Session {
             noted.map_err(|error| refuse(Reason::Internal, ErrorChain(&error).to_string()))?;
         }
         let member = self.node.member.clone();
-        let offers = tokio::task::spawn_blocking(move || member.offers()).await;
-        let offers = offers.map_err(|_| refuse(Reason::Internal, "the engines could not be looked for"))?;
+        let offers = self.node.ledger().offload(move || member.offers()).await;
+        let offers = offers.ok_or_else(|| refuse(Reason::Internal, "the engines could not be looked for"))?;
         let answer = AgentHello {
             node: self.node.name.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            boot_id: crate::host::boot_id(),
+            boot_id: self.node.boot_id.clone(),
             started_at: Some(to_wire_time(self.node.started_at)),
             engines: offers.iter().map(Into::into).collect(),
             revision: known.max(given).0,

@@ -5,6 +5,7 @@
 //! is granted a lease), [`api`].
 
 pub mod api;
+pub mod assembly;
 pub mod audit;
 pub mod authority;
 pub mod cluster;

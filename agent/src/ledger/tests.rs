@@ -316,6 +316,10 @@ async fn what_was_written_is_there_after_a_restart() {
 struct FailingDisk(std::sync::atomic::AtomicBool);
 
 impl Disk for FailingDisk {
+    fn offload(&self, work: Box<dyn FnOnce() + Send>) {
+        RealDisk.offload(work);
+    }
+
     fn read(&self, path: &Path) -> std::io::Result<Option<Vec<u8>>> {
         RealDisk.read(path)
     }

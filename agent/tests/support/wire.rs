@@ -22,7 +22,7 @@ use regent_common::{
     clock::{Clock, SystemClock},
     identity::IdentityDirectory,
     tls::{ExpectedServer, ReloadingIdentity},
-    transport::{self, Revocations, ServeOptions},
+    transport::{self, Revocations, ServeOptions, TcpDialer},
 };
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -122,16 +122,16 @@ impl Authority {
         let identity = self.issue(&format!("node/{name}")).identity;
         let ledger = LedgerStore::open(Arc::new(RealDisk), directory.path().to_owned(), None).unwrap();
         let stop = CancellationToken::new();
-        let peers = PeerCalls::new(identity.clone(), INSTALLATION.to_owned());
+        let peers = PeerCalls::new(Arc::new(TcpDialer), identity.clone(), INSTALLATION.to_owned());
         let node = Node::start(Parts {
             name: name.parse().unwrap(),
             coordinator_id: INSTALLATION.to_owned(),
+            boot_id: regent_agent::host::boot_id(),
             ledger,
             member: member_of(&machine, directory.path()),
             peers: Arc::new(peers.clone()),
             endorsers: Arc::new(peers),
             gate: Arc::new(NoGate::new("a test has none")),
-            boot_id: lease::BOOT.to_owned(),
             keeper: KeeperRuns::OnThisRuntime,
             stop: stop.clone(),
             clock: Arc::new(SystemClock),

@@ -17,7 +17,7 @@ use regent_common::{
     ids::{NodeName, Revision},
     tls::{ExpectedServer, ReloadingIdentity},
     topology::{EngineOffer, HostFacts, Observation, Progress},
-    transport,
+    transport::{self, Dialer},
 };
 use regent_proto::agent::v1::{
     CheckSettingsRequest, CoordinatorHello, ExecuteRequest, Heartbeat, HeartbeatAnswer, OpenRequest, OpenResponse,
@@ -41,6 +41,7 @@ const MISSED: u32 = 5;
 
 /// What links share.
 pub struct Links {
+    dialer: Arc<dyn Dialer>,
     identity: ReloadingIdentity,
     clock: Arc<dyn Clock>,
     table: Arc<NodeTable>,
@@ -63,6 +64,8 @@ struct Link {
 
 /// What a link is made of.
 pub struct LinkSettings {
+    /// Opens connections.
+    pub dialer: Arc<dyn Dialer>,
     /// Identity to call with.
     pub identity: ReloadingIdentity,
     /// Time.
@@ -88,8 +91,21 @@ pub struct LinkSettings {
 impl Links {
     /// No links yet.
     pub fn new(settings: LinkSettings) -> Self {
-        let LinkSettings { identity, clock, table, authorities, heartbeat, term, revision, revoked, stop } = settings;
-        Self { identity, clock, table, authorities, heartbeat, term, revision, revoked, links: Mutex::default(), stop }
+        let LinkSettings { dialer, identity, clock, table, authorities, heartbeat, term, revision, revoked, stop } =
+            settings;
+        Self {
+            dialer,
+            identity,
+            clock,
+            table,
+            authorities,
+            heartbeat,
+            term,
+            revision,
+            revoked,
+            links: Mutex::default(),
+            stop,
+        }
     }
 
     /// What was heard.
@@ -165,9 +181,9 @@ impl Links {
     async fn session(&self, node: &NodeName, address: &str, channels: &watch::Sender<Option<Channel>>) -> String {
         let coordinator_id = self.identity.identity().coordinator_id;
         let expected = Identity { coordinator_id: coordinator_id.clone(), principal: Principal::Node(node.clone()) };
-        let connected =
-            transport::connect(address, Some(self.identity.clone()), ExpectedServer::Identity(expected)).await;
-        let channel = match connected {
+        let (dialer, identity) = (Arc::clone(&self.dialer), Some(self.identity.clone()));
+        let expected = ExpectedServer::Identity(expected);
+        let channel = match transport::connect_through(dialer, address, identity, expected).await {
             Ok(channel) => channel,
             Err(error) => return regent_common::error::ErrorChain(&error).to_string(),
         };
