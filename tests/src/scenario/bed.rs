@@ -1,6 +1,6 @@
 //! What scenarios happen to: a fleet with one cluster of three on machines of a network of its own.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use regent_proto::coordinator::v1 as wire;
 
 use crate::{
@@ -71,17 +71,17 @@ impl Bed {
     /// The rows of the primary, when every other member has the same.
     pub async fn same_on_all(&self) -> Result<Stored> {
         let primary = postgres::find_primary(&self.login, &self.members).await?;
-        let stored = postgres::read_rows(&self.login, &primary).await?;
-        for member in self.members.iter().filter(|member| **member != primary) {
-            wait::until(&format!("all rows on {member}"), CREATE, || async {
+        let replicas: Vec<_> = self.members.iter().filter(|member| **member != primary).collect();
+        // All anew at each look: a row of a writer that has ended may still arrive.
+        wait::until("the same rows on every member", CREATE, || async {
+            let stored = postgres::read_rows(&self.login, &primary).await?;
+            for member in &replicas {
                 let copy = postgres::read_rows(&self.login, member).await?;
-                ensure!(copy == stored, "{} rows of the {} of {primary}", copy.len(), stored.len());
-                Ok(())
-            })
-            .await
-            .context("not every copy is the same")?;
-        }
-        Ok(stored)
+                ensure!(copy == stored, "{member} has {} rows, {primary} has {}", copy.len(), stored.len());
+            }
+            Ok(stored)
+        })
+        .await
     }
 }
 
