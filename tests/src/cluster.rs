@@ -60,6 +60,9 @@ pub struct Agent {
     pub engine_port: u16,
     /// Folder of its configuration, state, engines and sockets.
     pub home: PathBuf,
+    /// Name of its gate's table: agents that share a network share its nftables. Empty for no gate, from the next
+    /// [`Agent::configure`] and start on.
+    pub gate_table: String,
     place: Place,
     program: PathBuf,
     log: PathBuf,
@@ -225,6 +228,7 @@ impl Agent {
             address: format!("{address}:{grpc}"),
             http: format!("{address}:{http}"),
             engine_port,
+            gate_table: format!("regent-test-{engine_port}"),
             place,
             program,
             log: root.join(format!("logs/{node}.log")),
@@ -248,8 +252,7 @@ impl Agent {
             self.home.join("state"),
             self.home.join("engines"),
             self.home.join("run"),
-            // Agents that share a network share its nftables.
-            format!("regent-test-{}", self.engine_port),
+            self.gate_table,
             self.engine_port,
             self.place.engine_addresses(),
         );

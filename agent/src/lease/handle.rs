@@ -227,14 +227,18 @@ impl LeaseHandle {
             let holder = self.shared.holder();
             (holder.standing(now), holder.reign().is_some())
         };
+        let kernel = self.shared.kernel().clone();
+        // A lease behind a gate that the kernel does not open is of no use to anybody.
+        let open = !self.has_gate() || kernel.open_for == Some(membership.epoch);
+        let standing = standing.filter(|_| open);
         let lease = reigns.then(|| LeaseReport {
             epoch: membership.epoch,
             stands: standing.is_some(),
             source: standing.map(|standing| standing.source),
             remaining: standing.and_then(|standing| standing.end).map_or(Duration::ZERO, |end| end.held_for(now)),
         });
-        let confirmed = self.shared.kernel().confirmed;
-        let fits = |version| confirmed.is_some_and(|(epoch, known)| epoch == membership.epoch && known >= version);
+        let fits =
+            |version| kernel.confirmed.is_some_and(|(epoch, known)| epoch == membership.epoch && known >= version);
         let promises = self.promises();
         Authority {
             role: membership.role,

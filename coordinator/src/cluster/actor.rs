@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{ChangeError, ClusterHandle, adoption, brake::Budget};
 use crate::{
     authority::Authority,
-    detector::{Evidence, Expected, Judgement, Succession, Thresholds, judge, refine, succession},
+    detector::{Evidence, Expected, Judgement, Succession, Thresholds, Verdict, judge, refine, succession},
     environment::Environment,
     model::{cluster::ClusterRecord, operation::OperationRecord},
     nodes::NodeView,
@@ -94,6 +94,9 @@ pub struct Actor {
     told: Option<String>,
     /// Automatic failovers of late.
     budget: Budget,
+    /// Since when the primary says that it holds no lease, although it is granted one: what it says arrives, what it is told
+    /// does not.
+    without_lease_since: Option<Duration>,
     /// Why nothing is granted and nothing fails over (rule T4).
     frozen: Option<String>,
     /// When to look again at the latest, by CLOCK_BOOTTIME.
@@ -134,6 +137,7 @@ pub fn spawn(
         backoff: BTreeMap::new(),
         told: None,
         budget: Budget::default(),
+        without_lease_since: None,
         frozen: None,
         look_at: Duration::ZERO,
         again_at: Duration::ZERO,
@@ -284,7 +288,8 @@ impl Actor {
         if self.look_at_store(&record, &views).await {
             return;
         }
-        let (judgements, succession) = judge_all(&self.environment, &record);
+        let (mut judgements, succession) = judge_all(&self.environment, &record);
+        self.look_for_deafness(&record, &mut judgements, &succession);
         let record = self.keep_electorate(record, &judgements, &views).await;
         self.look_when_silent(&record, &views);
         let now = self.environment.clock.boottime();
@@ -314,6 +319,32 @@ impl Actor {
                 self.start_automatic(&kinds::rejoin::Rejoin, parameters, why).await;
             }
         }
+    }
+
+    /// A primary whose words arrive and which holds no lease for longer than a node may be silent does not hear the answers: it
+    /// counts like one that is not heard (rule E4). Granting on would only push the end of its lease away.
+    fn look_for_deafness(
+        &mut self,
+        record: &ClusterRecord,
+        judgements: &mut BTreeMap<MemberName, Judgement>,
+        succession: &Succession,
+    ) {
+        let judged = record.primary.as_ref().and_then(|primary| Some((primary, judgements.get_mut(primary)?)));
+        let Some((primary, judgement)) = judged.filter(|(_, judgement)| judgement.verdict == Verdict::WithoutLease)
+        else {
+            self.without_lease_since = None;
+            return;
+        };
+        let now = self.environment.clock.boottime();
+        let since = *self.without_lease_since.get_or_insert(now);
+        let deaf_at = since + record.policy.profile.timing().suspect_after;
+        if now < deaf_at {
+            self.look_at = self.look_at.min(deaf_at);
+            return;
+        }
+        let reason =
+            format!("{}, and it does not hear that one is: what is sent to its node is lost", judgement.reason);
+        *judgement = refine(Judgement { verdict: Verdict::NodeUnreachable, reason }, primary, succession);
     }
 
     async fn no_failover(&mut self, record: &ClusterRecord, why: String) {

@@ -201,10 +201,4 @@ mod tests {
         store.fail_commits(false);
         assert_eq!((read(&store).await, store.revision().await.unwrap()), (None, Revision(0)));
     }
-
-    async fn raise_revision(&self, at_least: Revision) -> Result<(), StoreError> {
-        let mut state = self.state.lock().expect("no holder panics");
-        state.revision = state.revision.max(at_least);
-        Ok(())
-    }
 }

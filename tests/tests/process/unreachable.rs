@@ -1,10 +1,10 @@
-//! What is merely silent is not dead: nobody is promoted over a primary that may still take writes, and people are told
-//! why. And a cluster without a replica heals on its own data.
+//! What is merely silent is not dead: nobody is promoted over a primary that may still take writes because its host has no gate,
+//! and people are told why. And a cluster without a replica heals on its own data.
 
 use regent_proto::coordinator::v1 as wire;
 use regent_tests::{
     api::{self, request_id},
-    cluster::Fleet,
+    cluster::{Fleet, run},
     folder::TestFolder,
     process, wait,
     workload::{checker, now_nanos, postgres, writers::Writers},
@@ -28,8 +28,22 @@ async fn says_why(trio: &Trio, before: &wire::Cluster) -> wire::Cluster {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_primary_whose_agent_is_silent_is_not_replaced_before_it_has_answered() {
+async fn a_primary_without_a_gate_is_not_replaced_before_its_agent_has_answered() {
     let mut trio = Trio::start().await;
+    let agent = trio.fleet.agent("n1");
+    agent.daemon().unwrap().kill().unwrap();
+    agent.command("remove-gate").and_then(run).unwrap();
+    agent.gate_table.clear();
+    agent.configure("", "").unwrap();
+    agent.start().unwrap();
+    wait::until("a primary that says that it has no gate", SOON, || async {
+        let node = trio.api().all_nodes().await?.into_iter().find(|node| api::plain(&node.name) == "n1");
+        let fence = node.and_then(|node| node.fence);
+        anyhow::ensure!(fence.as_ref().is_some_and(|fence| !fence.timed_gate), "{fence:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
     let before = trio.healthy().await;
     let writers = trio.write();
     writers.acknowledged(0, 100, SOON).await.unwrap();
