@@ -75,7 +75,10 @@ pub(crate) async fn over(end: Moment) {
 
 /// The gate of these tests, with a system clock.
 pub(crate) fn gate() -> NftablesGate {
-    NftablesGate::open(TABLE, Arc::new(SystemClock))
+    let gate = NftablesGate::open(TABLE, Arc::new(SystemClock));
+    // A child without rights says so itself.
+    assert!(role().is_some() || gate.abilities().survives_flush, "{:?}", gate.abilities().problems);
+    gate
 }
 
 /// The same as on a kernel that cannot keep others from changing it.

@@ -98,7 +98,7 @@ impl NftablesGate {
     /// The gate in this table, of the calling thread's network namespace. Takes over what an earlier process left, as it
     /// is; makes nothing. Never fails: what cannot be done is said by [`Gate::abilities`].
     ///
-    /// Tries out the kernel, which takes some 50 ms.
+    /// Tries out the kernel, which takes some 50 ms; a second more while another process has the table.
     pub fn open(table: &str, clock: Arc<dyn Clock>) -> Self {
         let abilities = probe::abilities(table, clock.as_ref());
         Self::with_abilities(table, clock, abilities)
@@ -117,7 +117,7 @@ impl NftablesGate {
     fn with_abilities(table: &str, clock: Arc<dyn Clock>, abilities: Abilities) -> Self {
         let kernel = match abilities.problems.first() {
             Some(problem) if !abilities.timed_gate => Err(problem.clone()),
-            _ => Kernel::open(table, abilities.survives_flush).map_err(|error| error.to_string()),
+            _ => Kernel::open(table, abilities.survives_flush, clock.as_ref()).map_err(|error| error.to_string()),
         };
         Self { table: table.to_owned(), clock, abilities, kernel: Mutex::new(kernel) }
     }
@@ -364,11 +364,11 @@ fn listed(ports: &BTreeSet<u16>) -> String {
 // === impl Kernel ===
 
 impl Kernel {
-    fn open(table: &str, own: bool) -> io::Result<Self> {
+    fn open(table: &str, own: bool, clock: &dyn Clock) -> io::Result<Self> {
         let mut netlink = Netlink::open(NETLINK_NETFILTER)?;
         let refused = |refusal: Refusal| io::Error::other(refusal.text());
-        // Another owner may be about to end; each verification tries again.
-        let _ = table::keep(&mut netlink, table, own);
+        // While another process has it each verification tries again.
+        let _ = table::keep_soon(&mut netlink, table, own, clock);
         let left = table::ports(&mut netlink, table, GATED).map_err(refused)?;
         let mut process = [0; 4];
         SystemRandom::new().fill(&mut process).map_err(|_| io::Error::other("the kernel gives no random numbers"))?;

@@ -3,9 +3,10 @@
 //! **Invariant:** making it anew happens in one transaction with the gated ports in it, so that at no moment rules stand
 //! without the ports, nor the ports without rules, and nothing is open then.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, thread, time::Duration};
 
 use nix::errno::Errno;
+use regent_common::clock::Clock;
 
 use super::{
     expressions::is_drop_unless_open,
@@ -45,6 +46,22 @@ pub(super) fn keep(netlink: &mut Netlink, table: &str, own: bool) -> Result<Kept
         Err(refusal) if refusal.is(Errno::EOPNOTSUPP) || refusal.is(Errno::EINVAL) => Ok(Kept::Shared),
         Err(refusal) => Err(refusal),
     }
+}
+
+/// As [`keep`], for an owner that has just ended. While any thread of its process is between fork and exec, the new process
+/// has the owner's socket as well, for milliseconds.
+pub(super) fn keep_soon(netlink: &mut Netlink, table: &str, own: bool, clock: &dyn Clock) -> Result<Kept, Refusal> {
+    const PATIENCE: Duration = Duration::from_millis(1000);
+    const PAUSE: Duration = Duration::from_millis(2);
+    let begun = clock.now();
+    // By count too: this ends also where the clock stands.
+    for _ in 0..PATIENCE.as_millis() / PAUSE.as_millis() {
+        match keep(netlink, table, own) {
+            Err(_) if begun.age(clock.now()) < PATIENCE => thread::sleep(PAUSE),
+            other => return other,
+        }
+    }
+    keep(netlink, table, own)
 }
 
 /// What is not as it has to be, a sentence each. Contents of the sets are not looked at.
