@@ -117,7 +117,7 @@ impl NftablesGate {
     fn with_abilities(table: &str, clock: Arc<dyn Clock>, abilities: Abilities) -> Self {
         let kernel = match abilities.problems.first() {
             Some(problem) if !abilities.timed_gate => Err(problem.clone()),
-            _ => Kernel::open(table, abilities.survives_flush, clock.as_ref()).map_err(|error| error.to_string()),
+            _ => Kernel::open(table, abilities.survives_flush).map_err(|error| error.to_string()),
         };
         Self { table: table.to_owned(), clock, abilities, kernel: Mutex::new(kernel) }
     }
@@ -275,7 +275,7 @@ impl NftablesGate {
     fn destroy_in(&self, kernel: &mut Kernel) -> Result<u32, Refusal> {
         let ports = kernel.gated(&self.table)?;
         let Some(sockets) = &mut kernel.sockets else {
-            return Err(Refusal::of("list the sockets", "this kernel has no sock_diag"));
+            return Err(Refusal::of(Errno::EOPNOTSUPP, "list the sockets", "this kernel has no sock_diag"));
         };
         sockets.destroy_all(&ports)
     }
@@ -340,13 +340,13 @@ impl Gate for NftablesGate {
     }
 }
 
-/// Deletes a table of this kind with all that it gates, also one whose process has ended. For uninstalling; refused while
-/// its process lives.
+/// Deletes a table of this kind with all that it gates, also one whose process has ended. For uninstalling; refused, after
+/// a second, while its process lives.
 pub fn remove(table: &str) -> Result<(), GateError> {
     const DOING: &str = "remove the gate";
     let mut netlink = Netlink::open(NETLINK_NETFILTER)
         .map_err(|error| GateError::Kernel { doing: DOING, detail: error.to_string() })?;
-    table::remove(&mut netlink, table).map_err(|refusal| says(DOING, &refusal))
+    table::patiently(|| table::remove(&mut netlink, table)).map_err(|refusal| says(DOING, &refusal))
 }
 
 fn says(doing: &'static str, refusal: &Refusal) -> GateError {
@@ -364,11 +364,11 @@ fn listed(ports: &BTreeSet<u16>) -> String {
 // === impl Kernel ===
 
 impl Kernel {
-    fn open(table: &str, own: bool, clock: &dyn Clock) -> io::Result<Self> {
+    fn open(table: &str, own: bool) -> io::Result<Self> {
         let mut netlink = Netlink::open(NETLINK_NETFILTER)?;
         let refused = |refusal: Refusal| io::Error::other(refusal.text());
         // While another process has it each verification tries again.
-        let _ = table::keep_soon(&mut netlink, table, own, clock);
+        let _ = table::keep_soon(&mut netlink, table, own);
         let left = table::ports(&mut netlink, table, GATED).map_err(refused)?;
         let mut process = [0; 4];
         SystemRandom::new().fill(&mut process).map_err(|_| io::Error::other("the kernel gives no random numbers"))?;

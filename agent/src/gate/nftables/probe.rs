@@ -31,7 +31,7 @@ pub(super) fn abilities(name: &str, clock: &dyn Clock) -> Abilities {
         Err(problem) => abilities.problems.push(problem),
     }
     if abilities.timed_gate {
-        match survives_flush(&trial, clock) {
+        match survives_flush(&trial) {
             Ok(()) => abilities.survives_flush = true,
             Err(problem) => abilities.problems.push(problem),
         }
@@ -90,7 +90,7 @@ fn timed_gate(trial: &str, clock: &dyn Clock) -> Result<(), String> {
 }
 
 /// Makes an owned table, tries to delete it as somebody else, ends its owner, and takes it over.
-fn survives_flush(trial: &str, clock: &dyn Clock) -> Result<(), String> {
+fn survives_flush(trial: &str) -> Result<(), String> {
     let attempt = || -> Result<(), String> {
         let open = || Netlink::open(NETLINK_NETFILTER).map_err(|error| error.to_string());
         let (mut owner, mut other) = (open()?, open()?);
@@ -100,7 +100,7 @@ fn survives_flush(trial: &str, clock: &dyn Clock) -> Result<(), String> {
             return Err("another process could delete an owned table".to_owned());
         }
         drop(owner);
-        match table::keep_soon(&mut other, trial, true, clock).map_err(|refusal| refused(&refusal))? {
+        match table::keep_soon(&mut other, trial, true).map_err(|refusal| refused(&refusal))? {
             Kept::Owned => Ok(()),
             Kept::Shared => Err("an owned table could not be taken over from a process that ended".to_owned()),
             Kept::Absent => Err("an owned table did not stay when its owner ended".to_owned()),

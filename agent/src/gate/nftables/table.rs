@@ -6,7 +6,6 @@
 use std::{collections::BTreeSet, thread, time::Duration};
 
 use nix::errno::Errno;
-use regent_common::clock::Clock;
 
 use super::{
     expressions::is_drop_unless_open,
@@ -36,7 +35,11 @@ pub(super) fn keep(netlink: &mut Netlink, table: &str, own: bool) -> Result<Kept
         return Ok(Kept::Owned);
     }
     if owned {
-        return Err(Refusal::of("take over the table", "another process owns it; is a second agent running?"));
+        return Err(Refusal::of(
+            Errno::EPERM,
+            "take over the table",
+            "another process owns it; is a second agent running?",
+        ));
     }
     if !own || found.flags & TABLE_PERSISTS == 0 {
         return Ok(Kept::Shared);
@@ -48,20 +51,23 @@ pub(super) fn keep(netlink: &mut Netlink, table: &str, own: bool) -> Result<Kept
     }
 }
 
-/// As [`keep`], for an owner that has just ended. While any thread of its process is between fork and exec, the new process
-/// has the owner's socket as well, for milliseconds.
-pub(super) fn keep_soon(netlink: &mut Netlink, table: &str, own: bool, clock: &dyn Clock) -> Result<Kept, Refusal> {
-    const PATIENCE: Duration = Duration::from_millis(1000);
+/// As [`keep`], for an owner that may have ended just now.
+pub(super) fn keep_soon(netlink: &mut Netlink, table: &str, own: bool) -> Result<Kept, Refusal> {
+    patiently(|| keep(netlink, table, own))
+}
+
+/// Tries again what an owner of the table prevents that may have ended just now: while any thread of its process is between
+/// fork and exec, the new process has the owner's socket as well, for milliseconds.
+pub(super) fn patiently<T>(mut attempt: impl FnMut() -> Result<T, Refusal>) -> Result<T, Refusal> {
+    const ATTEMPTS: usize = 500;
     const PAUSE: Duration = Duration::from_millis(2);
-    let begun = clock.now();
-    // By count too: this ends also where the clock stands.
-    for _ in 0..PATIENCE.as_millis() / PAUSE.as_millis() {
-        match keep(netlink, table, own) {
-            Err(_) if begun.age(clock.now()) < PATIENCE => thread::sleep(PAUSE),
+    for _ in 1..ATTEMPTS {
+        match attempt() {
+            Err(refusal) if refusal.is(Errno::EPERM) => thread::sleep(PAUSE),
             other => return other,
         }
     }
-    keep(netlink, table, own)
+    attempt()
 }
 
 /// What is not as it has to be, a sentence each. Contents of the sets are not looked at.
