@@ -17,6 +17,8 @@ use regent_common::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::gate::nftables;
+
 /// Where the configuration lies unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/regent/agent.toml";
 /// Port of the agent's gRPC services.
@@ -50,6 +52,8 @@ pub struct Config {
     /// Ports from which an engine gets one when its cluster names none, as FROM-TO; empty for the engine's usual one.
     #[serde(with = "optional_ports")]
     pub engine_ports: Option<PortRange>,
+    /// Name of the gate's table in nftables; empty for no gate.
+    pub gate_table: String,
     /// Form of the log.
     pub log_format: LogForm,
     /// The engines' own sections.
@@ -170,6 +174,7 @@ impl Default for Config {
             data_root: PathBuf::from("/var/lib/regent/engines"),
             run_dir: PathBuf::from("/run/regent"),
             engine_ports: None,
+            gate_table: nftables::DEFAULT_TABLE.to_owned(),
             log_format: LogForm::Text,
             engine: BTreeMap::new(),
         }

@@ -5,6 +5,7 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,7 +16,7 @@ use regent_common::{
     error::ErrorChain,
     ids::NodeName,
     tls::{ExpectedServer, ReloadingIdentity},
-    transport::{self, TransportError},
+    transport::{self, Dialer, TcpDialer, TransportError},
 };
 use regent_proto::coordinator::v1::{
     AnnounceNodeRequest, JoinNodeRequest, JoinNodeResponse, RenewCertificateRequest, RenewCertificateResponse,
@@ -155,11 +156,15 @@ async fn answered<T>(
 }
 
 /// Calls the first coordinator that can be reached.
-async fn reach(coordinators: &[String], identity: &ReloadingIdentity) -> Result<(String, Channel), EnrollError> {
+async fn reach(
+    dialer: &Arc<dyn Dialer>,
+    coordinators: &[String],
+    identity: &ReloadingIdentity,
+) -> Result<(String, Channel), EnrollError> {
     let expected = || ExpectedServer::AnyCoordinatorOf(identity.identity().coordinator_id);
     let mut last = EnrollError::NoCoordinator;
     for address in coordinators {
-        match transport::connect(address, Some(identity.clone()), expected()).await {
+        match transport::connect_through(Arc::clone(dialer), address, Some(identity.clone()), expected()).await {
             Ok(channel) => return Ok((address.clone(), channel)),
             Err(error) => last = error.into(),
         }
@@ -169,11 +174,12 @@ async fn reach(coordinators: &[String], identity: &ReloadingIdentity) -> Result<
 
 /// Tells the coordinator that this agent has started, so that it calls at once.
 pub async fn announce(
+    dialer: &Arc<dyn Dialer>,
     coordinators: &[String],
     identity: &ReloadingIdentity,
     addresses: &Addresses,
 ) -> Result<(), EnrollError> {
-    let (address, channel) = reach(coordinators, identity).await?;
+    let (address, channel) = reach(dialer, coordinators, identity).await?;
     let message = AnnounceNodeRequest {
         agent_address: addresses.agent.clone(),
         public_address: addresses.public.clone(),
@@ -189,7 +195,8 @@ pub async fn renew(
     identity: &ReloadingIdentity,
     request: String,
 ) -> Result<RenewCertificateResponse, EnrollError> {
-    let (address, channel) = reach(coordinators, identity).await?;
+    let dialer: Arc<dyn Dialer> = Arc::new(TcpDialer);
+    let (address, channel) = reach(&dialer, coordinators, identity).await?;
     let message = RenewCertificateRequest { certificate_request_pem: request };
     let call = async { IdentityServiceClient::new(channel).renew_certificate(message).await };
     answered(&address, call).await

@@ -10,6 +10,7 @@ pub mod gate;
 pub mod helper;
 pub mod host;
 pub mod http;
+pub mod lease;
 pub mod ledger;
 pub mod member;
 pub mod node;

@@ -1,12 +1,6 @@
 //! What all services of this agent share: the node's name, its ledger, its member, what is seen of them.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use regent_common::{
@@ -17,8 +11,12 @@ use regent_common::{
 };
 use regent_proto::agent::v1 as wire;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
+    engine::Stop,
+    gate::Gate,
+    lease::{Endorsers, Keeper, LeaseHandle, recorder::Recorder},
     ledger::{Ledger, LedgerStore},
     member::Member,
     observe,
@@ -28,12 +26,17 @@ use crate::{
 /// How long a starting agent waits until its engine has taken the settings again.
 const CONFIGURE_WITHIN: Duration = Duration::from_secs(10);
 
+/// Pause before an engine that could not be stopped is stopped again.
+const STOP_AGAIN: Duration = Duration::from_millis(100);
+
 /// One agent's state.
 pub struct Node {
     /// Name of the node.
     pub name: NodeName,
     /// Id of the coordinator that it belongs to.
     pub coordinator_id: String,
+    /// Boot id of its kernel.
+    pub boot_id: String,
     /// When this process started; for display.
     pub started_at: Timestamp,
     /// The member's driver and what is seen of the engine.
@@ -44,8 +47,11 @@ pub struct Node {
     pub host: watch::Sender<HostFacts>,
     /// The connection to the coordinator, for display.
     pub contact: watch::Sender<Contact>,
+    /// The lease of this member, and its promises.
+    pub lease: LeaseHandle,
+    /// Keeps what the coordinator's answers bring.
+    pub recorder: Recorder,
     clock: Arc<dyn Clock>,
-    next_nonce: AtomicU64,
 }
 
 /// The standing connection to the coordinator, for display.
@@ -65,14 +71,33 @@ pub struct Parts {
     pub name: NodeName,
     /// Id of the coordinator that it belongs to.
     pub coordinator_id: String,
+    /// Boot id of its kernel; another one after every boot.
+    pub boot_id: String,
     /// The ledger.
     pub ledger: LedgerStore,
     /// The member.
     pub member: Arc<Member>,
     /// The way to other agents.
     pub peers: Arc<dyn Peers>,
+    /// The gate.
+    pub gate: Arc<dyn Gate>,
+    /// The way to other members for endorsement.
+    pub endorsers: Arc<dyn Endorsers>,
+    /// Where the lease's keeper runs.
+    pub keeper: KeeperRuns,
+    /// Ends what runs beside.
+    pub stop: CancellationToken,
     /// The clocks.
     pub clock: Arc<dyn Clock>,
+}
+
+/// Where the lease's keeper runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeeperRuns {
+    /// On a thread and a runtime of its own, so that nothing delays it.
+    OnOwnThread,
+    /// On the caller's runtime: where time is simulated.
+    OnThisRuntime,
 }
 
 // === impl Node ===
@@ -89,29 +114,45 @@ impl Node {
     ///
     /// A driver that cannot be opened is no reason not to start: the coordinator has to hear of it.
     pub async fn start(parts: Parts) -> Arc<Self> {
-        let Parts { name, coordinator_id, ledger, member, peers, clock } = parts;
+        let Parts { name, coordinator_id, boot_id, ledger, member, peers, gate, endorsers, keeper, stop, clock } =
+            parts;
+        let seen = member.clone();
+        let (lease, task) = Keeper {
+            gate,
+            endorsers,
+            ledger: ledger.watch(),
+            position: Arc::new(move || seen.last_position()),
+            boot_id: boot_id.clone(),
+            clock: clock.clone(),
+        }
+        .prepare();
+        // Before anything that may wait for a disk.
+        match keeper {
+            KeeperRuns::OnOwnThread => {
+                task.run_on_own_thread(stop.clone()).expect("the system gives a thread at the start")
+            }
+            KeeperRuns::OnThisRuntime => drop(tokio::spawn(task.run(stop.clone()))),
+        }
         reopen(&ledger, &member).await;
+        tokio::spawn(stop_without_gate(lease.clone(), member.clone(), stop));
         Arc::new(Self {
             name,
             coordinator_id,
             started_at: clock.wall(),
-            executor: Arc::new(Executor::new(ledger, member.clone(), peers)),
+            recorder: Recorder::start(ledger.clone()),
+            executor: Arc::new(Executor::new(ledger, member.clone(), peers, lease.clone(), &boot_id)),
+            boot_id,
             member,
             host: watch::channel(HostFacts::default()).0,
             contact: watch::channel(Contact::default()).0,
+            lease,
             clock,
-            next_nonce: AtomicU64::new(1),
         })
     }
 
     /// The ledger.
     pub fn ledger(&self) -> &LedgerStore {
         self.executor.ledger()
-    }
-
-    /// A number that this process has not used before.
-    pub fn nonce(&self) -> u64 {
-        self.next_nonce.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Wall time, for display.
@@ -136,6 +177,7 @@ impl Node {
             fenced: membership.fenced,
             dirty: membership.must_not_start() || self.member.driver().is_some_and(|driver| driver.is_dirty()),
             engine,
+            authority: self.lease.authority(ledger),
             observed_at: self.wall(),
         })
     }
@@ -152,6 +194,31 @@ fn job(running: &Running) -> wire::Job {
         step: running.key.step.clone(),
         action: running.action.to_owned(),
         progress: Some((&*running.progress.borrow()).into()),
+    }
+}
+
+/// Rule G6: where no gate closes by itself, the engine is stopped before its lease ends.
+async fn stop_without_gate(lease: LeaseHandle, member: Arc<Member>, stop: CancellationToken) {
+    let mut lapsed = lease.lapsed();
+    loop {
+        let epoch = tokio::select! {
+            () = stop.cancelled() => return,
+            epoch = lapsed.wait_for(Option::is_some) => match epoch {
+                Ok(epoch) => *epoch,
+                Err(_) => return,
+            },
+        };
+        if let (Some(driver), Some(epoch)) = (member.driver(), epoch) {
+            tracing::warn!(%epoch, "the lease ends and there is no gate on this host: the engine is stopped");
+            if let Err(error) = driver.stop(Stop::Kill).await {
+                tracing::error!(error = %ErrorChain(&error), "the engine could not be stopped at the end of its lease");
+                tokio::time::sleep(STOP_AGAIN).await;
+                continue;
+            }
+        }
+        if lapsed.wait_for(Option::is_none).await.is_err() {
+            return;
+        }
     }
 }
 

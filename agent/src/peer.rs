@@ -1,26 +1,41 @@
-//! What agents ask of each other: whether a copy is whole (rule T2). The asking side and the answering side.
+//! What agents ask of each other: whether a copy is whole (rule T2), and whether they endorse the primary while no
+//! coordinator renews its lease (rules E1, E2). The asking side and the answering side.
 //!
 //! **Invariant:** the answer is about now: the engine is looked at for it, and it echoes the asker's nonce.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use regent_common::{
     error::{ErrorChain, Reason, bad_field, refuse},
     identity::{Identity, Principal},
-    ids::{ClusterId, OperationToken},
+    ids::{ClusterId, Epoch, OperationToken},
     position::Position,
     tls::{ExpectedServer, ReloadingIdentity},
-    topology::{EngineState, Peer},
-    transport,
+    topology::{EngineState, Peer, Ternary},
+    transport::{self, Dialer},
 };
 use regent_proto::agent::v1::{
-    ConfirmWholeRequest, ConfirmWholeResponse, peer_service_client::PeerServiceClient, peer_service_server::PeerService,
+    ConfirmWholeRequest, ConfirmWholeResponse, EndorseRequest, EndorseResponse, peer_service_client::PeerServiceClient,
+    peer_service_server::PeerService,
 };
 use ring::rand::SecureRandom;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, transport::Channel};
 
-use crate::{access, ledger::Membership, node::Node, steps::Peers};
+use crate::{
+    access,
+    lease::{
+        Endorsers, Question, Word,
+        promises::{Asker, NoPromise},
+    },
+    ledger::Membership,
+    node::Node,
+    steps::Peers,
+};
 
 /// How long a peer may take to answer; looking at its engine included.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -32,10 +47,14 @@ pub struct PeerAnswers(pub Arc<Node>);
 /// The way to other agents.
 #[derive(Debug, Clone)]
 pub struct PeerCalls {
+    /// Opens connections.
+    pub dialer: Arc<dyn Dialer>,
     /// Our identity.
     pub identity: ReloadingIdentity,
     /// Coordinator that we and they belong to.
     pub coordinator_id: String,
+    /// Connections for endorsement, by address: a question must not wait for a handshake.
+    channels: Arc<Mutex<BTreeMap<String, Channel>>>,
 }
 
 #[tonic::async_trait]
@@ -58,6 +77,82 @@ impl PeerService for PeerAnswers {
             .map_err(|reason| refuse(Reason::CopyNotWhole, reason))?;
         Ok(Response::new(ConfirmWholeResponse { nonce, position: Some((&position).into()) }))
     }
+
+    async fn endorse(&self, request: Request<EndorseRequest>) -> Result<Response<EndorseResponse>, Status> {
+        let ledger = self.0.ledger().read();
+        let caller = access::peer(&request, &self.0.coordinator_id, &ledger)?;
+        let asked = request.into_inner();
+        let membership = ledger.membership.as_ref().filter(|m| m.cluster_id.to_string() == asked.cluster_id);
+        let Some(membership) = membership.filter(|_| ledger.quarantine.is_none()) else {
+            let message = format!("this node is not a member of cluster {} that is to be believed", asked.cluster_id);
+            return Err(refuse(Reason::WrongCluster, message));
+        };
+        let asker = read_asker(&asked)?;
+        let is_caller = |peer: &Peer| peer.node == caller && peer.member == asker.member;
+        if !membership.spec.members.iter().any(is_caller) {
+            return Err(refuse(Reason::WrongMember, format!("node {caller} is not member {}", asker.member)));
+        }
+        let (nonce, ttl) = (asked.nonce, asker.ttl);
+        if membership.longest_ttl() < Some(ttl) {
+            // After a restart this member waits as long as its longest promise: that has to be on disk before it is given.
+            let kept = self.0.ledger().update(move |ledger| {
+                if let Some(membership) = &mut ledger.membership {
+                    membership.keep_longest_ttl(ttl);
+                }
+            });
+            kept.await.map_err(|error| refuse(Reason::Internal, ErrorChain(&error).to_string()))?;
+        }
+        let word = self.promise(asker);
+        let known_epoch = self.0.ledger().read().membership.as_ref().map_or(0, |membership| membership.epoch.0);
+        Ok(Response::new(EndorseResponse {
+            nonce,
+            endorsed: word.is_ok(),
+            known_epoch,
+            reason: word.err().map(|reason| reason.to_string()).unwrap_or_default(),
+        }))
+    }
+}
+
+// === impl PeerAnswers ===
+
+impl PeerAnswers {
+    /// Gives the promise, or not (rule E2). A promise and a preparation meet in the lock of the promises: whichever comes
+    /// second knows of the first.
+    fn promise(&self, asker: Asker) -> Result<(), NoPromise> {
+        let node = &self.0;
+        let mut promises = node.lease.promises();
+        let ledger = node.ledger().read();
+        let Some(membership) = &ledger.membership else {
+            return Err(NoPromise::HigherEpoch { asked: asker.epoch, known: asker.epoch.next() });
+        };
+        if membership.writable_epoch >= Some(asker.epoch) {
+            let (holder, epoch) = (membership.member.clone(), membership.epoch);
+            return Err(NoPromise::OtherAsker { holder, epoch });
+        }
+        let seen = node.member.watch_seen().borrow().clone();
+        let streams = |seen: &regent_common::topology::EngineObservation| {
+            seen.streaming == Ternary::Yes && seen.upstream.as_ref() == Some(&asker.member)
+        };
+        let stream_lives = seen.as_ref().is_some_and(streams);
+        promises.endorse(node.lease.clock().now(), asker, membership.epoch, stream_lives)
+    }
+}
+
+fn read_asker(asked: &EndorseRequest) -> Result<Asker, Status> {
+    let member = asked.member.parse();
+    let member = member.map_err(|error: regent_common::ids::NameError| bad_field("member", error.to_string()))?;
+    let lease = asked.lease.ok_or_else(|| bad_field("lease", "is missing"))?;
+    if asked.ttl_millis == 0 || asked.boot_id.is_empty() {
+        return Err(bad_field("ttl_millis", "a question for endorsement names a time and a boot"));
+    }
+    Ok(Asker {
+        member,
+        boot_id: asked.boot_id.clone(),
+        epoch: Epoch(asked.epoch),
+        ttl: Duration::from_millis(asked.ttl_millis.into()),
+        lease: lease.into(),
+        position: asked.position.clone().map(Into::into),
+    })
 }
 
 /// The position of this node's copy, or why it is not to be relied on.
@@ -94,16 +189,65 @@ async fn whole(node: &Node, membership: &Membership, token: OperationToken) -> R
 // === impl PeerCalls ===
 
 impl PeerCalls {
-    async fn ask(&self, source: &Peer, question: ConfirmWholeRequest) -> Result<ConfirmWholeResponse, String> {
-        let expected = ExpectedServer::Identity(Identity {
+    /// Calls with this identity.
+    pub fn new(dialer: Arc<dyn Dialer>, identity: ReloadingIdentity, coordinator_id: String) -> Self {
+        Self { dialer, identity, coordinator_id, channels: Arc::default() }
+    }
+
+    fn expected(&self, peer: &Peer) -> ExpectedServer {
+        ExpectedServer::Identity(Identity {
             coordinator_id: self.coordinator_id.clone(),
-            principal: Principal::Node(source.node.clone()),
-        });
-        let channel = transport::connect(&source.agent_address, Some(self.identity.clone()), expected)
+            principal: Principal::Node(peer.node.clone()),
+        })
+    }
+
+    /// A kept connection that comes up, and comes up again, by itself. Used from one runtime only.
+    fn channel(&self, peer: &Peer) -> Result<Channel, String> {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(channel) = channels.get(&peer.agent_address) {
+            return Ok(channel.clone());
+        }
+        let (dialer, identity) = (Arc::clone(&self.dialer), Some(self.identity.clone()));
+        let channel = transport::connect_lazy_through(dialer, &peer.agent_address, identity, self.expected(peer))
+            .map_err(|error| ErrorChain(&error).to_string())?;
+        channels.insert(peer.agent_address.clone(), channel.clone());
+        Ok(channel)
+    }
+
+    async fn confirm(&self, source: &Peer, question: ConfirmWholeRequest) -> Result<ConfirmWholeResponse, String> {
+        let (dialer, identity) = (Arc::clone(&self.dialer), Some(self.identity.clone()));
+        let channel = transport::connect_through(dialer, &source.agent_address, identity, self.expected(source))
             .await
             .map_err(|error| ErrorChain(&error).to_string())?;
         let answer = PeerServiceClient::new(channel).confirm_whole(question).await;
         answer.map(Response::into_inner).map_err(|status| status.message().to_owned())
+    }
+}
+
+#[async_trait]
+impl Endorsers for PeerCalls {
+    async fn ask(&self, question: Question) -> Result<Word, String> {
+        let nonce = question.nonce;
+        let channel = self.channel(&question.peer)?;
+        let request = EndorseRequest {
+            cluster_id: question.cluster_id.to_string(),
+            member: question.member.to_string(),
+            epoch: question.epoch.0,
+            nonce,
+            boot_id: question.boot_id,
+            ttl_millis: u32::try_from(question.ttl.as_millis()).unwrap_or(u32::MAX),
+            lease: Some((&question.lease).into()),
+            position: question.position.as_ref().map(Into::into),
+        };
+        let answer = PeerServiceClient::new(channel).endorse(request).await;
+        let answer = answer.map_err(|status| status.message().to_owned())?.into_inner();
+        if answer.nonce != nonce {
+            return Err("the answer is to another question".to_owned());
+        }
+        if !answer.endorsed {
+            tracing::debug!(peer = %question.peer.member, reason = answer.reason, "not endorsed");
+        }
+        Ok(Word { endorsed: answer.endorsed, known_epoch: Epoch(answer.known_epoch) })
     }
 }
 
@@ -119,7 +263,7 @@ impl Peers for PeerCalls {
         ring::rand::SystemRandom::new().fill(&mut random).map_err(|_| "the system has no random numbers".to_owned())?;
         let nonce = u64::from_le_bytes(random);
         let question = ConfirmWholeRequest { cluster_id: cluster_id.to_string(), token: token.0, nonce };
-        let answer = tokio::time::timeout(ANSWER_WITHIN, self.ask(source, question))
+        let answer = tokio::time::timeout(ANSWER_WITHIN, self.confirm(source, question))
             .await
             .map_err(|_| format!("no answer from {} within {ANSWER_WITHIN:?}", source.agent_address))??;
         if answer.nonce != nonce {

@@ -9,23 +9,24 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use regent_common::{
     convert::to_wire_time,
     error::{ErrorChain, Reason, bad_field, refuse},
-    ids::Revision,
+    ids::{Epoch, Revision},
+    lease::{Grant, Timing},
     topology::{EngineState, HostFacts, Observation, Role, Ternary},
     transport::Revocations,
 };
 use regent_proto::agent::v1::{
-    AgentHello, CoordinatorHello, Heartbeat, Job, OpenRequest, OpenResponse, open_request, open_response,
-    session_service_server::SessionService,
+    AgentHello, CoordinatorHello, Heartbeat, HeartbeatAnswer, Job, OpenRequest, OpenResponse, open_request,
+    open_response, session_service_server::SessionService,
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::MissedTickBehavior,
+    time::{Interval, MissedTickBehavior},
 };
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{access, ledger::Ledger, node::Node};
+use crate::{access, lease::Answer, ledger::Ledger, node::Node};
 
 /// How long a coordinator may take to say who it is.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
@@ -57,6 +58,9 @@ struct Notable {
     token: u64,
     fenced: bool,
     dirty: bool,
+    /// The lease stands; the electorate that is acknowledged.
+    stands: bool,
+    acknowledged: Option<u64>,
 }
 
 /// One open session.
@@ -148,9 +152,9 @@ impl Session {
         };
         let stale_store = self.greet(&hello).await?;
         let _counted = Counted::new(self.node.clone(), stale_store);
-        let asked = Duration::from_millis(hello.heartbeat_millis.into());
-        let mut ticks = tokio::time::interval(asked.clamp(PERIODS.0, PERIODS.1));
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = ticks(Duration::from_millis(hello.heartbeat_millis.into()));
+        let mut lease = self.node.lease.changes();
+        let mut beats = self.node.lease.beats();
         let mut seen = self.node.member.watch_seen();
         let mut ledger = self.node.ledger().watch();
         let mut steps = self.node.executor.table().changes();
@@ -162,12 +166,18 @@ impl Session {
                 Ok(()) = seen.changed() => Event::Look,
                 Ok(()) = ledger.changed() => Event::Look,
                 Ok(()) = steps.changed() => Event::Look,
+                Ok(()) = lease.changed() => Event::Look,
+                Ok(()) = beats.changed() => Event::Tick,
                 _ = ticks.tick() => Event::Tick,
                 () = tokio::time::sleep(PROGRESS_PERIOD), if working => Event::Progress,
             };
             match event {
                 Event::Stop | Event::Message(Ok(None)) => return Ok(()),
-                Event::Message(Ok(Some(message))) => self.hear(message)?,
+                Event::Message(Ok(Some(message))) => {
+                    if let Some(period) = self.hear(message)?.filter(|period| *period != ticks.period()) {
+                        ticks = self::ticks(period);
+                    }
+                }
                 Event::Message(Err(status)) => return Err(status),
                 Event::Tick => self.send(),
                 Event::Look => self.send_if(|was, is| was.0 != is.0 || !same_jobs(&was.1, &is.1)),
@@ -191,12 +201,12 @@ impl Session {
             noted.map_err(|error| refuse(Reason::Internal, ErrorChain(&error).to_string()))?;
         }
         let member = self.node.member.clone();
-        let offers = tokio::task::spawn_blocking(move || member.offers()).await;
-        let offers = offers.map_err(|_| refuse(Reason::Internal, "the engines could not be looked for"))?;
+        let offers = self.node.ledger().offload(move || member.offers()).await;
+        let offers = offers.ok_or_else(|| refuse(Reason::Internal, "the engines could not be looked for"))?;
         let answer = AgentHello {
             node: self.node.name.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            boot_id: crate::host::boot_id(),
+            boot_id: self.node.boot_id.clone(),
             started_at: Some(to_wire_time(self.node.started_at)),
             engines: offers.iter().map(Into::into).collect(),
             revision: known.max(given).0,
@@ -208,20 +218,50 @@ impl Session {
         Ok(stale_store)
     }
 
-    fn hear(&self, message: OpenRequest) -> Result<(), Status> {
+    /// Takes a message; the time between heartbeats that it asks for, if it does.
+    fn hear(&self, message: OpenRequest) -> Result<Option<Duration>, Status> {
         let now = self.node.wall();
         self.node.contact.send_modify(|contact| contact.heard_at = Some(now));
         match message.message {
-            // The grant of a lease takes its place here.
-            Some(open_request::Message::Answer(_)) => Ok(()),
+            Some(open_request::Message::Answer(answer)) => Ok(self.take(answer)),
             Some(open_request::Message::Revocations(revocations)) => {
                 self.revocations.replace(revocations.serials.into_iter().collect());
-                Ok(())
+                Ok(None)
             }
             Some(open_request::Message::Hello(_)) => Err(bad_field("message", "a second hello came")),
             // A message of a later version: there is nothing in it for this one.
-            None => Ok(()),
+            None => Ok(None),
         }
+    }
+
+    /// Takes an answer to a heartbeat, and with it the lease. A grant that is not for this member at this time is dropped: it
+    /// can only be late, or meant for somebody else.
+    fn take(&self, answer: HeartbeatAnswer) -> Option<Duration> {
+        let ledger = self.node.ledger().read();
+        let membership = ledger.membership.as_ref().filter(|_| ledger.quarantine.is_none());
+        let grant = answer.grant.and_then(|grant| {
+            let ours = membership.is_some_and(|membership| {
+                grant.established
+                    && grant.cluster_id == membership.cluster_id.to_string()
+                    && grant.member == membership.member.as_str()
+            });
+            let read = Grant::try_from(grant);
+            if !ours || read.is_err() {
+                // Late, most likely: this node was released, or became another member, since it asked.
+                tracing::info!("a grant came that is not for this member, and was dropped");
+            }
+            read.ok().filter(|_| ours)
+        });
+        let heartbeat = Duration::from_millis(answer.heartbeat_millis.into()).clamp(PERIODS.0, PERIODS.1);
+        let ttl = Duration::from_millis(answer.ttl_millis.into());
+        let timing = (ttl >= heartbeat * 3).then_some(Timing { heartbeat, ttl, suspect_after: ttl / 2 });
+        let granted = grant.as_ref().map(|grant| (grant.epoch, grant.electorate.clone()));
+        let stored_epoch = Epoch(answer.stored_epoch);
+        let counted = self.node.lease.answered(Answer { nonce: answer.nonce, grant, stored_epoch, timing });
+        if counted && let Some(timing) = timing {
+            self.node.recorder.note(granted, timing);
+        }
+        (answer.heartbeat_millis > 0).then_some(heartbeat)
     }
 
     fn present(&self) -> (Option<Observation>, Vec<Job>) {
@@ -246,7 +286,7 @@ impl Session {
         let fresh = self.host.has_changed().unwrap_or(false) || self.shown.is_none();
         let host = fresh.then(|| self.host.borrow_and_update().clone());
         let heartbeat = Heartbeat {
-            nonce: self.node.nonce(),
+            nonce: self.node.lease.stamp(),
             member: member.as_ref().map(Into::into),
             host: host.as_ref().map(Into::into),
             jobs: jobs.clone(),
@@ -258,6 +298,13 @@ impl Session {
             Err(_) => None,
         };
     }
+}
+
+/// Ticks of this period, within what is sensible.
+fn ticks(period: Duration) -> Interval {
+    let mut ticks = tokio::time::interval(period.clamp(PERIODS.0, PERIODS.1));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 /// Whether the same steps run, however far they have come.
@@ -280,6 +327,8 @@ impl Notable {
             token: seen.token.0,
             fenced: seen.fenced,
             dirty: seen.dirty,
+            stands: seen.authority.lease.as_ref().is_some_and(|lease| lease.stands),
+            acknowledged: seen.authority.electorate.as_ref().map(|electorate| electorate.version),
         }
     }
 }

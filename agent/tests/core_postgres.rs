@@ -62,7 +62,8 @@ impl Agent {
             member.reopen(membership).unwrap();
         }
         let peers = Arc::new(SaidByTest(std::sync::Mutex::new(Err("nobody".to_owned()))));
-        let executor = Arc::new(Executor::new(ledger, member.clone(), peers));
+        let lease = support::lease::granted(&ledger);
+        let executor = Arc::new(Executor::new(ledger, member.clone(), peers, lease, support::lease::BOOT));
         let stop = CancellationToken::new();
         let steps = executor.table().changes();
         // A period that nobody waits for: what is seen sooner was pushed.

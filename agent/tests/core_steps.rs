@@ -239,7 +239,7 @@ async fn a_fence_is_not_answered_while_the_engine_cannot_be_killed() {
 async fn prepare_and_promote_carry_the_failover() {
     let bench = Bench::assigned().await;
     bench.machine.set_running(Role::Replica);
-    let prepared = done(&bench, 2, 2, "prepare", Action::Prepare).await;
+    let prepared = done(&bench, 2, 2, "prepare", Action::Prepare { old_primary_fenced: false }).await;
     assert_eq!(prepared.position, Some(at(12)));
     assert_eq!(bench.membership().epoch, Epoch(2));
     let promoted = done(&bench, 2, 2, "promote", Action::Promote).await;
@@ -247,7 +247,7 @@ async fn prepare_and_promote_carry_the_failover() {
     let membership = bench.membership();
     assert_eq!((membership.role, membership.writable_epoch), (Some(Role::Primary), Some(Epoch(2))));
     // An old primary that is prepared is fenced in full.
-    done(&bench, 3, 3, "prepare", Action::Prepare).await;
+    done(&bench, 3, 3, "prepare", Action::Prepare { old_primary_fenced: false }).await;
     assert_eq!(bench.machine.count("kill"), 1);
     assert!(bench.membership().fenced);
     done(&bench, 3, 3, "follow", follow()).await;
@@ -270,7 +270,12 @@ async fn dirty_data_is_never_promoted_followed_or_prepared() {
     let bench = Bench::assigned().await;
     bench.machine.set_running(Role::Replica);
     bench.machine.set_dirty(true);
-    for action in [Action::Promote, follow(), Action::Prepare, Action::Examine { primary_position: None }] {
+    for action in [
+        Action::Promote,
+        follow(),
+        Action::Prepare { old_primary_fenced: false },
+        Action::Examine { primary_position: None },
+    ] {
         assert_eq!(reason(&bench, 2, 2, action.name(), action.clone()).await, Reason::DataDirty);
     }
     assert_eq!(bench.membership().writable_epoch, None, "the mark is for engines that become writable");
@@ -315,7 +320,7 @@ async fn a_member_in_resync_is_not_prepared() {
     let bench = Bench::assigned().await;
     bench.machine.set_running(Role::Replica);
     done(&bench, 1, 1, "clone", clone_action(false)).await;
-    assert_eq!(reason(&bench, 2, 2, "prepare", Action::Prepare).await, Reason::DataDirty);
+    assert_eq!(reason(&bench, 2, 2, "prepare", Action::Prepare { old_primary_fenced: false }).await, Reason::DataDirty);
 }
 
 #[tokio::test]

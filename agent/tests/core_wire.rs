@@ -298,7 +298,8 @@ async fn a_session_greets_and_pushes_what_changes() {
     let first = session.until(|heartbeat| state_is(heartbeat, EngineState::Running)).await;
     assert!(first.nonce > 0);
     // A step that raises the epoch is seen at once, without a period.
-    let prepare = request("db1", 2, 2, "prepare", wire::action::Action::Prepare(wire::Prepare {}));
+    let prepare =
+        request("db1", 2, 2, "prepare", wire::action::Action::Prepare(wire::Prepare { old_primary_fenced: false }));
     execute(&channel, prepare).await.unwrap();
     let raised = session.until(|heartbeat| heartbeat.member.as_ref().is_some_and(|member| member.epoch == 2)).await;
     assert!(raised.nonce > first.nonce);

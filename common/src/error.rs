@@ -156,6 +156,15 @@ reasons! {
         "The operation has ended." "Nothing; show it for its outcome.";
     EtagMismatch "ETAG_MISMATCH" Aborted false
         "What is to be changed was changed meanwhile." "Read it again and decide anew.";
+    PromiseStands "PROMISE_STANDS" FailedPrecondition true
+        "The member has endorsed the primary of a lower epoch, and is not used before that promise is over."
+        "Wait: the promise ends by itself within the length of a lease.";
+    LeaseNotHeld "LEASE_NOT_HELD" FailedPrecondition true
+        "The engine was not made writable: no lease came for its epoch."
+        "Check the connection between coordinator and node; it is tried again by itself.";
+    GateFailed "GATE_FAILED" Internal true
+        "The kernel did not take a change of the gate."
+        "See what the node shows of its fence; check nftables on it.";
     StaleEpoch "STALE_EPOCH" FailedPrecondition false
         "The request carries a lower epoch than the member has seen." "Nothing; a newer decision holds.";
     StaleToken "STALE_TOKEN" FailedPrecondition false

@@ -181,9 +181,9 @@ macro_rules! id_type {
                 Self(Ulid::from_parts(unix_millis, random))
             }
 
-            /// Makes a new id from the wall clock and the thread's randomness.
+            /// Makes a new id from the wall clock and chance.
             pub fn generate() -> Self {
-                Self(Ulid::generate())
+                Self(crate::chance::ulid())
             }
 
             /// Milliseconds since 1970 at which it was made; for display only.

@@ -2,12 +2,15 @@
 //!
 //! **Invariant:** nothing here names an engine, and nothing here decides anything about a cluster.
 
+pub mod chance;
 pub mod clock;
 pub mod config;
 pub mod convert;
 pub mod error;
 pub mod identity;
 pub mod ids;
+pub mod lease;
+pub mod mutation;
 pub mod position;
 pub mod telemetry;
 pub mod tls;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::{ClusterId, ClusterName, Epoch, MemberName, NodeName, OperationToken},
+    lease::Authority,
     position::Position,
 };
 
@@ -112,6 +113,8 @@ pub struct Observation {
     pub dirty: bool,
     /// What the driver sees.
     pub engine: EngineObservation,
+    /// Its authority: role by the ledger, lease, promises, fence.
+    pub authority: Authority,
     /// Wall time, for display only.
     pub observed_at: Timestamp,
 }

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
-use regent_common::{config::HumanDuration, telemetry::LogFormat};
+use regent_common::{config::HumanDuration, lease::Profile, telemetry::LogFormat};
 use serde::Deserialize;
+
+use crate::cluster::brake::Limits;
 
 /// Everything that can be set. Each key has a default; the shipped example documents them all.
 #[derive(Debug, Clone, Deserialize)]
@@ -17,10 +19,18 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Names and addresses under which clients reach the coordinator: they stand in its certificate.
     pub advertise: Vec<String>,
-    /// Time between heartbeats of an agent.
-    pub heartbeat: HumanDuration,
-    /// Silence of a connected agent after which its node is suspect.
-    pub suspect_after: HumanDuration,
+    /// Profile of new clusters that name none: "fast", "standard" or "relaxed".
+    pub profile: Profile,
+    /// Whether members on this coordinator's own machine may be promoted by themselves. With that machine both are lost.
+    pub promote_on_this_machine: bool,
+    /// Most automatic failovers of one cluster within ten minutes.
+    pub failover_budget: usize,
+    /// Share of all clusters, 0 to 1, beyond which failing at once pauses automatic failovers.
+    pub brake_share: f64,
+    /// Fewest clusters failing at once for that.
+    pub brake_clusters: usize,
+    /// How long automatic failovers pause then, at most.
+    pub brake_for: HumanDuration,
     /// How long a node's or the coordinator's certificate is valid.
     pub certificate_life: HumanDuration,
     /// Form of the log lines: "text" or "json".
@@ -29,16 +39,33 @@ pub struct Config {
 
 // === impl Config ===
 
+impl Config {
+    /// What automatic failovers may do.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            failover_budget: self.failover_budget,
+            brake_share: self.brake_share,
+            brake_clusters: self.brake_clusters,
+            brake_for: self.brake_for.0,
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
+        let limits = Limits::default();
         let seconds = |seconds| HumanDuration(std::time::Duration::from_secs(seconds));
         Self {
             listen: "[::]:7420".to_owned(),
             http_listen: "[::]:7422".to_owned(),
             state_dir: PathBuf::from("/var/lib/regent/coordinator"),
             advertise: Vec::new(),
-            heartbeat: seconds(1),
-            suspect_after: seconds(3),
+            profile: Profile::default(),
+            promote_on_this_machine: false,
+            failover_budget: limits.failover_budget,
+            brake_share: limits.brake_share,
+            brake_clusters: limits.brake_clusters,
+            brake_for: HumanDuration(limits.brake_for),
             certificate_life: seconds(90 * 24 * 3600),
             log_format: LogFormat::Text,
         }

@@ -5,11 +5,14 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use regent_common::{
     clock::Clock,
     ids::{MemberName, NodeName, Revision},
+    lease::Profile,
     topology::{ClusterSpec, Peer},
 };
 
 use crate::{
     audit::AuditLog,
+    authority::{Authorities, Authority},
+    cluster::brake::{Brake, Limits},
     events::EventLog,
     model::cluster::ClusterRecord,
     nodes::Agents,
@@ -39,6 +42,16 @@ pub struct Environment {
     pub events: EventLog,
     /// Where agents are reached, by node.
     pub addresses: Addresses,
+    /// Who is granted a lease, and until when one may stand.
+    pub authorities: Arc<Authorities>,
+    /// Profile of new clusters that name none.
+    pub default_profile: Profile,
+    /// What automatic failovers may do.
+    pub limits: Limits,
+    /// Pauses them when many clusters fail at once.
+    pub brake: Arc<Brake>,
+    /// Boot of this coordinator's machine, whose members are left out of electorates; `None` where the policy allows them.
+    pub own_boot_id: Option<Arc<str>>,
 }
 
 // === impl Environment ===
@@ -47,6 +60,11 @@ impl Environment {
     /// The store's present revision, for rule T4; 0 when it cannot be read, which no agent takes for newer than it knows.
     pub async fn revision(&self) -> Revision {
         self.store.revision().await.unwrap_or_default()
+    }
+
+    /// The authority of a cluster. One that was never registered has granted nothing.
+    pub fn authority(&self, cluster: &ClusterRecord) -> Option<Arc<Authority>> {
+        self.authorities.get(cluster.id)
     }
 
     /// A member as its peers see it; `None` until its endpoint and its agent's address are known.

@@ -27,7 +27,7 @@ impl Sequence {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let millis = millis(wall);
         *last = if millis > last.timestamp_ms() {
-            Ulid::from_parts(millis, Ulid::generate().random())
+            Ulid::from_parts(millis, regent_common::chance::ulid().random())
         } else {
             // At the last id of a millisecond the next millisecond is begun early.
             last.increment().unwrap_or_else(|_| Ulid::from_parts(last.timestamp_ms() + 1, 0))

@@ -1,4 +1,5 @@
-//! A coordinator and its agents as real processes on loopback, from the programs of this workspace.
+//! A coordinator and its agents as real processes, from the programs of this workspace: on loopback, or each on a machine
+//! of its own in a network of the test's ([`Site`]).
 //!
 //! Everything of them stands in the test's folder: `coordinator/`, one folder for each node, `logs/`. The fleet knows how
 //! the daemons are started and told things; what to do with them is the test's.
@@ -8,6 +9,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,8 +19,10 @@ use regent_proto::coordinator::v1 as wire;
 use crate::{
     api::{Api, request_id},
     folder::TestFolder,
-    ports,
+    network::Network,
+    place::{Place, Site},
     process::{Daemon, program},
+    profile::Profile,
     wait,
 };
 
@@ -36,6 +40,7 @@ pub struct Coordinator {
     pub http: String,
     /// Folder of its configuration and state.
     pub home: PathBuf,
+    place: Place,
     program: PathBuf,
     log: PathBuf,
     environment: BTreeMap<String, String>,
@@ -55,6 +60,7 @@ pub struct Agent {
     pub engine_port: u16,
     /// Folder of its configuration, state, engines and sockets.
     pub home: PathBuf,
+    place: Place,
     program: PathBuf,
     log: PathBuf,
     daemon: Option<Daemon>,
@@ -70,7 +76,11 @@ pub struct Fleet {
     /// The first administrator's connection.
     pub api: Api,
     root: PathBuf,
+    site: Site,
 }
+
+/// Name of the coordinator's place.
+pub const COORDINATOR: &str = "coordinator";
 
 /// Runs a command to its end; what it wrote is in the error when it fails.
 pub fn run(mut command: Command) -> Result<String> {
@@ -80,18 +90,47 @@ pub fn run(mut command: Command) -> Result<String> {
     Ok(text(&output.stdout))
 }
 
+/// Connects to a coordinator as its first administrator, as soon as it answers.
+async fn connect(coordinator: &Coordinator) -> Result<Api> {
+    wait::until("the coordinator", UP, || async {
+        let api = Api::connect(&coordinator.address, &coordinator.admin()).await?;
+        api.all_nodes().await?;
+        Ok(api)
+    })
+    .await
+}
+
+/// What is asked to create a cluster: the one place in which the harness says what every cluster of a test is like.
+pub fn create_request(cluster: &str, engine: &str, nodes: &[&str], profile: Profile) -> wire::CreateClusterRequest {
+    wire::CreateClusterRequest {
+        cluster: cluster.to_owned(),
+        engine: engine.to_owned(),
+        nodes: nodes.iter().map(|node| (*node).to_owned()).collect(),
+        profile: profile.name().to_owned(),
+        request_id: request_id(),
+        ..Default::default()
+    }
+}
+
 // === impl Coordinator ===
 
 impl Coordinator {
-    /// Makes its folder, configuration, authority and first administrator; does not start it.
+    /// Makes its folder, configuration, authority and first administrator on loopback; does not start it.
     pub fn init(root: &Path, program: PathBuf) -> Result<Self> {
-        let home = root.join("coordinator");
+        Self::init_at(root, program, &Site::Loopback)
+    }
+
+    /// The same where the site has its place.
+    pub fn init_at(root: &Path, program: PathBuf, site: &Site) -> Result<Self> {
+        let home = root.join(COORDINATOR);
         fs::create_dir_all(&home)?;
         fs::create_dir_all(root.join("logs"))?;
-        let [grpc, http] = ports::free(2)?[..] else { unreachable!("two were asked for") };
+        let place = site.place(COORDINATOR, &home)?;
+        let ([grpc, http], address) = (place.ports([7420, 7422])?, place.address());
         let coordinator = Self {
-            address: format!("127.0.0.1:{grpc}"),
-            http: format!("127.0.0.1:{http}"),
+            address: format!("{address}:{grpc}"),
+            http: format!("{address}:{http}"),
+            place,
             program,
             log: root.join("logs/coordinator.log"),
             environment: BTreeMap::new(),
@@ -99,14 +138,14 @@ impl Coordinator {
             home,
         };
         let config = format!(
-            "listen = {:?}\nhttp_listen = {:?}\nstate_dir = {:?}\n",
+            "listen = {:?}\nhttp_listen = {:?}\nstate_dir = {:?}\npromote_on_this_machine = true\nfailover_budget = 1000\n",
             coordinator.address,
             coordinator.http,
             coordinator.home.join("state"),
         );
         fs::write(coordinator.config(), config)?;
-        let mut init = coordinator.command("init");
-        init.args(["--advertise", "127.0.0.1"]);
+        let mut init = coordinator.command("init")?;
+        init.args(["--advertise", &address]);
         run(init)?;
         Ok(coordinator)
     }
@@ -127,10 +166,10 @@ impl Coordinator {
     }
 
     /// Its program with a subcommand and its configuration.
-    pub fn command(&self, verb: &str) -> Command {
-        let mut command = Command::new(&self.program);
+    pub fn command(&self, verb: &str) -> Result<Command> {
+        let mut command = self.place.command(&self.program)?;
         command.arg(verb).arg("--config").arg(self.config()).envs(&self.environment);
-        command
+        Ok(command)
     }
 
     /// Runs another build of it from now on (failpoints).
@@ -148,7 +187,7 @@ impl Coordinator {
 
     /// Starts it; returns at once.
     pub fn start(&mut self) -> Result<()> {
-        self.daemon = Some(Daemon::start("coordinator", self.command("serve"), &self.log)?);
+        self.daemon = Some(Daemon::start(COORDINATOR, self.command("serve")?, &self.log)?);
         Ok(())
     }
 
@@ -166,19 +205,27 @@ impl Coordinator {
 // === impl Agent ===
 
 impl Agent {
-    /// Makes the folder and the configuration of a node; does not join and does not start.
+    /// Makes the folder and the configuration of a node on loopback; does not join and does not start.
     pub fn prepare(root: &Path, node: &str, program: PathBuf) -> Result<Self> {
+        Self::prepare_at(root, node, program, &Site::Loopback)
+    }
+
+    /// The same where the site has its place.
+    pub fn prepare_at(root: &Path, node: &str, program: PathBuf, site: &Site) -> Result<Self> {
         let home = root.join(node);
+        fs::create_dir_all(&home)?;
+        let place = site.place(node, &home)?;
         for folder in ["state", "engines", "run"] {
             fs::create_dir_all(home.join(folder))?;
         }
         fs::create_dir_all(root.join("logs"))?;
-        let [grpc, http, engine_port] = ports::free(3)?[..] else { unreachable!("three were asked for") };
+        let ([grpc, http, engine_port], address) = (place.ports([7421, 7423, 5432])?, place.address());
         let agent = Self {
             node: node.to_owned(),
-            address: format!("127.0.0.1:{grpc}"),
-            http: format!("127.0.0.1:{http}"),
+            address: format!("{address}:{grpc}"),
+            http: format!("{address}:{http}"),
             engine_port,
+            place,
             program,
             log: root.join(format!("logs/{node}.log")),
             daemon: None,
@@ -192,14 +239,19 @@ impl Agent {
     pub fn configure(&self, more: &str, engine: &str) -> Result<()> {
         let bin = std::env::var("REGENT_POSTGRES_BIN").map_or(String::new(), |bin| format!("bin_dir = {bin:?}\n"));
         let config = format!(
-            "listen = {:?}\nhttp_listen = {:?}\nadvertise = \"127.0.0.1\"\nstate_dir = {:?}\ndata_root = {:?}\nrun_dir = {:?}\n\
-             {more}\n[engine.postgresql]\nport = {}\nlisten_addresses = \"127.0.0.1\"\n{bin}{engine}\n",
+            "listen = {:?}\nhttp_listen = {:?}\nadvertise = {:?}\nstate_dir = {:?}\ndata_root = {:?}\nrun_dir = {:?}\n\
+             gate_table = {:?}\n\
+             {more}\n[engine.postgresql]\nport = {}\nlisten_addresses = {:?}\n{bin}{engine}\n",
             self.address,
             self.http,
+            self.place.address(),
             self.home.join("state"),
             self.home.join("engines"),
             self.home.join("run"),
+            // Agents that share a network share its nftables.
+            format!("regent-test-{}", self.engine_port),
             self.engine_port,
+            self.place.engine_addresses(),
         );
         Ok(fs::write(self.config(), config)?)
     }
@@ -220,22 +272,27 @@ impl Agent {
     }
 
     /// Its program with a subcommand and its configuration.
-    pub fn command(&self, verb: &str) -> Command {
-        let mut command = Command::new(&self.program);
+    pub fn command(&self, verb: &str) -> Result<Command> {
+        let mut command = self.place.command(&self.program)?;
         command.arg(verb).arg("--config").arg(self.config());
-        command
+        Ok(command)
+    }
+
+    /// Where it runs.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Joins a coordinator.
     pub fn join(&self, coordinator: &str, token: &str) -> Result<String> {
-        let mut join = self.command("join");
+        let mut join = self.command("join")?;
         join.args([coordinator, "--token", token, "--name", &self.node]);
         run(join)
     }
 
     /// Starts it; returns at once.
     pub fn start(&mut self) -> Result<()> {
-        self.daemon = Some(Daemon::start(&self.node, self.command("run"), &self.log)?);
+        self.daemon = Some(Daemon::start(&self.node, self.command("run")?, &self.log)?);
         Ok(())
     }
 
@@ -250,6 +307,18 @@ impl Agent {
     }
 }
 
+impl Drop for Agent {
+    /// What is gated would stay so for whoever gets these ports next.
+    fn drop(&mut self) {
+        drop(self.daemon.take());
+        // A machine's own nftables are gone with it.
+        let shared = matches!(self.place, Place::Loopback);
+        if shared && let Err(error) = self.command("remove-gate").and_then(run) {
+            tracing::warn!(node = self.node, error = format!("{error:#}"), "a gate was left in the kernel");
+        }
+    }
+}
+
 // === impl Fleet ===
 
 impl Fleet {
@@ -260,15 +329,15 @@ impl Fleet {
 
     /// The same with another build of the coordinator.
     pub async fn start_with(folder: &TestFolder, nodes: &[&str], program: PathBuf) -> Result<Self> {
-        let mut coordinator = Coordinator::init(folder.path(), program)?;
+        Self::start_at(folder, nodes, program, Site::Loopback).await
+    }
+
+    /// The same where the site has their places.
+    pub async fn start_at(folder: &TestFolder, nodes: &[&str], program: PathBuf, site: Site) -> Result<Self> {
+        let mut coordinator = Coordinator::init_at(folder.path(), program, &site)?;
         coordinator.start()?;
-        let connect = || async {
-            let api = Api::connect(&coordinator.address, &coordinator.admin()).await?;
-            api.all_nodes().await?;
-            Ok(api)
-        };
-        let api = wait::until("the coordinator", UP, connect).await?;
-        let mut fleet = Self { coordinator, agents: BTreeMap::new(), api, root: folder.path().to_owned() };
+        let api = connect(&coordinator).await?;
+        let mut fleet = Self { coordinator, agents: BTreeMap::new(), api, root: folder.path().to_owned(), site };
         for node in nodes {
             fleet.add(node).await?;
         }
@@ -295,7 +364,7 @@ impl Fleet {
 
     /// Joins and starts an agent.
     pub async fn add(&mut self, node: &str) -> Result<()> {
-        let mut agent = Agent::prepare(&self.root, node, program("regent-agent")?)?;
+        let mut agent = Agent::prepare_at(&self.root, node, program("regent-agent")?, &self.site)?;
         agent.join(&self.coordinator.address, &self.token("").await?)?;
         agent.start()?;
         self.agents.insert(node.to_owned(), agent);
@@ -331,16 +400,46 @@ impl Fleet {
         wait::until("the coordinator", UP, || async { self.api.all_nodes().await.map(drop) }).await
     }
 
-    /// Creates a cluster on nodes and waits until it is healthy.
+    /// Creates a cluster on nodes, with the default profile, and waits until it is healthy.
     pub async fn create(&self, cluster: &str, engine: &str, nodes: &[&str]) -> Result<wire::Cluster> {
-        let request = wire::CreateClusterRequest {
-            cluster: cluster.to_owned(),
-            engine: engine.to_owned(),
-            nodes: nodes.iter().map(|node| (*node).to_owned()).collect(),
-            request_id: request_id(),
-            ..Default::default()
-        };
-        self.api.create(request, CREATE).await
+        self.create_with(cluster, engine, nodes, Profile::Standard).await
+    }
+
+    /// The same with another profile.
+    pub async fn create_with(
+        &self,
+        cluster: &str,
+        engine: &str,
+        nodes: &[&str],
+        profile: Profile,
+    ) -> Result<wire::Cluster> {
+        self.api.create(create_request(cluster, engine, nodes, profile), CREATE).await
+    }
+
+    /// The network it stands in.
+    pub fn network(&self) -> Result<&Arc<Network>> {
+        self.site.network().context("this fleet is on loopback: it has no network of its own")
+    }
+
+    /// Pulls the plug of a machine, by its node's name or [`COORDINATOR`].
+    pub fn power_off(&mut self, name: &str) -> Result<()> {
+        self.network()?.machine(name)?.power_off()?;
+        let daemon = if name == COORDINATOR { &mut self.coordinator.daemon } else { &mut self.agent(name).daemon };
+        // It is dead; this only reaps it.
+        drop(daemon.take());
+        Ok(())
+    }
+
+    /// Switches a machine on: what a boot starts is started, which is its daemon.
+    pub fn power_on(&mut self, name: &str) -> Result<()> {
+        self.network()?.machine(name)?.power_on()?;
+        if name == COORDINATOR { self.coordinator.start() } else { self.agent(name).start() }
+    }
+
+    /// Connects anew: after a power cut the old connection says nothing for a long time.
+    pub async fn reconnect(&mut self) -> Result<()> {
+        self.api = connect(&self.coordinator).await?;
+        Ok(())
     }
 
     /// Logs of all daemons.

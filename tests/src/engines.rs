@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     folder::{TestFolder, processes_in},
-    ports,
+    place::Place,
     process::{Daemon, as_user},
     wait,
     workload::{Login, postgres},
@@ -43,6 +43,7 @@ pub struct PlainPostgres {
     bin: PathBuf,
     data: PathBuf,
     log: PathBuf,
+    place: Place,
     port: u16,
     server: Option<Daemon>,
 }
@@ -50,9 +51,14 @@ pub struct PlainPostgres {
 // === impl PlainPostgres ===
 
 impl PlainPostgres {
-    /// Makes the data and starts the server.
+    /// Makes the data and starts the server on loopback.
     pub async fn start(folder: &TestFolder, name: &str) -> Result<Self> {
-        let port = ports::free(1)?[0];
+        Self::start_at(folder, name, Place::Loopback).await
+    }
+
+    /// The same somewhere else.
+    pub async fn start_at(folder: &TestFolder, name: &str, place: Place) -> Result<Self> {
+        let ([port], address) = (place.ports([5432])?, place.address());
         let home = folder.join(name);
         fs::create_dir(&home)?;
         if nix::unistd::geteuid().is_root() {
@@ -61,11 +67,12 @@ impl PlainPostgres {
         }
         let login = Login { user: "tester".into(), password: "plain".into(), database: "postgres".into() };
         let mut plain = Self {
-            member: format!("127.0.0.1:{port}"),
+            member: format!("{address}:{port}"),
             login,
             bin: postgres_bin()?,
             data: home.join("data"),
             log: folder.join(&format!("{name}.log")),
+            place,
             port,
             server: None,
         };
@@ -75,6 +82,8 @@ impl PlainPostgres {
         as_user(&mut initdb, "postgres")?;
         let made = initdb.output().context("cannot run initdb")?;
         ensure!(made.status.success(), "initdb failed: {}", String::from_utf8_lossy(&made.stderr));
+        // Whoever is in the same network, which is the test's own.
+        fs::write(plain.data.join("pg_hba.conf"), "host all all samenet trust\n")?;
         plain.run().await?;
         Ok(plain)
     }
@@ -88,11 +97,10 @@ impl PlainPostgres {
             Ok(())
         })
         .await?;
-        let mut command = Command::new(self.bin.join("postgres"));
+        let mut command = self.place.command_as("postgres", &self.bin.join("postgres"))?;
         command.arg("-D").arg(&self.data).args(["-c", "fsync=off", "-c", "unix_socket_directories="]);
-        command.args(["-c", "listen_addresses=127.0.0.1", "-p", &self.port.to_string()]);
-        command.current_dir(&self.data);
-        as_user(&mut command, "postgres")?;
+        let listen = format!("listen_addresses={}", self.place.engine_addresses());
+        command.args(["-c", &listen, "-p", &self.port.to_string()]).current_dir(&self.data);
         self.server = Some(Daemon::start("postgres", command, &self.log)?);
         let connect = || async { postgres::connect(&self.login, &self.member).await.map(drop) };
         wait::until("the plain PostgreSQL", Duration::from_secs(30), connect).await

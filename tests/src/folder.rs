@@ -20,6 +20,7 @@ use nix::{
 #[derive(Debug)]
 pub struct TestFolder {
     path: PathBuf,
+    keep: bool,
 }
 
 /// Processes that work in `folder` or were started with a path in it, by /proc. Not the caller.
@@ -64,7 +65,12 @@ impl TestFolder {
     pub fn new() -> io::Result<Self> {
         let path = tempfile::Builder::new().prefix("regent-").tempdir()?.keep();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-        Ok(Self { path })
+        Ok(Self { path, keep: false })
+    }
+
+    /// Keeps it, whether or not the test fails.
+    pub fn keep(&mut self) {
+        self.keep = true;
     }
 
     /// Its path.
@@ -84,7 +90,7 @@ impl Drop for TestFolder {
         if let Err(error) = end_processes_in(&self.path) {
             eprintln!("{error}");
         }
-        if thread::panicking() || std::env::var_os("REGENT_TEST_KEEP").is_some() {
+        if self.keep || thread::panicking() || std::env::var_os("REGENT_TEST_KEEP").is_some() {
             eprintln!("the folder of this test is kept: {}", self.path.display());
         } else if let Err(error) = fs::remove_dir_all(&self.path) {
             eprintln!("cannot remove {}: {error}", self.path.display());

@@ -5,13 +5,20 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::Path,
     process::Command,
+    sync::Arc,
 };
 
-use regent_common::clock::wall_now;
+use regent_common::clock::{SystemClock, wall_now};
 use serde::Serialize;
 
 use super::{Common, Failure, Output, output};
-use crate::{config::Config, engine::ENGINES, host, status::Status};
+use crate::{
+    config::Config,
+    engine::ENGINES,
+    gate::{Gate, nftables::NftablesGate},
+    host,
+    status::Status,
+};
 
 /// Below this much free space a clone of anything is unlikely to fit.
 const LITTLE_SPACE: u64 = 1 << 30;
@@ -77,7 +84,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 fn look(config: &Config) -> Vec<Finding> {
     let running = Status::of_running_agent(&config.status_socket()).is_some();
-    let mut findings = vec![firewall(), clock(), state(config), space(config)];
+    let mut findings = vec![fence(), clock(), state(config), space(config)];
     findings.push(port("port for the agent", config.listen, "listen", running));
     if let Some(address) = config.http_listen {
         findings.push(port("port for health", address, "http_listen", running));
@@ -94,16 +101,16 @@ fn look(config: &Config) -> Vec<Finding> {
     findings
 }
 
-fn firewall() -> Finding {
-    let what = "nftables";
-    match Command::new("nft").arg("--version").output() {
-        Ok(shown) if shown.status.success() => Finding::ok(what, String::from_utf8_lossy(&shown.stdout).trim()),
-        Ok(_) | Err(_) => Finding::warn(
-            what,
-            "nft was not found or does not run",
-            "apt-get install nftables; without it a frozen agent is not covered by the fence",
-        ),
+/// What the kernel can do for the fence, tried in a table of its own that is gone afterwards.
+fn fence() -> Finding {
+    let what = "fence";
+    let table = format!("regent-check-{}", std::process::id());
+    let abilities = NftablesGate::open(&table, Arc::new(SystemClock)).abilities();
+    if abilities.problems.is_empty() {
+        return Finding::ok(what, "the gate closes by itself, sockets are destroyed, a foreign flush is survived");
     }
+    let found = if abilities.timed_gate { "not all of it" } else { "no gate: a frozen agent is not covered" };
+    Finding::warn(what, found, abilities.problems.join("; "))
 }
 
 fn clock() -> Finding {

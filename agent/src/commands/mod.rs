@@ -6,6 +6,7 @@
 mod check;
 mod join;
 mod output;
+mod remove_gate;
 mod run;
 mod status;
 
@@ -39,6 +40,8 @@ enum Command {
     Check(check::Arguments),
     /// Shows the state of this node, without the coordinator
     Status(status::Arguments),
+    /// Takes the gate out of the kernel, when the agent is removed from this machine
+    RemoveGate(remove_gate::Arguments),
     /// Starts programs for the agent; not for people
     #[command(hide = true, subcommand)]
     Helper(Helper),
@@ -128,6 +131,7 @@ pub fn run(line: CommandLine) -> ExitCode {
         Command::Join(arguments) => join::run(arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::RemoveGate(arguments) => remove_gate::run(&arguments),
         Command::Helper(wanted) => match helper::run(wanted) {
             Err(error) => Err(Failure::of(&error)),
         },

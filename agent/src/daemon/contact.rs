@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use regent_common::{error::ErrorChain, tls::ReloadingIdentity};
+use regent_common::{error::ErrorChain, tls::ReloadingIdentity, transport::Dialer};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -18,6 +18,7 @@ const CALL_WITHIN: Duration = Duration::from_secs(30);
 
 /// The task that announces.
 pub(super) struct Announcing {
+    pub(super) dialer: Arc<dyn Dialer>,
     pub(super) node: Arc<Node>,
     pub(super) identity: ReloadingIdentity,
     pub(super) coordinators: Vec<String>,
@@ -56,7 +57,7 @@ impl Announcing {
         let mut pause = PAUSES.0;
         let mut warned = false;
         loop {
-            match enroll::announce(&self.coordinators, &self.identity, &self.addresses).await {
+            match enroll::announce(&self.dialer, &self.coordinators, &self.identity, &self.addresses).await {
                 Ok(()) => return,
                 Err(error) if warned => tracing::debug!(error = %ErrorChain(&error), "no coordinator answers"),
                 Err(error) => {

@@ -3,7 +3,9 @@
 //! **Invariants:** ending, being killed and starting again never touch the engine's process; one agent per state
 //! directory, by a lock that the kernel drops with the process.
 
+mod assembly;
 mod contact;
+mod ports;
 mod renewal;
 
 use std::{
@@ -23,25 +25,24 @@ use regent_common::{
     identity::{IdentityDirectory, Principal},
     ids::NodeName,
     tls::{ReloadingIdentity, TlsError},
-    transport::{self, Revocations, ServeOptions, TransportError},
+    transport::{self, ServeOptions, TcpDialer, TransportError},
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+pub use assembly::{Assembled, Assembly};
+
 use crate::{
     config::Config,
     enroll::{Addresses, Enrollment},
+    gate::{Gate, nftables::NftablesGate, none::NoGate},
     host, http,
     ledger::{LedgerError, LedgerStore, RealDisk},
     member::{Engines, Member, Place, data_in},
-    node::{Node, Parts},
-    observe,
-    peer::PeerCalls,
-    server, status,
+    node::{KeeperRuns, Node},
+    status,
 };
 
-/// Time between two looks at the engine.
-const LOOK_PERIOD: Duration = Duration::from_secs(1);
 /// Time between two looks at the identity's files.
 const IDENTITY_PERIOD: Duration = Duration::from_secs(30);
 /// Time between two clean-ups of the measurements.
@@ -156,22 +157,22 @@ impl Daemon {
             Some(address) => Some(listen(address, "http_listen").await?),
             None => None,
         };
-        let coordinator_id = identity.identity().coordinator_id;
         let foreign = data_in(&config.data_root);
         let ledger = LedgerStore::open(Arc::new(RealDisk), config.state_dir.clone(), foreign.as_deref())?;
-        let node = Node::start(Parts {
+        let assembly = Assembly {
             name,
-            coordinator_id: coordinator_id.clone(),
+            identity: identity.clone(),
+            boot_id: host::boot_id(),
             ledger,
             member: Arc::new(Member::new(self.engines, self.place())),
-            peers: Arc::new(PeerCalls { identity: identity.clone(), coordinator_id }),
+            gate: self.gate(),
+            keeper: KeeperRuns::OnOwnThread,
             clock: Arc::new(SystemClock),
-        })
-        .await;
-        let revocations = Revocations::default();
-        let routes = server::routes(&node, revocations.clone(), stop.clone())
-            .await
-            .map_err(|status| DaemonError::Services(status.message().to_owned()))?;
+            dialer: Arc::new(TcpDialer),
+            coordinators: self.coordinators(),
+            addresses: Addresses::of(config),
+        };
+        let Assembled { node, routes, revocations } = assembly.start(&stop).await?;
         // Whatever ends the agent ends all of it.
         let _all = stop.clone().drop_guard();
         self.spawn_around(&node, &identity, plain, &stop);
@@ -209,6 +210,17 @@ impl Daemon {
         }
     }
 
+    fn gate(&self) -> Arc<dyn Gate> {
+        if self.config.gate_table.is_empty() {
+            return Arc::new(NoGate::new("the gate is switched off: set \"gate_table\" in agent.toml to have one"));
+        }
+        let gate = NftablesGate::open(&self.config.gate_table, Arc::new(SystemClock));
+        for problem in gate.abilities().problems {
+            tracing::warn!(problem, "the fence of this host is not complete");
+        }
+        Arc::new(gate)
+    }
+
     fn coordinators(&self) -> Vec<String> {
         if self.config.coordinator.is_empty() {
             Enrollment::load(&self.config.state_dir).into_iter().map(|known| known.coordinator).collect()
@@ -225,10 +237,9 @@ impl Daemon {
         plain: Option<TcpListener>,
         stop: &CancellationToken,
     ) {
-        let (config, coordinators) = (&self.config, self.coordinators());
-        let steps = node.executor.table().changes();
-        tokio::spawn(observe::run(node.member.clone(), steps, LOOK_PERIOD, stop.clone()));
+        let config = &self.config;
         tokio::spawn(host::run(node.host.clone(), config.data_root.clone(), host::PERIOD, stop.clone()));
+        tokio::spawn(ports::run(node.clone(), stop.clone()));
         tokio::spawn(upkeep(self.metrics.clone(), stop.clone()));
         if let Some(listener) = plain {
             let serving = http::serve(listener, node.clone(), self.metrics.clone(), stop.clone());
@@ -252,18 +263,11 @@ impl Daemon {
         let renewing = renewal::Renewal {
             identity: identity.clone(),
             directory,
-            coordinators: coordinators.clone(),
+            coordinators: self.coordinators(),
             host: config.advertise_host(),
             clock: Arc::new(SystemClock),
         };
         tokio::spawn(renewing.run(stop.clone()));
-        let contact = contact::Announcing {
-            node: node.clone(),
-            identity: identity.clone(),
-            coordinators,
-            addresses: Addresses::of(config),
-        };
-        tokio::spawn(contact.run(stop.clone()));
     }
 }
 

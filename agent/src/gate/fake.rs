@@ -42,6 +42,7 @@ struct State {
     /// Connections of each port.
     sockets: BTreeMap<u16, u32>,
     destroyed: u32,
+    destructions: u32,
     /// How much later than asked for a change takes effect.
     delay: Duration,
     /// Openings that were refused as late.
@@ -62,8 +63,15 @@ impl FakeKernel {
     pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
         let abilities =
             Abilities { timed_gate: true, destroys_sockets: true, survives_flush: true, problems: Vec::new() };
-        let state =
-            State { abilities, table: None, sockets: BTreeMap::new(), destroyed: 0, delay: Duration::ZERO, late: 0 };
+        let state = State {
+            abilities,
+            table: None,
+            sockets: BTreeMap::new(),
+            destroyed: 0,
+            destructions: 0,
+            delay: Duration::ZERO,
+            late: 0,
+        };
         Arc::new(Self { clock, state: Mutex::new(state), stalled: watch::Sender::new(false) })
     }
 
@@ -91,6 +99,11 @@ impl FakeKernel {
     /// Connections that have been destroyed so far.
     pub fn destroyed(&self) -> u32 {
         self.lock().destroyed
+    }
+
+    /// How often all connections of the gated ports were destroyed so far.
+    pub fn destructions(&self) -> u32 {
+        self.lock().destructions
     }
 
     /// Openings that were refused so far because they came late.
@@ -262,6 +275,7 @@ impl Gate for FakeGate {
             let gated = state.table.as_ref().map(|table| table.gated.clone()).unwrap_or_default();
             let destroyed = gated.iter().filter_map(|port| state.sockets.remove(port)).sum();
             state.destroyed += destroyed;
+            state.destructions += 1;
             Ok(destroyed)
         })
         .await

@@ -13,6 +13,7 @@
 pub mod conformance;
 pub mod fake;
 pub mod nftables;
+pub mod none;
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -11,8 +11,12 @@ use std::{
     path::Path,
 };
 
-/// Reads and replaces whole files. Blocking: call it where blocking is allowed.
+/// Reads and replaces whole files. Blocking: call it where blocking is allowed, that is in [`Disk::offload`].
 pub trait Disk: Send + Sync + 'static {
+    /// Carries out work that blocks, where it keeps nothing else from running. The work begins without being waited for, and
+    /// goes on when nobody waits for it.
+    fn offload(&self, work: Box<dyn FnOnce() + Send>);
+
     /// The content of a file; `None` when there is no such file.
     fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>>;
 
@@ -40,6 +44,10 @@ fn parent_of(path: &Path) -> &Path {
 // === impl RealDisk ===
 
 impl Disk for RealDisk {
+    fn offload(&self, work: Box<dyn FnOnce() + Send>) {
+        drop(tokio::task::spawn_blocking(work));
+    }
+
     fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
         match fs::read(path) {
             Ok(content) => Ok(Some(content)),

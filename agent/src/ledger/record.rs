@@ -6,10 +6,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    time::Duration,
 };
 
 use regent_common::{
     ids::{ClusterId, ClusterName, Epoch, MemberName, OperationId, OperationToken, Revision},
+    lease::{Electorate, Profile, Timing},
     position::Position,
     topology::{ClusterSpec, Endpoint, Peer, Role},
 };
@@ -75,12 +77,18 @@ pub struct Membership {
     /// Whether the primary of the present epoch has been granted a lease once (rule L5).
     #[serde(default)]
     pub established: bool,
-    /// Version of the electorate within the epoch (rule M1); absent until leases are in use.
+    /// Electorate of the present epoch (rule M1); absent while it is not known, which is not the same as empty.
     #[serde(default)]
-    pub electorate_version: Option<u64>,
-    /// Longest lease ever seen (rule E2); absent until leases are in use.
+    pub electorate: Option<Electorate>,
+    /// Longest lease ever seen (rule E2); absent until one was.
     #[serde(default)]
     pub longest_ttl_millis: Option<u64>,
+    /// How long a lease of the cluster lasts, as the coordinator last said; absent until it did.
+    #[serde(default)]
+    pub ttl_millis: Option<u64>,
+    /// Time between heartbeats, as the coordinator last said; absent until it did.
+    #[serde(default)]
+    pub heartbeat_millis: Option<u64>,
     /// The data must not be started: a clone over it, a swap or a rewind has begun and not ended.
     #[serde(default)]
     pub dirty: bool,
@@ -93,6 +101,10 @@ pub struct Membership {
     /// Highest epoch in which the engine may have become writable here; set before it does (rule L6).
     #[serde(default)]
     pub writable_epoch: Option<Epoch>,
+    /// Boot of the machine in which it did: a reign goes on over a restart of the agent, and is asked for again after a boot
+    /// (rule E1).
+    #[serde(default)]
+    pub writable_boot_id: Option<String>,
     /// Highest epoch for which a fence was answered here.
     #[serde(default)]
     pub fenced_epoch: Option<Epoch>,
@@ -337,7 +349,63 @@ impl Membership {
             self.epoch = epoch;
             // Whether a primary is established is said anew in each epoch (rule L5).
             self.established = false;
+            self.electorate = None;
         }
+    }
+
+    /// Marks that the engine may become writable in this epoch, before it does (rule L6).
+    pub fn begin_reign(&mut self, epoch: Epoch, boot_id: &str) {
+        self.writable_epoch = self.writable_epoch.max(Some(epoch));
+        self.writable_boot_id = Some(boot_id.to_owned());
+        self.fenced = false;
+        self.role = Some(Role::Primary);
+        self.upstream = None;
+    }
+
+    /// Takes back what [`Membership::begin_reign`] marked, when the engine was not asked to become writable after all.
+    pub fn take_reign_back(&mut self, before: Self) {
+        self.writable_epoch = before.writable_epoch;
+        self.writable_boot_id = before.writable_boot_id;
+        self.fenced = before.fenced;
+        self.role = before.role;
+        self.upstream = before.upstream;
+    }
+
+    /// Keeps what a grant brought (rules L5, M1): that the epoch is established, and a newer version of its electorate.
+    pub fn keep_grant(&mut self, epoch: Epoch, electorate: &Electorate) {
+        if self.epoch != epoch {
+            return;
+        }
+        self.established = true;
+        if self.electorate.as_ref().is_none_or(|known| known.version < electorate.version) {
+            self.electorate = Some(electorate.clone());
+        }
+    }
+
+    /// Keeps the times that the coordinator said, and the longest lease of all.
+    pub fn keep_timing(&mut self, heartbeat: Duration, ttl: Duration) {
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).ok();
+        self.heartbeat_millis = millis(heartbeat);
+        self.ttl_millis = millis(ttl);
+        self.keep_longest_ttl(ttl);
+    }
+
+    /// Keeps the longest lease ever heard of (rule E2).
+    pub fn keep_longest_ttl(&mut self, ttl: Duration) {
+        self.longest_ttl_millis = self.longest_ttl_millis.max(u64::try_from(ttl.as_millis()).ok());
+    }
+
+    /// The longest lease ever heard of; `None` when no lease was.
+    pub fn longest_ttl(&self) -> Option<Duration> {
+        self.longest_ttl_millis.map(Duration::from_millis)
+    }
+
+    /// The times in force, as far as the ledger knows them.
+    pub fn timing(&self) -> Timing {
+        let usual = Profile::default().timing();
+        let known = |millis: Option<u64>, usual| millis.map_or(usual, Duration::from_millis);
+        let ttl = known(self.ttl_millis, usual.ttl);
+        Timing { heartbeat: known(self.heartbeat_millis, usual.heartbeat), ttl, suspect_after: ttl / 2 }
     }
 
     /// Whether the engine may have been writable in the last epoch below `epoch` that this node knows.

@@ -12,7 +12,7 @@ use std::{
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, oneshot, watch};
 
 use super::{
     disk::Disk,
@@ -140,7 +140,7 @@ impl LedgerStore {
     {
         let writer = self.writer.clone().lock_owned().await;
         let store = self.clone();
-        let work = tokio::task::spawn_blocking(move || {
+        let work = self.offload(move || {
             let _only_writer = writer;
             let mut ledger = Ledger::clone(&store.read());
             let returned = change(&mut ledger);
@@ -150,7 +150,19 @@ impl LedgerStore {
             }
             Ok(returned)
         });
-        work.await.map_err(|_| LedgerError::WriterLost)?
+        work.await.ok_or(LedgerError::WriterLost)?
+    }
+
+    /// Carries out work that blocks where the disk has it done; `None` when it came to no end.
+    pub async fn offload<T, F>(&self, work: F) -> Option<T>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let (told, done) = oneshot::channel();
+        // Nobody waiting any more is no reason not to do it.
+        self.disk.offload(Box::new(move || drop(told.send(work()))));
+        done.await.ok()
     }
 
     /// Keeps the cluster's secrets, readable by the agent's user alone.
@@ -194,11 +206,11 @@ impl LedgerStore {
     {
         let writer = self.writer.clone().lock_owned().await;
         let store = self.clone();
-        let work = tokio::task::spawn_blocking(move || {
+        let work = self.offload(move || {
             let _only_writer = writer;
             work(&store)
         });
-        work.await.map_err(|_| LedgerError::WriterLost)?
+        work.await.ok_or(LedgerError::WriterLost)?
     }
 
     fn write(&self, name: &str, content: &[u8]) -> Result<(), LedgerError> {

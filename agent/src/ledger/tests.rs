@@ -54,12 +54,15 @@ fn membership(epoch: u64, token: u64) -> Membership {
         role: None,
         upstream: None,
         established: false,
-        electorate_version: None,
+        electorate: None,
         longest_ttl_millis: None,
+        ttl_millis: None,
+        heartbeat_millis: None,
         dirty: false,
         distrusted: false,
         resyncing: false,
         writable_epoch: None,
+        writable_boot_id: None,
         fenced_epoch: None,
         fenced: false,
         primary_position_heard: None,
@@ -313,6 +316,10 @@ async fn what_was_written_is_there_after_a_restart() {
 struct FailingDisk(std::sync::atomic::AtomicBool);
 
 impl Disk for FailingDisk {
+    fn offload(&self, work: Box<dyn FnOnce() + Send>) {
+        RealDisk.offload(work);
+    }
+
     fn read(&self, path: &Path) -> std::io::Result<Option<Vec<u8>>> {
         RealDisk.read(path)
     }

@@ -171,5 +171,7 @@ fn ledger_to_wire(ledger: &Ledger, driver_dirty: bool) -> GetLedgerResponse {
         steps,
         dirty: driver_dirty || membership.is_some_and(|m| m.must_not_start()),
         writable_epoch: membership.and_then(|m| m.writable_epoch).map(|epoch| epoch.0).unwrap_or_default(),
+        established: membership.is_some_and(|m| m.established),
+        electorate: membership.and_then(|m| m.electorate.as_ref()).map(Into::into),
     }
 }

@@ -47,7 +47,10 @@ pub enum Action {
     /// Ends every reign below the step's epoch.
     Fence,
     /// Persists the epoch, cuts the stream, reports the position.
-    Prepare,
+    Prepare {
+        /// The fence answers of all that may be writable are at hand: promises to them are released (rule E3).
+        old_primary_fenced: bool,
+    },
     /// Makes the replica the primary of the step's epoch.
     Promote,
     /// Follows an upstream.
@@ -116,7 +119,7 @@ impl Action {
             Self::Swap { .. } => "swap",
             Self::DiscardKept => "discard_kept",
             Self::Fence => "fence",
-            Self::Prepare => "prepare",
+            Self::Prepare { .. } => "prepare",
             Self::Promote => "promote",
             Self::Follow { .. } => "follow",
             Self::Examine { .. } => "examine",
@@ -137,7 +140,7 @@ impl Action {
             | Self::Swap { .. }
             | Self::DiscardKept
             | Self::Fence
-            | Self::Prepare
+            | Self::Prepare { .. }
             | Self::Promote
             | Self::Follow { .. }
             | Self::Examine { .. }
@@ -174,7 +177,7 @@ impl TryFrom<wire::Action> for Action {
             }
             Wire::DiscardKept(wire::DiscardKept {}) => Self::DiscardKept,
             Wire::Fence(wire::Fence {}) => Self::Fence,
-            Wire::Prepare(wire::Prepare {}) => Self::Prepare,
+            Wire::Prepare(wire::Prepare { old_primary_fenced }) => Self::Prepare { old_primary_fenced },
             Wire::Promote(wire::Promote {}) => Self::Promote,
             Wire::Follow(wire::Follow { upstream }) => {
                 Self::Follow { upstream: required("follow", "upstream", upstream)? }

@@ -1,6 +1,6 @@
 //! What an action is given: its header, the ledger, the driver, the peers.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use regent_common::{
@@ -12,6 +12,7 @@ use regent_common::{
 use super::StepError;
 use crate::{
     engine::{Driver, Work},
+    lease::LeaseHandle,
     ledger::{Header, Ledger, LedgerStore, Membership, StepOutcome, StoredSpec},
     member::Member,
 };
@@ -35,8 +36,13 @@ pub struct StepContext {
     pub(super) ledger: LedgerStore,
     pub(super) member: Arc<Member>,
     pub(super) peers: Arc<dyn Peers>,
+    pub(super) lease: LeaseHandle,
+    pub(super) boot_id: Arc<str>,
     pub(super) work: Work,
 }
+
+/// How long a reign that begins waits for its lease: several heartbeats, and a coordinator that starts again.
+const LEASE_WITHIN: Duration = Duration::from_secs(20);
 
 /// What an action brought, and what the ledger notes together with it, in one durable write.
 pub(super) struct Done {
@@ -92,6 +98,19 @@ impl StepContext {
                 }
             })
             .await?;
+        Ok(())
+    }
+
+    /// Begins a reign of the step's epoch: the ledger's mark first (rule L6), then the gate, closed and without old sockets
+    /// (rules G1, G4), then the lease. The engine may be made writable when this returns.
+    pub(super) async fn begin_reign(&self, driver: &dyn Driver) -> Result<(), StepError> {
+        let (epoch, boot_id, before) = (self.header.epoch, self.boot_id.clone(), self.membership()?);
+        self.mark(move |membership| membership.begin_reign(epoch, &boot_id)).await?;
+        if let Err(error) = self.lease.take(epoch, [driver.endpoint().port].into(), LEASE_WITHIN).await {
+            // Nothing was asked of the engine: it did not become writable, and that has to be known (rule P2).
+            self.mark(move |membership| membership.take_reign_back(before)).await?;
+            return Err(error.into());
+        }
         Ok(())
     }
 

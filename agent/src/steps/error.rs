@@ -1,5 +1,7 @@
 //! Why a step was not carried out, and the one translation of that to the wire.
 
+use std::time::Duration;
+
 use regent_common::{
     error::{ErrorChain, Reason, refuse},
     ids::MemberName,
@@ -8,6 +10,7 @@ use tonic::Status;
 
 use crate::{
     engine::DriverError,
+    lease::LeaseError,
     ledger::{LedgerError, Refusal},
     member::OpenError,
 };
@@ -63,6 +66,18 @@ pub enum StepError {
         /// What its agent said.
         reason: String,
     },
+    /// This member has promised the primary of a lower epoch not to be used meanwhile (rule E2).
+    #[error(
+        "this member has endorsed the primary of a lower epoch, or may have before it was started: it can be used in {} ms",
+        left.as_millis()
+    )]
+    PromiseStands {
+        /// How long.
+        left: Duration,
+    },
+    /// The gate or the lease is not as it has to be.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
     /// It was told to stop, or dropped.
     #[error("the step {action} was stopped")]
     Killed {
@@ -91,7 +106,10 @@ impl StepError {
             Self::NoMember | Self::OtherSpec { .. } => Reason::WrongCluster,
             Self::DataNotWhole { .. } => Reason::DataDirty,
             Self::CopyNotWhole { .. } | Self::OwnSource { .. } => Reason::CopyNotWhole,
-            Self::Killed { .. } => Reason::Cancelled,
+            Self::PromiseStands { .. } => Reason::PromiseStands,
+            Self::Lease(LeaseError::NotHeld { .. }) => Reason::LeaseNotHeld,
+            Self::Lease(LeaseError::Gate(_)) => Reason::GateFailed,
+            Self::Lease(LeaseError::Ending) | Self::Killed { .. } => Reason::Cancelled,
             Self::Superseded { .. } => Reason::StepSuperseded,
         }
     }

@@ -25,6 +25,7 @@ use tracing::Instrument;
 
 use crate::{
     engine::Work,
+    lease::LeaseHandle,
     ledger::{Admission, Header, LedgerStore, StepKey, StepOutcome},
     member::Member,
 };
@@ -44,6 +45,8 @@ pub struct Executor {
     ledger: LedgerStore,
     member: Arc<Member>,
     peers: Arc<dyn Peers>,
+    lease: LeaseHandle,
+    boot_id: Arc<str>,
     table: Arc<Table>,
     /// Held while a step is admitted, until what is lower has ended and the start is on disk.
     admitting: Mutex<()>,
@@ -72,7 +75,7 @@ fn stopping(action: &Action) -> Stopping {
         | Action::Configure { .. }
         | Action::DiscardKept
         | Action::Fence
-        | Action::Prepare
+        | Action::Prepare { .. }
         | Action::Follow { .. }
         | Action::Examine { .. }
         | Action::Release { .. }
@@ -84,11 +87,21 @@ fn stopping(action: &Action) -> Stopping {
 
 impl Executor {
     /// An executor with nothing running.
-    pub fn new(ledger: LedgerStore, member: Arc<Member>, peers: Arc<dyn Peers>) -> Self {
+    ///
+    /// `boot_id` names the present boot of the machine.
+    pub fn new(
+        ledger: LedgerStore,
+        member: Arc<Member>,
+        peers: Arc<dyn Peers>,
+        lease: LeaseHandle,
+        boot_id: &str,
+    ) -> Self {
         Self {
             ledger,
             member,
             peers,
+            lease,
+            boot_id: boot_id.into(),
             table: Arc::default(),
             admitting: Mutex::new(()),
             driving: Arc::new(Mutex::new(())),
@@ -130,8 +143,9 @@ impl Executor {
 
     async fn admit_and_start(self: Arc<Self>, header: Header, action: Action) -> Result<Execution, StepError> {
         if action.kills() {
-            // Before waiting for anything: whoever admits a step now may itself be waiting for a lower one to end.
-            self.kill_below(&header, &action);
+            // Before waiting for anything: whoever admits a step now may itself be waiting for a lower one to end, or for a
+            // disk that hangs.
+            self.kill_below(&header, &action).await?;
         }
         let _admitting = self.admitting.lock().await;
         loop {
@@ -156,6 +170,7 @@ impl Executor {
                 // It ended between the two looks.
                 (Admission::Join, None) => {}
                 (Admission::Run, _) => {
+                    self.respect_promises(&header, &action).await?;
                     let (begun, name) = (header.clone(), action.name());
                     self.ledger.update(move |ledger| ledger.begin(&begun, name)).await?;
                     return Ok(Execution::Running(self.start(header, action)));
@@ -164,14 +179,54 @@ impl Executor {
         }
     }
 
-    fn kill_below(&self, header: &Header, action: &Action) {
+    async fn kill_below(&self, header: &Header, action: &Action) -> Result<(), StepError> {
         let (admission, _) = self.decide(header, action);
         if !matches!(admission, Admission::Refuse(_)) {
+            // A fence first of all revokes, in the lease future and for good (rule G5).
+            self.lease.revoke(header.epoch).await?;
             for step in self.table.below(header, admission == Admission::Join) {
                 tracing::warn!(step = step.key.step, action = step.action, "killed for a fence");
                 step.kill();
             }
         }
+        Ok(())
+    }
+
+    /// Keeps a member from being used at a higher epoch while it has promised that to the primary of a lower one (rules E2, E3).
+    /// The higher epoch is kept in any case: nothing lower is endorsed any more.
+    async fn respect_promises(&self, header: &Header, action: &Action) -> Result<(), StepError> {
+        let epoch = header.epoch;
+        let longest = self.ledger.read().membership.as_ref().and_then(|membership| membership.longest_ttl());
+        let left = {
+            let now = self.lease.clock().now();
+            let mut promises = self.lease.promises();
+            promises.bar(epoch);
+            match action {
+                Action::Prepare { old_primary_fenced: true } => {
+                    promises.release(epoch);
+                    Duration::ZERO
+                }
+                Action::Prepare { old_primary_fenced: false } => promises.prepare_in(now, epoch, longest),
+                Action::Promote | Action::Follow { .. } => promises.promised_for(now, epoch),
+                Action::Assign { .. }
+                | Action::Configure { .. }
+                | Action::Initialize
+                | Action::Clone { .. }
+                | Action::Swap { .. }
+                | Action::DiscardKept
+                | Action::Fence
+                | Action::Examine { .. }
+                | Action::Rewind { .. }
+                | Action::Release { .. }
+                | Action::Checkpoint => Duration::ZERO,
+            }
+        };
+        if left.is_zero() {
+            return Ok(());
+        }
+        let header = header.clone();
+        self.ledger.update(move |ledger| ledger.accept(&header)).await?;
+        Err(StepError::PromiseStands { left })
     }
 
     /// Ends what a step with this header ends, and waits for that. Returns whether there was anything.
@@ -213,6 +268,8 @@ impl Executor {
             ledger: self.ledger.clone(),
             member: self.member.clone(),
             peers: self.peers.clone(),
+            lease: self.lease.clone(),
+            boot_id: self.boot_id.clone(),
             work: Work { progress, cancel: cancel.clone() },
         };
         let work = async {

@@ -7,6 +7,7 @@
     reason = "a module of test binaries, each of which uses a part of it"
 )]
 
+pub mod lease;
 pub mod wire;
 
 use std::{
@@ -18,6 +19,7 @@ use std::{
 use async_trait::async_trait;
 use regent_agent::{
     engine::{CloneOptions, Cloned, Context, Driver, DriverError, Factory, SettingsCheck, StartAs, Stop, Work},
+    lease::LeaseHandle,
     ledger::{Digest, Header, LedgerStore, RealDisk, StepKey, StepOutcome},
     member::{Member, Place},
     steps::{Action, Execution, Executor, Peers, StepError},
@@ -322,6 +324,7 @@ pub struct Bench {
     pub executor: Arc<Executor>,
     pub member: Arc<Member>,
     pub peers: Arc<SaidByTest>,
+    pub lease: LeaseHandle,
     pub directory: tempfile::TempDir,
 }
 
@@ -355,8 +358,9 @@ impl Bench {
             member.reopen(membership).unwrap();
         }
         let peers = Arc::new(SaidByTest(Mutex::new(Err("nobody was asked".to_owned()))));
-        let executor = Arc::new(Executor::new(ledger, member.clone(), peers.clone()));
-        Self { machine, executor, member, peers, directory }
+        let lease = lease::granted(&ledger);
+        let executor = Arc::new(Executor::new(ledger, member.clone(), peers.clone(), lease.clone(), lease::BOOT));
+        Self { machine, executor, member, peers, lease, directory }
     }
 
     /// The agent's process is killed and started again.

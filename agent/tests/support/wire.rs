@@ -11,8 +11,9 @@ use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer, KeyPair, SanType};
 use regent_agent::{
+    gate::none::NoGate,
     ledger::{LedgerStore, RealDisk},
-    node::{Node, Parts},
+    node::{KeeperRuns, Node, Parts},
     observe,
     peer::PeerCalls,
     server,
@@ -21,14 +22,14 @@ use regent_common::{
     clock::{Clock, SystemClock},
     identity::IdentityDirectory,
     tls::{ExpectedServer, ReloadingIdentity},
-    transport::{self, Revocations, ServeOptions},
+    transport::{self, Revocations, ServeOptions, TcpDialer},
 };
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::Channel;
 
-use crate::support::{Machine, member_of, within};
+use crate::support::{Machine, lease, member_of, within};
 
 pub const INSTALLATION: &str = "inst";
 
@@ -120,16 +121,23 @@ impl Authority {
     pub async fn agent_on(&self, name: &str, machine: Arc<Machine>, directory: TempDir) -> Agent {
         let identity = self.issue(&format!("node/{name}")).identity;
         let ledger = LedgerStore::open(Arc::new(RealDisk), directory.path().to_owned(), None).unwrap();
+        let stop = CancellationToken::new();
+        let peers = PeerCalls::new(Arc::new(TcpDialer), identity.clone(), INSTALLATION.to_owned());
         let node = Node::start(Parts {
             name: name.parse().unwrap(),
             coordinator_id: INSTALLATION.to_owned(),
+            boot_id: regent_agent::host::boot_id(),
             ledger,
             member: member_of(&machine, directory.path()),
-            peers: Arc::new(PeerCalls { identity: identity.clone(), coordinator_id: INSTALLATION.to_owned() }),
+            peers: Arc::new(peers.clone()),
+            endorsers: Arc::new(peers),
+            gate: Arc::new(NoGate::new("a test has none")),
+            keeper: KeeperRuns::OnThisRuntime,
+            stop: stop.clone(),
             clock: Arc::new(SystemClock),
         })
         .await;
-        let stop = CancellationToken::new();
+        lease::grant_all(&node.lease, node.ledger());
         let steps = node.executor.table().changes();
         // A period that no test waits for: what arrives sooner was pushed.
         let period = std::time::Duration::from_secs(3600);

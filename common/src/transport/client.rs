@@ -1,10 +1,15 @@
-//! Calling: a channel that checks whom it found, and that reconnects with the certificate of the moment.
+//! Calling: a channel that checks whom it found, and that reconnects with the certificate of the moment. The bytes go over
+//! what a [`Dialer`] opens: sockets, or a simulated network.
 
-use std::{io, time::Duration};
+use std::{fmt, io, sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -17,16 +22,52 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const KEEPALIVE_PERIOD: Duration = Duration::from_secs(2);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// A connection before TLS: bytes both ways.
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<IO: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for IO {}
+
+/// Opens connections.
+#[async_trait]
+pub trait Dialer: fmt::Debug + Send + Sync + 'static {
+    /// Opens one to a port of a host; the caller sets the deadline.
+    async fn dial(&self, host: &str, port: u16) -> io::Result<Box<dyn ByteStream>>;
+}
+
+/// The operating system's TCP.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TcpDialer;
+
+#[async_trait]
+impl Dialer for TcpDialer {
+    async fn dial(&self, host: &str, port: u16) -> io::Result<Box<dyn ByteStream>> {
+        let stream = TcpStream::connect((host, port)).await?;
+        stream.set_nodelay(true)?;
+        Ok(Box::new(stream))
+    }
+}
+
 /// Connects now to `address` (`host:port`). After a break the channel reconnects by itself at the next call.
 pub async fn connect(
     address: &str,
     identity: Option<ReloadingIdentity>,
     expected: ExpectedServer,
 ) -> Result<Channel, TransportError> {
+    connect_through(Arc::new(TcpDialer), address, identity, expected).await
+}
+
+/// Like [`connect`], through any dialer.
+pub async fn connect_through(
+    dialer: Arc<dyn Dialer>,
+    address: &str,
+    identity: Option<ReloadingIdentity>,
+    expected: ExpectedServer,
+) -> Result<Channel, TransportError> {
     // What can never work is said at once, not at the first call.
     client_config(identity.as_ref(), expected.clone())?;
+    let connector = tower::service_fn(move |uri| open(Arc::clone(&dialer), uri, identity.clone(), expected.clone()));
     endpoint(address)?
-        .connect_with_connector(tower::service_fn(move |uri| open(uri, identity.clone(), expected.clone())))
+        .connect_with_connector(connector)
         .await
         .map_err(|source| TransportError::Connect { address: address.to_owned(), source })
 }
@@ -37,9 +78,19 @@ pub fn connect_lazy(
     identity: Option<ReloadingIdentity>,
     expected: ExpectedServer,
 ) -> Result<Channel, TransportError> {
+    connect_lazy_through(Arc::new(TcpDialer), address, identity, expected)
+}
+
+/// Like [`connect_lazy`], through any dialer.
+pub fn connect_lazy_through(
+    dialer: Arc<dyn Dialer>,
+    address: &str,
+    identity: Option<ReloadingIdentity>,
+    expected: ExpectedServer,
+) -> Result<Channel, TransportError> {
     client_config(identity.as_ref(), expected.clone())?;
-    Ok(endpoint(address)?
-        .connect_with_connector_lazy(tower::service_fn(move |uri| open(uri, identity.clone(), expected.clone()))))
+    let connector = tower::service_fn(move |uri| open(Arc::clone(&dialer), uri, identity.clone(), expected.clone()));
+    Ok(endpoint(address)?.connect_with_connector_lazy(connector))
 }
 
 fn endpoint(address: &str) -> Result<Endpoint, TransportError> {
@@ -57,10 +108,11 @@ fn endpoint(address: &str) -> Result<Endpoint, TransportError> {
 }
 
 async fn open(
+    dialer: Arc<dyn Dialer>,
     uri: Uri,
     identity: Option<ReloadingIdentity>,
     expected: ExpectedServer,
-) -> io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
+) -> io::Result<TokioIo<tokio_rustls::client::TlsStream<Box<dyn ByteStream>>>> {
     let config = client_config(identity.as_ref(), expected).map_err(io::Error::other)?;
     let authority = uri.authority().ok_or_else(|| io::Error::other("the address has no host"))?;
     let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
@@ -70,8 +122,7 @@ async fn open(
         .or_else(|_| ServerName::try_from("regent.invalid"))
         .map_err(io::Error::other)?;
     let opening = async {
-        let stream = TcpStream::connect((host.as_str(), port)).await?;
-        stream.set_nodelay(true)?;
+        let stream = dialer.dial(&host, port).await?;
         TlsConnector::from(config).connect(name, stream).await
     };
     tokio::time::timeout(CONNECT_TIMEOUT, opening)

@@ -16,7 +16,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-pub use client::{connect, connect_lazy};
+pub use client::{ByteStream, Dialer, TcpDialer, connect, connect_lazy, connect_lazy_through, connect_through};
 pub use server::{ServeOptions, serve, serve_incoming, serve_with};
 
 pub use crate::tls::AuthenticationError;

@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Api,
-    create::{Asker, check},
+    create::{self, Asker, check},
     failed_change, failed_store,
     idempotency::is_request,
     page, view,
@@ -54,7 +54,7 @@ impl ClusterApi {
 
     async fn render(&self, actor: &ActorHandle, record: &ClusterRecord) -> Result<Cluster, Status> {
         let environment = self.0.directory.environment();
-        let judgements = judge_all(environment, record, self.0.directory.thresholds());
+        let (judgements, succession) = judge_all(environment, record);
         let members = || record.members.values().map(|member| member.node.clone());
         let views: BTreeMap<_, _> = members().map(|node| (node.clone(), environment.agents.view(&node))).collect();
         let mut nodes = BTreeMap::new();
@@ -68,6 +68,7 @@ impl ClusterApi {
             record,
             version,
             judgements: &judgements,
+            succession: &succession,
             views: &views,
             nodes: &nodes,
         }))
@@ -166,7 +167,12 @@ impl ClusterService for ClusterApi {
         let taken: BTreeSet<ClusterName> =
             api.directory.all().iter().map(|actor| actor.cluster.name().clone()).collect();
         let environment = api.directory.environment();
-        let asker = Asker { name: caller.clone(), now: environment.clock.wall(), id: ClusterId::generate() };
+        let asker = Asker {
+            name: caller.clone(),
+            now: environment.clock.wall(),
+            id: ClusterId::generate(),
+            profile: environment.default_profile,
+        };
         let mut record = check(&request, &api.candidates().await?, &taken, asker)?;
         self.check_settings(&record).await?;
         let new = new_operation(&kinds::create_cluster::CreateCluster, json!({}), &caller, "asked for");
@@ -226,6 +232,7 @@ impl ClusterService for ClusterApi {
         let request = request.into_inner();
         let (actor, _) = self.find(&request.name)?;
         check_etag(&request.etag, actor.cluster.version().await)?;
+        let profile = if request.profile.is_empty() { None } else { Some(create::profile(&request.profile)?) };
         let apply = |record: &mut ClusterRecord| {
             for (label, value) in &request.labels {
                 if value.is_empty() {
@@ -235,18 +242,40 @@ impl ClusterService for ClusterApi {
                 }
             }
             record.protected = request.protected.unwrap_or(record.protected);
+            if let Some(profile) = profile {
+                record.set_profile(profile);
+            }
+        };
+        // A failover's waits are those of the profile that it began with.
+        let fails_over = |record: &ClusterRecord| {
+            profile.is_some() && record.primary.is_none() && record.phase == crate::model::cluster::Phase::Active
+        };
+        let busy = || {
+            let message = "the cluster is failing over: its profile can be changed after that; nothing was changed";
+            refuse(Reason::ClusterBusy, message)
         };
         let record = if request.validate_only {
             let (_, stored) = self.find(&request.name)?;
             let mut changed = (*stored).clone();
+            if fails_over(&changed) {
+                return Err(busy());
+            }
             apply(&mut changed);
             Arc::new(changed)
         } else {
+            let mut refused = false;
             let change = actor.cluster.change(|record| {
-                apply(record);
+                refused = fails_over(record);
+                if !refused {
+                    apply(record);
+                }
                 Ok(Transaction::default())
             });
-            change.await.map_err(failed_change)?
+            let changed = change.await.map_err(failed_change)?;
+            if refused {
+                return Err(busy());
+            }
+            changed
         };
         Ok(Response::new(self.render(&actor, &record).await?))
     }
@@ -283,7 +312,7 @@ impl ClusterService for ClusterApi {
         }
         let (actor, record) = self.find(&request.name)?;
         let environment = self.0.directory.environment();
-        let judgements = judge_all(environment, &record, self.0.directory.thresholds());
+        let (judgements, _) = judge_all(environment, &record);
         let members = resync_members(&request, &record)?;
         let obstacle = |member| view::resync_obstacle(&record, &judgements, member);
         if let Some(why) = members.iter().find_map(|member| obstacle(Some(member))).or_else(|| obstacle(None)) {

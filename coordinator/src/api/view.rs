@@ -11,11 +11,12 @@ use regent_common::{
 use regent_proto::{coordinator::v1 as wire, types::v1 as types};
 
 use crate::{
-    detector::{Judgement, Verdict},
+    detector::{Judgement, Succession, Verdict},
     model::{
         cluster::{ClusterRecord, MemberRecord, MemberState, Phase},
         node::NodeRecord,
         operation::OperationRecord,
+        reign::Reign,
     },
     nodes::NodeView,
     operation::log::{Outcome, Stage, Status, StepStatus},
@@ -30,6 +31,8 @@ pub struct ClusterFacts<'a> {
     pub version: u64,
     /// The judgement of each member.
     pub judgements: &'a BTreeMap<MemberName, Judgement>,
+    /// What is known of the primary's lease and of who could follow it.
+    pub succession: &'a Succession,
     /// The last word of each member's node.
     pub views: &'a BTreeMap<NodeName, NodeView>,
     /// The stored nodes.
@@ -40,10 +43,11 @@ pub struct ClusterFacts<'a> {
 pub fn cluster(facts: &ClusterFacts<'_>) -> wire::Cluster {
     let record = facts.record;
     let (health, reasons) = health(facts);
-    let decision = planner::decide(record, facts.judgements);
+    let decision = planner::decide(record, facts.judgements, facts.succession);
     let failover_note = match decision {
         Decision::NoFailover { why } => format!("no failover, because {why}"),
-        Decision::Failover { why } => format!("failover is due: {why}"),
+        Decision::Failover { why, .. } => format!("failover is due: {why}"),
+        Decision::AwaitLease { why, .. } => format!("a failover waits: {why}"),
         Decision::Nothing | Decision::Rejoin { .. } => String::new(),
     };
     let primary_position = record.primary.as_ref().and_then(|primary| position_of(facts, primary));
@@ -70,6 +74,9 @@ pub fn cluster(facts: &ClusterFacts<'_>) -> wire::Cluster {
         divergence_reports: record.divergences.iter().map(Into::into).collect(),
         token: record.token.0,
         failover_note,
+        profile: record.policy.profile.to_string(),
+        electorate: record.reign.as_ref().map(|reign| reign.newest().into()),
+        electorate_acknowledged: record.reign.as_ref().is_some_and(Reign::is_acknowledged),
     }
 }
 
@@ -116,7 +123,13 @@ fn health(facts: &ClusterFacts<'_>) -> (wire::Health, Vec<String>) {
             Verdict::EngineDown | Verdict::EngineHung | Verdict::StorageHung | Verdict::Lost | Verdict::Dirty => {
                 wire::Health::Down
             }
-            Verdict::NodeUnreachable | Verdict::Astray | Verdict::Starting => wire::Health::Down,
+            Verdict::NodeUnreachable
+            | Verdict::NodeLost
+            | Verdict::WithoutLease
+            | Verdict::Astray
+            | Verdict::Starting => wire::Health::Down,
+            // It serves, on the word of others.
+            Verdict::Partitioned => wire::Health::Degraded,
             Verdict::Healthy | Verdict::Suspect | Verdict::NotStreaming if reasons.is_empty() => wire::Health::Healthy,
             Verdict::Healthy | Verdict::Suspect | Verdict::NotStreaming => wire::Health::Degraded,
         },
@@ -263,6 +276,7 @@ pub fn node(stored: &NodeRecord, view: &NodeView, assignment: Option<&crate::mod
         certificate_expire_time: stored.certificate_not_after.map(to_wire_time),
         revoked: stored.revoked,
         reason,
+        fence: view.observation.as_ref().map(|seen| (&seen.authority.fence).into()),
     }
 }
 

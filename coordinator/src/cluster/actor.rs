@@ -7,30 +7,34 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use regent_common::{
     error::{ErrorChain, Reason},
-    ids::{ClusterName, MemberName, OperationId},
+    ids::{ClusterName, MemberName, OperationId, Revision},
     position::Position,
     topology::Progress,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{ChangeError, ClusterHandle};
+use super::{ChangeError, ClusterHandle, adoption, brake::Budget};
 use crate::{
-    detector::{Evidence, Expected, Judgement, Thresholds, judge},
+    authority::Authority,
+    detector::{Evidence, Expected, Judgement, Succession, Thresholds, judge, refine, succession},
     environment::Environment,
     model::{cluster::ClusterRecord, operation::OperationRecord},
+    nodes::NodeView,
     operation::{
         executor::{self, NewOperation, RunError},
         kind, kinds,
         log::{Failure, Outcome},
         retention,
     },
-    planner::{Decision, decide_but},
+    planner::{Cause, Decision, decide_but, electorate},
     store::{Transaction, get_json, keys},
 };
 
 /// How late a forgotten change is seen.
 const PERIOD: Duration = Duration::from_secs(1);
+/// Least time between two looks that nothing but time asks for.
+const LEAST: Duration = Duration::from_millis(2);
 /// Pause before an automatic operation that failed is tried again: doubled each time, up to the last.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 
@@ -82,12 +86,18 @@ pub struct Actor {
     cluster: Arc<ClusterHandle>,
     mailbox: mpsc::Receiver<Request>,
     progress: watch::Sender<Option<(OperationId, Progress)>>,
-    thresholds: Thresholds,
+    authority: Arc<Authority>,
     running: Option<Running>,
     /// Failures in a row of automatic operations, and when the next may begin; by what they were for.
     backoff: BTreeMap<String, (u32, Duration)>,
     /// The last reason for no failover, so that it is written down once.
     told: Option<String>,
+    /// Automatic failovers of late.
+    budget: Budget,
+    /// Why nothing is granted and nothing fails over (rule T4).
+    frozen: Option<String>,
+    /// When to look again at the latest, by CLOCK_BOOTTIME.
+    look_at: Duration,
     /// When an operation that stopped without an end is gone on with.
     again_at: Duration,
 }
@@ -107,7 +117,7 @@ pub struct ActorHandle {
 pub fn spawn(
     environment: Environment,
     cluster: Arc<ClusterHandle>,
-    thresholds: Thresholds,
+    authority: Arc<Authority>,
     resumed: bool,
     stop: CancellationToken,
 ) -> ActorHandle {
@@ -119,10 +129,13 @@ pub fn spawn(
         cluster,
         mailbox,
         progress,
-        thresholds,
+        authority,
         running: None,
         backoff: BTreeMap::new(),
         told: None,
+        budget: Budget::default(),
+        frozen: None,
+        look_at: Duration::ZERO,
         again_at: Duration::ZERO,
     };
     tokio::spawn(actor.run(resumed, stop));
@@ -135,14 +148,14 @@ impl Actor {
     #[tracing::instrument(name = "cluster", skip_all, fields(cluster = %self.cluster.name()))]
     async fn run(mut self, resumed: bool, stop: CancellationToken) {
         self.go_on(resumed).await;
-        let mut period = tokio::time::interval(PERIOD);
         loop {
+            let pause = self.look_at.saturating_sub(self.environment.clock.boottime()).clamp(LEAST, PERIOD);
             let input = tokio::select! {
                 biased;
                 () = stop.cancelled() => Input::Stop,
                 outcome = ended(&mut self.running) => Input::OperationEnded(Box::new(outcome)),
                 request = self.mailbox.recv() => request.map_or(Input::Stop, Input::Request),
-                _ = period.tick() => Input::Period,
+                () = tokio::time::sleep(pause) => Input::Period,
             };
             match input {
                 Input::Stop => return self.stop(),
@@ -151,8 +164,10 @@ impl Actor {
                 Input::Period => self.take_up_again().await,
             }
             if self.cluster.record().is_none() && self.running.is_none() {
+                self.environment.brake.note(self.cluster.name(), false, Duration::ZERO);
                 return;
             }
+            self.look_at = self.environment.clock.boottime() + PERIOD;
             self.look().await;
         }
     }
@@ -186,6 +201,12 @@ impl Actor {
     async fn apply(&mut self, request: Request) {
         match request {
             Request::NodeChanged => {}
+            Request::Start { reply, .. } if self.frozen.is_some() => {
+                let why = self.frozen.clone().unwrap_or_default();
+                // A caller that has gone away has nothing to hear.
+                let _ =
+                    reply.send(Err(ChangeError::Refused(format!("the cluster is frozen: {why}; nothing was changed"))));
+            }
             Request::Start { new, transaction, reply } => {
                 let outcome = executor::create(&self.environment, &self.cluster, new, transaction).await;
                 if let Ok(operation) = &outcome {
@@ -259,23 +280,34 @@ impl Actor {
     /// Judges, decides, acts.
     async fn look(&mut self) {
         let Some(record) = self.cluster.record() else { return };
-        let judgements = judge_all(&self.environment, &record, &self.thresholds);
+        let views = views(&self.environment, &record);
+        if self.look_at_store(&record, &views).await {
+            return;
+        }
+        let (judgements, succession) = judge_all(&self.environment, &record);
+        let record = self.keep_electorate(record, &judgements, &views).await;
+        self.look_when_silent(&record, &views);
         let now = self.environment.clock.boottime();
         let rests = |member: &&MemberName| {
             self.backoff.get(&rejoin_of(member)).is_some_and(|(_, not_before)| now < *not_before)
         };
         let resting = record.members.keys().filter(rests).cloned().collect();
-        match decide_but(&record, &judgements, &resting) {
+        let decision = decide_but(&record, &judgements, &succession, &resting);
+        let fails = matches!(decision, Decision::AwaitLease { .. } | Decision::Failover { .. });
+        self.environment.brake.note(&record.name, fails, now);
+        if !matches!(decision, Decision::AwaitLease { .. }) {
+            self.authority.resume();
+        }
+        match decision {
             Decision::Nothing => self.told = None,
-            Decision::NoFailover { why } => {
-                if self.running.is_none() && self.told.as_ref() != Some(&why) {
-                    tracing::warn!(why, "no failover");
-                    self.write_down("NO_FAILOVER", &record.name.resource(), "decided", &why).await;
-                    self.tell("NO_FAILOVER", &record.name.resource(), &why, BTreeMap::new()).await;
-                    self.told = Some(why);
-                }
+            Decision::NoFailover { why } => self.no_failover(&record, why).await,
+            Decision::AwaitLease { left, .. } => {
+                // From here on the lease is not renewed, also when its holder is heard again: only a look that finds it alive
+                // changes that.
+                let left = self.authority.suspend(record.epoch).max(left.min(PERIOD));
+                self.look_at = self.look_at.min(now + left);
             }
-            Decision::Failover { why } => self.fail_over(&record, why).await,
+            Decision::Failover { cause, why } => self.fail_over(&record, cause, why).await,
             Decision::Rejoin { member, why } => {
                 let parameters = kinds::rejoin::Parameters { member };
                 let parameters = serde_json::to_value(parameters).expect("parameters are plain data");
@@ -284,7 +316,133 @@ impl Actor {
         }
     }
 
-    async fn fail_over(&mut self, record: &ClusterRecord, why: String) {
+    async fn no_failover(&mut self, record: &ClusterRecord, why: String) {
+        // What changes from look to look, such as a number of milliseconds, is no new reason.
+        let same = |told: &String| without_digits(told) == without_digits(&why);
+        if self.running.is_none() && !self.told.as_ref().is_some_and(same) {
+            tracing::warn!(why, "no failover");
+            self.write_down("NO_FAILOVER", &record.name.resource(), "decided", &why).await;
+            self.tell("NO_FAILOVER", &record.name.resource(), &why, BTreeMap::new()).await;
+            self.told = Some(why);
+        }
+    }
+
+    /// Silence brings no event: looks again at the moment at which it becomes worth a word.
+    fn look_when_silent(&mut self, record: &ClusterRecord, views: &BTreeMap<MemberName, NodeView>) {
+        let suspect_after = record.policy.profile.timing().suspect_after;
+        let primary = record.primary.as_ref().and_then(|primary| views.get(primary));
+        if let Some(last) = primary.and_then(|view| view.last_contact) {
+            self.look_at = self.look_at.min(last + suspect_after + LEAST);
+        }
+    }
+
+    /// Rule T4: whether this store is older than what agents have seen. Then nothing is granted and nothing is decided, until
+    /// all have reported and what their ledgers say is adopted.
+    async fn look_at_store(&mut self, record: &Arc<ClusterRecord>, views: &BTreeMap<MemberName, NodeView>) -> bool {
+        // The store is asked only when somebody has a word against it.
+        let suspected = views.values().any(|view| view.stale_store);
+        let revision = if suspected { self.environment.revision().await } else { Revision(u64::MAX) };
+        let Some(why) = adoption::frozen(record, views, revision) else {
+            if self.frozen.take().is_some() {
+                self.authority.freeze(false);
+            }
+            return false;
+        };
+        self.authority.freeze(true);
+        if self.frozen.is_none() {
+            tracing::error!(why, "STALE_STORE: the cluster is frozen until every member has reported");
+            self.write_down("FROZEN", &record.name.resource(), "decided", &why).await;
+            self.tell("FROZEN", &record.name.resource(), &why, BTreeMap::new()).await;
+        }
+        self.frozen = Some(why);
+        if let Some(running) = self.running.take() {
+            // It was begun from what is not true any more.
+            running.task.abort();
+        }
+        let Ok(reports) = adoption::reports(record, views) else { return true };
+        let reports: BTreeMap<_, _> = reports.into_iter().map(|(member, seen)| (member, seen.clone())).collect();
+        let highest = views.values().map(|view| view.revision.0).max().unwrap_or_default();
+        let raised = self.environment.store.raise_revision(Revision(highest + adoption::LEAP)).await;
+        if let Err(error) = raised {
+            tracing::error!(error = %ErrorChain(&error), "the store's revision cannot be raised");
+            return true;
+        }
+        let mut said = String::new();
+        let adopted = self.cluster.change(|record| {
+            said = adoption::adopt(record, &reports);
+            Ok(Transaction::default())
+        });
+        match adopted.await {
+            Ok(_) => {
+                tracing::warn!(said, "what the ledgers say is adopted");
+                self.write_down("ADOPTED", &record.name.resource(), "decided", &said).await;
+                self.tell("ADOPTED", &record.name.resource(), &said, BTreeMap::new()).await;
+                self.look_at = Duration::ZERO;
+            }
+            Err(error) => tracing::error!(error = %ErrorChain(&error), "what the ledgers say could not be adopted"),
+        }
+        true
+    }
+
+    /// Counts what the primary has acknowledged and stores the next version of its electorate (rules M1, M3).
+    async fn keep_electorate(
+        &self,
+        record: Arc<ClusterRecord>,
+        judgements: &BTreeMap<MemberName, Judgement>,
+        views: &BTreeMap<MemberName, NodeView>,
+    ) -> Arc<ClusterRecord> {
+        let Some(reign) = record.reign.as_ref().filter(|reign| reign.epoch == record.epoch) else { return record };
+        let seen = views.get(&reign.primary).and_then(|view| view.observation.as_ref());
+        let seen = seen.filter(|seen| seen.cluster_id == record.id && seen.epoch == record.epoch);
+        let acknowledged =
+            seen.and_then(|seen| seen.authority.electorate.as_ref()).map(|electorate| electorate.version);
+        let gated = seen.map(|seen| seen.authority.fence.timed_gate);
+        let wanted = match record.phase {
+            crate::model::cluster::Phase::Active => {
+                electorate::wanted(&record, judgements, views, self.environment.own_boot_id.as_deref())
+            }
+            crate::model::cluster::Phase::Creating | crate::model::cluster::Phase::Deleting => None,
+        };
+        let mut next = reign.clone();
+        let change = |reign: &mut crate::model::reign::Reign| {
+            if let Some(version) = acknowledged {
+                reign.acknowledge(version);
+            }
+            reign.gated = gated.unwrap_or(reign.gated);
+            if let Some(wanted) = &wanted {
+                reign.set_electorate(wanted.clone());
+            }
+        };
+        change(&mut next);
+        if next == *reign {
+            return record;
+        }
+        let (epoch, primary) = (record.epoch, reign.primary.clone());
+        let stored = self.cluster.change(|record| {
+            if let Some(reign) = record.reign.as_mut().filter(|r| r.epoch == epoch && r.primary == primary) {
+                change(reign);
+            }
+            Ok(Transaction::default())
+        });
+        match stored.await {
+            Ok(stored) => {
+                tracing::info!(electorate = %next.newest(), acknowledged = next.is_acknowledged(), "the electorate");
+                stored
+            }
+            Err(error) => {
+                tracing::warn!(error = %ErrorChain(&error), "the electorate could not be stored; it is tried again");
+                record
+            }
+        }
+    }
+
+    async fn fail_over(&mut self, record: &ClusterRecord, cause: Cause, why: String) {
+        let now = self.environment.clock.boottime();
+        let clusters = self.environment.authorities.len();
+        let paused = self.environment.brake.holds(clusters, now, &self.environment.limits);
+        if let Some(pause) = paused.or_else(|| self.budget.exhausted(now, &self.environment.limits)) {
+            return self.no_failover(record, format!("{why}; {pause}")).await;
+        }
         if let Some(running) = &self.running {
             let yields = kind(&running.operation.kind).is_some_and(|kind| kind.yields_to_failover());
             if yields && running.interrupt.borrow().is_none() {
@@ -297,27 +455,30 @@ impl Actor {
         }
         let reigned = record.primary.iter().chain(&record.candidate).chain(record.reigned.keys());
         let known = reigned.filter_map(|member| Some((member.clone(), self.last_position(record, member)?))).collect();
-        let parameters = kinds::failover::Parameters { known };
+        let parameters = kinds::failover::Parameters { cause, known };
         let parameters = serde_json::to_value(parameters).expect("parameters are plain data");
-        self.start_automatic(&kinds::failover::Failover, parameters, why).await;
+        if self.start_automatic(&kinds::failover::Failover, parameters, why).await {
+            self.budget.count(now);
+        }
     }
 
-    /// Begins an operation of Regent's own, unless one runs or an earlier one failed just now.
+    /// Begins an operation of Regent's own, unless one runs or an earlier one failed just now. Whether it began.
     async fn start_automatic(
         &mut self,
         kind: &'static dyn crate::operation::Kind,
         parameters: serde_json::Value,
         reason: String,
-    ) {
+    ) -> bool {
         if self.running.is_some() {
-            return;
+            return false;
         }
         let new =
             NewOperation { id: OperationId::generate(), kind, parameters, created_by: "regent".to_owned(), reason };
         let subject = subject_of(kind.name(), &new.parameters);
         let now = self.environment.clock.boottime();
-        if self.backoff.get(&subject).is_some_and(|(_, not_before)| now < *not_before) {
-            return;
+        if let Some((_, not_before)) = self.backoff.get(&subject).filter(|(_, not_before)| now < *not_before) {
+            self.look_at = self.look_at.min(*not_before);
+            return false;
         }
         let reason = new.reason.clone();
         match executor::create(&self.environment, &self.cluster, new, Transaction::default()).await {
@@ -331,9 +492,11 @@ impl Actor {
                 tokio::spawn(async move {
                     audit.record("regent", "", action, &clusters, "begun", &format!("{resource}: {reason}")).await;
                 });
+                true
             }
             Err(error) => {
-                tracing::warn!(kind = kind.name(), error = %ErrorChain(&error), "the operation was not begun")
+                tracing::warn!(kind = kind.name(), error = %ErrorChain(&error), "the operation was not begun");
+                false
             }
         }
     }
@@ -401,33 +564,47 @@ fn rejoin_of(member: &MemberName) -> String {
     format!("{} {member}", crate::operation::Kind::name(&kinds::rejoin::Rejoin))
 }
 
-/// Judges every member by what is known now.
-pub fn judge_all(
-    environment: &Environment,
-    record: &ClusterRecord,
-    thresholds: &Thresholds,
-) -> BTreeMap<MemberName, Judgement> {
+/// A sentence without its numbers.
+fn without_digits(text: &str) -> String {
+    text.chars().filter(|character| !character.is_ascii_digit()).collect()
+}
+
+/// The last word of every member's node.
+fn views(environment: &Environment, record: &ClusterRecord) -> BTreeMap<MemberName, NodeView> {
+    let view = |node| environment.agents.view(node);
+    record.members.iter().map(|(member, stored)| (member.clone(), view(&stored.node))).collect()
+}
+
+/// Judges every member by what is known now, and gathers what is known of the primary's lease and of who could follow it.
+pub fn judge_all(environment: &Environment, record: &ClusterRecord) -> (BTreeMap<MemberName, Judgement>, Succession) {
     let now = environment.clock.boottime();
-    record
-        .members
-        .iter()
-        .map(|(member, stored)| {
-            let view = environment.agents.view(&stored.node);
-            let expected = Expected {
-                cluster_id: record.id,
-                member: member.clone(),
-                role: record.role_of(member),
-                primary: record.primary.clone(),
-            };
-            let evidence = Evidence {
-                connected: view.connected,
-                silent_for: view.last_contact.map(|last| now.saturating_sub(last)),
-                listening_for: now.saturating_sub(environment.started_at),
-                observation: view.observation,
-            };
-            (member.clone(), judge(&expected, &evidence, thresholds))
-        })
-        .collect()
+    let timing = record.policy.profile.timing();
+    let thresholds =
+        Thresholds { suspect_after: timing.suspect_after, startup_grace: timing.ttl + timing.suspect_after };
+    let views = views(environment, record);
+    let lease_left = environment.authority(record).map_or(Duration::ZERO, |authority| authority.lease_left());
+    let succession = succession::gather(record, &views, lease_left, now);
+    let suspect = record.primary.as_ref().or(record.reign.as_ref().map(|reign| &reign.primary));
+    let judgements = views.into_iter().map(|(member, view)| {
+        let expected = Expected {
+            cluster_id: record.id,
+            member: member.clone(),
+            role: record.role_of(&member),
+            primary: record.primary.clone(),
+        };
+        let evidence = Evidence {
+            connected: view.connected,
+            silent_for: view.last_contact.map(|last| now.saturating_sub(last)),
+            listening_for: now.saturating_sub(environment.started_at),
+            observation: view.observation,
+        };
+        let mut judgement = judge(&expected, &evidence, &thresholds);
+        if suspect == Some(&member) {
+            judgement = refine(judgement, &member, &succession);
+        }
+        (member, judgement)
+    });
+    (judgements.collect(), succession)
 }
 
 /// Waits for the running operation; for ever without one.

@@ -14,7 +14,6 @@ use super::{
     actor::{self, ActorHandle, Request},
 };
 use crate::{
-    detector::Thresholds,
     environment::Environment,
     model::{cluster::ClusterRecord, operation::OperationRecord},
     operation::{
@@ -28,7 +27,6 @@ use crate::{
 #[derive(Clone)]
 pub struct Directory {
     environment: Environment,
-    thresholds: Thresholds,
     stop: CancellationToken,
     actors: Arc<RwLock<BTreeMap<ClusterName, ActorHandle>>>,
 }
@@ -39,11 +37,10 @@ impl Directory {
     /// Reads all clusters from the store and starts their actors, which resume what was running.
     pub async fn open(
         environment: Environment,
-        thresholds: Thresholds,
         changes: broadcast::Receiver<NodeName>,
         stop: CancellationToken,
     ) -> Result<Self, StoreError> {
-        let directory = Self { environment, thresholds, stop, actors: Arc::default() };
+        let directory = Self { environment, stop, actors: Arc::default() };
         let records = list_json::<ClusterRecord>(directory.environment.store.as_ref(), keys::CLUSTERS).await?;
         for (_, record) in records {
             let version = record.version;
@@ -56,11 +53,6 @@ impl Directory {
     /// What everything around needs.
     pub fn environment(&self) -> &Environment {
         &self.environment
-    }
-
-    /// When silence is worth a word.
-    pub fn thresholds(&self) -> &Thresholds {
-        &self.thresholds
     }
 
     /// The actor of a cluster.
@@ -116,7 +108,8 @@ impl Directory {
     fn start(&self, record: ClusterRecord, version: u64, resumed: bool) {
         let name = record.name.clone();
         let handle = Arc::new(ClusterHandle::new(Arc::clone(&self.environment.store), record, version));
-        let actor = actor::spawn(self.environment.clone(), handle, self.thresholds, resumed, self.stop.clone());
+        let authority = self.environment.authorities.register(&handle, resumed);
+        let actor = actor::spawn(self.environment.clone(), handle, authority, resumed, self.stop.clone());
         self.actors.write().expect("no writer panics").insert(name, actor);
     }
 

@@ -15,6 +15,8 @@ use crate::{
 };
 
 pub mod actor;
+pub mod adoption;
+pub mod brake;
 pub mod directory;
 
 /// A cluster's record and the only way to change it.

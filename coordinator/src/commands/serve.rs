@@ -6,54 +6,30 @@ use anyhow::Context;
 use regent_common::{
     clock::{Clock, SystemClock},
     config,
-    error::ErrorChain,
     identity::IdentityDirectory,
-    ids::NodeName,
     telemetry,
     tls::ReloadingIdentity,
-    transport::{self, ServeOptions},
+    transport::{self, ServeOptions, TcpDialer},
 };
-use tokio::{
-    net::TcpListener,
-    signal::unix,
-    sync::{mpsc, watch},
-};
+use tokio::{net::TcpListener, signal::unix};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::{Api, idempotency, routes::routes},
-    audit::AuditLog,
-    cluster::directory::Directory,
+    assembly::{Assembled, Assembly},
     config::Config,
-    detector::Thresholds,
-    environment::Environment,
-    events::EventLog,
     http,
-    identity::{Hooks, Identities, Settings},
-    model::node::NodeRecord,
-    nodes::{
-        Agents, NodeTable, joiner,
-        link::{LinkSettings, Links},
-        reaper,
-    },
     pki::{
         Authority, Host, StateDirectory,
         renewal::{OwnCertificate, server_hosts},
     },
     secrets::Secrets,
-    store::{Store, keys, list_json, sqlite::SqliteStore},
+    store::{Store, sqlite::SqliteStore},
 };
 
-/// How long a node that was never heard may just be being dialled.
-const STARTUP_GRACE: Duration = Duration::from_secs(10);
 /// How often changed identity files are looked for.
 const IDENTITY_PERIOD: Duration = Duration::from_secs(10);
 /// How often the metrics' recorder tidies up.
 const METRICS_PERIOD: Duration = Duration::from_secs(5);
-/// How often old records are looked for.
-const TIDY_PERIOD: Duration = Duration::from_secs(3600);
-/// How often the store's revision is read for the sessions' hello.
-const REVISION_PERIOD: Duration = Duration::from_secs(1);
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(config: &Path) -> anyhow::Result<()> {
@@ -66,120 +42,53 @@ pub async fn run(config: &Path) -> anyhow::Result<()> {
 
 /// Runs until `stop`.
 pub async fn serve(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    let clock = Arc::new(SystemClock);
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let identity = ReloadingIdentity::open(&IdentityDirectory::new(config.state_dir.join("identity")))
         .context("read the coordinator's identity; was `regent-coordinator init` run?")?;
     tokio::spawn(watch_identity(identity.clone(), stop.clone()));
     let state = StateDirectory(config.state_dir.clone());
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&state.store())?);
-    let table = Arc::new(NodeTable::default());
-    let (revision, revisions) = watch::channel(store.revision().await?);
-    let (dial, mut dialled) = mpsc::unbounded_channel();
-    let identities = open_identities(&config, &state, &store, &identity, &dial).await?;
-    let links = Arc::new(Links::new(LinkSettings {
+    let authority = Arc::new(Authority::open(&state.authority())?);
+    let hosts = config.advertise.iter().map(|host| host.parse::<Host>()).collect::<Result<_, _>>()?;
+    let assembly = Assembly {
+        store: Arc::clone(&store),
+        clock: Arc::clone(&clock),
         identity: identity.clone(),
-        clock: clock.clone(),
-        table: Arc::clone(&table),
-        heartbeat: config.heartbeat.0,
-        term: store.term().0,
-        revision: revisions,
-        revoked: identities.revoked(),
-        stop: stop.clone(),
-    }));
-    {
-        let links = Arc::clone(&links);
-        tokio::spawn(async move {
-            while let Some(word) = dialled.recv().await {
-                match word {
-                    Word::Dial(node, address) => links.dial(&node, &address),
-                    Word::HangUp(node) => links.hang_up(&node),
-                }
-            }
-        });
-    }
-    for (_, node) in list_json::<NodeRecord>(store.as_ref(), keys::NODES).await? {
-        if !node.value.revoked {
-            links.dial(&node.value.name, &node.value.agent_address);
-        }
-    }
-    let agents: Arc<dyn Agents> = links.clone();
-    let addresses = {
-        let links = Arc::clone(&links);
-        Arc::new(move |node: &NodeName| links.address(node))
-    };
-    let environment = Environment {
-        started_at: clock.boottime(),
-        clock: clock.clone(),
-        store: Arc::clone(&store),
-        agents: Arc::clone(&agents),
+        dialer: Arc::new(TcpDialer),
+        authority: Arc::clone(&authority),
         secrets: Arc::new(Secrets::load(&state.secrets_key())?),
-        audit: AuditLog::new(Arc::clone(&store), clock.clone()),
-        events: EventLog::new(Arc::clone(&store), clock.clone()),
-        addresses,
+        default_profile: config.profile,
+        limits: config.limits(),
+        own_boot_id: (!config.promote_on_this_machine).then(own_boot_id).flatten(),
+        certificate_life: config.certificate_life.0,
+        hosts,
     };
-    let thresholds = Thresholds { suspect_after: config.suspect_after.0, startup_grace: STARTUP_GRACE };
-    let directory = Directory::open(environment, thresholds, table.changes(), stop.clone()).await?;
-    tokio::spawn(reaper::run(Arc::clone(&store), agents, Arc::clone(&table), stop.clone()));
-    tokio::spawn(joiner::run(directory.clone(), Arc::clone(&table), stop.clone()));
-    tokio::spawn(follow_revision(Arc::clone(&store), revision, stop.clone()));
+    let hosts = server_hosts(assembly.hosts.iter().cloned());
+    let term = store.term();
+    let Assembled { routes, revocations } = assembly.start(&stop).await?;
     let certificate = OwnCertificate {
-        store: Arc::clone(&store),
+        store,
         clock,
-        authority: Arc::new(Authority::open(&state.authority())?),
+        authority,
         directory: IdentityDirectory::new(state.identity()),
         identity: identity.clone(),
-        hosts: server_hosts(config.advertise.iter().map(|host| host.parse::<Host>()).collect::<Result<Vec<_>, _>>()?),
+        hosts,
         life: config.certificate_life.0,
     };
     tokio::spawn(certificate.keep(stop.clone()));
-    tokio::spawn(tidy_up(Arc::clone(&store), Arc::clone(&identities), stop.clone()));
-    let api = Arc::new(Api { directory, table });
-    let routes = routes(&api, &identities).await?;
     serve_http(&config, &stop).await?;
     let listener = TcpListener::bind(&config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
-    tracing::info!(listen = %listener.local_addr()?, identity = %identity.identity(), term = %store.term(),
-        "the coordinator is ready");
+    tracing::info!(listen = %listener.local_addr()?, identity = %identity.identity(), %term, "the coordinator is ready");
     // Systemd is told when there is one; nobody listening is no error.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    let options = ServeOptions { revocations: identities.revocations() };
-    transport::serve_with(listener, identity, routes, options, stop).await?;
+    transport::serve_with(listener, identity, routes, ServeOptions { revocations }, stop).await?;
     Ok(())
 }
 
-/// What the identities tell the links.
-enum Word {
-    Dial(NodeName, String),
-    HangUp(NodeName),
-}
-
-async fn open_identities(
-    config: &Config,
-    state: &StateDirectory,
-    store: &Arc<dyn Store>,
-    identity: &ReloadingIdentity,
-    dial: &mpsc::UnboundedSender<Word>,
-) -> anyhow::Result<Arc<Identities>> {
-    let reserved = config.advertise.iter().map(|host| host.parse::<Host>()).collect::<Result<_, _>>()?;
-    // Nobody is left to listen only when the coordinator stops.
-    let tell = |dial: &mpsc::UnboundedSender<Word>| {
-        let dial = dial.clone();
-        Arc::new(move |node: NodeRecord| drop(dial.send(Word::Dial(node.name, node.agent_address))))
-    };
-    let hang_up = dial.clone();
-    let settings = Settings {
-        store: Arc::clone(store),
-        clock: Arc::new(SystemClock),
-        authority: Arc::new(Authority::open(&state.authority())?),
-        coordinator_id: identity.identity().coordinator_id,
-        certificate_life: config.certificate_life.0,
-        reserved,
-        hooks: Hooks {
-            on_joined: tell(dial),
-            on_announced: tell(dial),
-            on_revoked: Arc::new(move |node| drop(hang_up.send(Word::HangUp(node)))),
-        },
-    };
-    Ok(Arc::new(Identities::open(settings).await?))
+/// Boot of this machine; a member that reports the same one is on it.
+fn own_boot_id() -> Option<Arc<str>> {
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(boot_id.trim().into())
 }
 
 async fn serve_http(config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
@@ -209,42 +118,6 @@ async fn serve_http(config: &Config, stop: &CancellationToken) -> anyhow::Result
 
 async fn watch_identity(identity: ReloadingIdentity, stop: CancellationToken) {
     identity.watch(IDENTITY_PERIOD, stop).await;
-}
-
-/// Keeps the revision at hand, so that a session's hello needs no read of the store.
-async fn follow_revision(
-    store: Arc<dyn Store>,
-    revision: watch::Sender<regent_common::ids::Revision>,
-    stop: CancellationToken,
-) {
-    let mut period = tokio::time::interval(REVISION_PERIOD);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = period.tick() => {}
-        }
-        if let Ok(now) = store.revision().await {
-            revision.send_replace(now);
-        }
-    }
-}
-
-/// Forgets what has no use any more: old requests, ended certificates and tokens.
-async fn tidy_up(store: Arc<dyn Store>, identities: Arc<Identities>, stop: CancellationToken) {
-    let mut period = tokio::time::interval(TIDY_PERIOD);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = period.tick() => {}
-        }
-        let outcome = match idempotency::prune(store.as_ref(), &SystemClock).await {
-            Ok(_) => identities.sweep().await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = outcome {
-            tracing::warn!(error = %ErrorChain(&error), "what has no use any more could not be forgotten");
-        }
-    }
 }
 
 fn stop_on_signal(stop: CancellationToken) -> anyhow::Result<()> {

@@ -1,9 +1,9 @@
 //! Judges each member by the evidence: a pure function, exhaustive, table-tested.
 //!
-//! Evidence is tri-state. *Silence is never taken for death*: a node that is not heard is [`Verdict::NodeUnreachable`],
-//! and as long as there is no lease that could run out, such a node is never failed over. Only the agent's own word that
-//! its engine's process has ended gives [`Verdict::EngineDown`], and even that only starts a failover whose first step is
-//! the fence (rule P1 a).
+//! Evidence is tri-state. *Silence is never taken for death*: a node that is not heard is [`Verdict::NodeUnreachable`]. A
+//! primary that is not heard becomes [`Verdict::NodeLost`] only when no lease can stand any more, and
+//! [`Verdict::Partitioned`] when other members report that its lease stands (rules P1 c, E4). The agent's own word that its
+//! engine is dead or hung starts a failover whose first step is the fence (rule P1 a).
 
 use std::time::Duration;
 
@@ -11,6 +11,10 @@ use regent_common::{
     ids::{ClusterId, MemberName},
     topology::{EngineState, Observation, Role, Ternary},
 };
+
+pub mod succession;
+
+pub use succession::Succession;
 
 /// What is known of one member.
 #[derive(Debug, Clone, Default)]
@@ -64,6 +68,12 @@ pub enum Verdict {
     StorageHung,
     /// The node is not heard. Whether its engine runs is not known.
     NodeUnreachable,
+    /// The primary's node is not heard, and its lease is over: nobody accepts writes there.
+    NodeLost,
+    /// The primary's node is not heard here, and others report that its lease stands: it serves, on their endorsement.
+    Partitioned,
+    /// The primary's engine runs and it holds no lease: its gate is closed.
+    WithoutLease,
     /// The engine runs in another role, or follows another member, than the stored topology says.
     Astray,
     /// A replica that receives nothing from its upstream.
@@ -96,6 +106,9 @@ impl Verdict {
             Self::EngineHung => "EngineHung",
             Self::StorageHung => "StorageHung",
             Self::NodeUnreachable => "NodeUnreachable",
+            Self::NodeLost => "NodeLost",
+            Self::Partitioned => "Partitioned",
+            Self::WithoutLease => "WithoutLease",
             Self::Astray => "Astray",
             Self::NotStreaming => "NotStreaming",
             Self::Dirty => "Dirty",
@@ -127,8 +140,12 @@ pub fn judge(expected: &Expected, evidence: &Evidence, thresholds: &Thresholds) 
     }
     if let Some(silence) = evidence.silent_for.filter(|silence| *silence > thresholds.suspect_after) {
         return say(
-            Verdict::Suspect,
-            format!("the agent of {member} is connected and has been silent for {} ms", silence.as_millis()),
+            Verdict::NodeUnreachable,
+            format!(
+                "the agent of {member} has been silent for {} ms, although its connection stands; whether its engine runs is \
+                 not known",
+                silence.as_millis()
+            ),
         );
     }
     let Some(seen) = &evidence.observation else {
@@ -176,7 +193,13 @@ fn judge_running(expected: &Expected, seen: &Observation) -> Judgement {
     let member = &expected.member;
     match (expected.role, seen.engine.role) {
         (_, None) => say(Verdict::Starting, format!("the role of {member} is not known yet")),
-        (Role::Primary, Some(Role::Primary)) => say(Verdict::Healthy, String::new()),
+        (Role::Primary, Some(Role::Primary)) => match &seen.authority.lease {
+            Some(lease) if !lease.stands => say(
+                Verdict::WithoutLease,
+                format!("{member} runs and holds no lease now: its gate is closed until one is granted"),
+            ),
+            Some(_) | None => say(Verdict::Healthy, String::new()),
+        },
         (Role::Primary, Some(Role::Replica)) => {
             say(Verdict::Astray, format!("{member} is the stored primary and its engine runs read-only"))
         }
@@ -200,6 +223,27 @@ fn judge_running(expected: &Expected, seen: &Observation) -> Judgement {
                 Ternary::Yes | Ternary::Unknown => say(Verdict::Healthy, String::new()),
             },
         },
+    }
+}
+
+/// Says more of a primary that is not heard, by what is known of its lease.
+pub fn refine(judgement: Judgement, primary: &MemberName, succession: &Succession) -> Judgement {
+    if judgement.verdict != Verdict::NodeUnreachable {
+        return judgement;
+    }
+    let reason = judgement.reason;
+    match &succession.reported_by {
+        Some(member) => Judgement {
+            verdict: Verdict::Partitioned,
+            reason: format!(
+                "{reason}; {member} reports that the lease of {primary} stands: it serves, cut off from here"
+            ),
+        },
+        None if succession.lease_left.is_zero() && succession.gated => Judgement {
+            verdict: Verdict::NodeLost,
+            reason: format!("{reason}; its lease is over, so that it accepts no writes"),
+        },
+        None => Judgement { verdict: Verdict::NodeUnreachable, reason },
     }
 }
 

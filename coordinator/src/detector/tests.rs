@@ -28,6 +28,7 @@ fn seen(change: impl FnOnce(&mut Observation)) -> Evidence {
         fenced: false,
         dirty: false,
         observed_at: Timestamp::UNIX_EPOCH,
+        authority: regent_common::lease::Authority::default(),
         engine: EngineObservation {
             state: EngineState::Running,
             role: Some(Role::Primary),
@@ -75,7 +76,36 @@ fn silence_is_not_death() {
     assert_eq!(verdict(Role::Primary, &never(10)), Verdict::NodeUnreachable);
     let mut quiet = seen(|_| ());
     quiet.silent_for = Some(Duration::from_secs(4));
-    assert_eq!(verdict(Role::Primary, &quiet), Verdict::Suspect);
+    assert_eq!(verdict(Role::Primary, &quiet), Verdict::NodeUnreachable, "a connection alone is no word");
+}
+
+#[test]
+fn a_primary_that_is_not_heard_is_lost_only_when_its_lease_is_over_and_nobody_vouches_for_it() {
+    let member: MemberName = "db1".parse().unwrap();
+    let refined = |verdict: Verdict, succession: Succession| {
+        refine(Judgement { verdict, reason: "silent".to_owned() }, &member, &succession).verdict
+    };
+    let over = Succession { gated: true, ..Succession::default() };
+    let stands = Succession { lease_left: Duration::from_secs(1), ..over.clone() };
+    let vouched = Succession { reported_by: Some("db2".parse().unwrap()), ..over.clone() };
+    assert_eq!(refined(Verdict::NodeUnreachable, over.clone()), Verdict::NodeLost);
+    assert_eq!(refined(Verdict::NodeUnreachable, stands), Verdict::NodeUnreachable);
+    assert_eq!(refined(Verdict::NodeUnreachable, vouched), Verdict::Partitioned);
+    assert_eq!(refined(Verdict::NodeUnreachable, Succession::default()), Verdict::NodeUnreachable, "no gate");
+    assert_eq!(refined(Verdict::EngineDown, over), Verdict::EngineDown);
+}
+
+#[test]
+fn a_primary_whose_lease_does_not_stand_serves_nobody() {
+    let lease = |stands| {
+        seen(|o| {
+            let remaining = Duration::ZERO;
+            o.authority.lease =
+                Some(regent_common::lease::LeaseReport { epoch: Epoch(1), stands, source: None, remaining });
+        })
+    };
+    assert_eq!(verdict(Role::Primary, &lease(true)), Verdict::Healthy);
+    assert_eq!(verdict(Role::Primary, &lease(false)), Verdict::WithoutLease);
 }
 
 #[test]

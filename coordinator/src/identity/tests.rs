@@ -58,6 +58,10 @@ impl Store for Yielding {
     async fn revision(&self) -> Result<Revision, StoreError> {
         self.0.revision().await
     }
+
+    async fn raise_revision(&self, at_least: Revision) -> Result<(), StoreError> {
+        self.0.raise_revision(at_least).await
+    }
 }
 
 struct Fixture {

@@ -5,15 +5,22 @@
 //! **Invariants:** `epoch` and `token` only grow; `primary` and `candidate` are members; member numbers are never used
 //! again; at most one changing operation is named in `operation`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use regent_common::{
+    convert::to_millis,
     ids::{ClusterId, ClusterName, Epoch, MemberName, NodeName, OperationId, OperationToken},
+    lease::Profile,
     position::Position,
     topology::{ConnectionFormat, Divergence, Endpoint, Role},
 };
 use serde::{Deserialize, Serialize};
+
+use super::reign::Reign;
 
 /// Most divergence reports that are kept with a cluster; older ones stay in the audit.
 const KEPT_DIVERGENCES: usize = 10;
@@ -39,8 +46,18 @@ pub struct ClusterRecord {
     pub primary: Option<MemberName>,
     /// Candidate of the present epoch, stored before it is promoted (rule P2).
     pub candidate: Option<MemberName>,
-    /// Whether the present epoch's primary has accepted writes (rule L5 will keep it).
+    /// Whether a lease may have been granted in the present epoch: stored before the first one is (rule L5).
     pub established: bool,
+    /// The reign of the last established epoch: the present one, or while there is no primary the one that a failover starts
+    /// from (rule P2).
+    #[serde(default)]
+    pub reign: Option<Reign>,
+    /// The reign before it, until its primary is known to have become writable: what counts again if it never did (rule P2).
+    #[serde(default)]
+    pub base: Option<Reign>,
+    /// Longest lease that may ever have been granted, in milliseconds (rule L2).
+    #[serde(default)]
+    pub longest_ttl_millis: u64,
     /// Members whose engine may accept writes: they were primary, or a promotion was sent to them, and have not answered a
     /// fence since. Nobody else is promoted before this is empty.
     pub may_be_writable: BTreeSet<MemberName>,
@@ -127,6 +144,9 @@ pub enum MemberState {
 /// What automatic decisions may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
+    /// How fast the loss of a node is noticed.
+    #[serde(default)]
+    pub profile: Profile,
     /// Fail over without a person's word.
     pub automatic_failover: bool,
     /// Most bytes that a candidate may be known to lack of the old primary.
@@ -137,7 +157,7 @@ pub struct Policy {
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { automatic_failover: true, max_lag_on_failover: 16 * 1024 * 1024 }
+        Self { profile: Profile::default(), automatic_failover: true, max_lag_on_failover: 16 * 1024 * 1024 }
     }
 }
 
@@ -164,6 +184,46 @@ impl ClusterRecord {
     /// Members other than the primary.
     pub fn replicas(&self) -> impl Iterator<Item = (&MemberName, &MemberRecord)> {
         self.members.iter().filter(|(name, _)| self.primary.as_ref() != Some(*name))
+    }
+
+    /// The longest lease that may have been granted.
+    pub fn longest_ttl(&self) -> Duration {
+        Duration::from_millis(self.longest_ttl_millis).max(self.policy.profile.timing().ttl)
+    }
+
+    /// Sets the profile, and keeps the longest lease of all, before one of the new length is granted (rule L2).
+    pub fn set_profile(&mut self, profile: Profile) {
+        let longest = self.longest_ttl().max(profile.timing().ttl);
+        self.longest_ttl_millis = to_millis(longest);
+        self.policy.profile = profile;
+    }
+
+    /// Begins the reign of the present epoch: its candidate and its first electorate, stored before a promotion is sent
+    /// (rule P2), and that it is established, stored before a lease is granted (rule L5).
+    pub fn begin_reign(&mut self, candidate: MemberName, electorate: BTreeSet<MemberName>, gated: bool) {
+        self.base = self.reign.take();
+        self.reign = Some(Reign::new(self.epoch, candidate.clone(), electorate, gated));
+        self.candidate = Some(candidate);
+        self.established = true;
+    }
+
+    /// The candidate of the present epoch has become the primary.
+    pub fn crown(&mut self, primary: MemberName) {
+        self.primary = Some(primary);
+        self.candidate = None;
+        self.base = None;
+    }
+
+    /// Who may be promoted in place of the last primary (rule M2).
+    pub fn promotable(&self) -> BTreeSet<MemberName> {
+        self.reign.as_ref().map(Reign::promotable).unwrap_or_default()
+    }
+
+    /// Takes members out of the electorate; in force when it is stored, complete when it is acknowledged (rule M3).
+    pub fn leave_electorate(&mut self, members: &[MemberName]) {
+        if let Some(reign) = &mut self.reign {
+            reign.leave(members);
+        }
     }
 
     /// Sets a member's state; nothing happens to a member that is gone.

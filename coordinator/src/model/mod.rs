@@ -7,6 +7,7 @@ pub mod certificate;
 pub mod cluster;
 pub mod node;
 pub mod operation;
+pub mod reign;
 pub mod token;
 pub mod user;
 

@@ -17,7 +17,7 @@ use regent_common::{
     ids::{NodeName, Revision},
     tls::{ExpectedServer, ReloadingIdentity},
     topology::{EngineOffer, HostFacts, Observation, Progress},
-    transport,
+    transport::{self, Dialer},
 };
 use regent_proto::agent::v1::{
     CheckSettingsRequest, CoordinatorHello, ExecuteRequest, Heartbeat, HeartbeatAnswer, OpenRequest, OpenResponse,
@@ -30,6 +30,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel};
 
+use crate::authority::Authorities;
+
 use super::{AgentError, Agents, JobView, NodeTable, NodeView, StepCall};
 
 /// Pause before a node is dialled again.
@@ -39,9 +41,11 @@ const MISSED: u32 = 5;
 
 /// What links share.
 pub struct Links {
+    dialer: Arc<dyn Dialer>,
     identity: ReloadingIdentity,
     clock: Arc<dyn Clock>,
     table: Arc<NodeTable>,
+    authorities: Arc<Authorities>,
     heartbeat: Duration,
     term: u64,
     revision: watch::Receiver<Revision>,
@@ -60,12 +64,16 @@ struct Link {
 
 /// What a link is made of.
 pub struct LinkSettings {
+    /// Opens connections.
+    pub dialer: Arc<dyn Dialer>,
     /// Identity to call with.
     pub identity: ReloadingIdentity,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Where what is heard goes.
     pub table: Arc<NodeTable>,
+    /// Answers heartbeats with leases.
+    pub authorities: Arc<Authorities>,
     /// Time between heartbeats.
     pub heartbeat: Duration,
     /// Term of this coordinator's leadership.
@@ -83,8 +91,21 @@ pub struct LinkSettings {
 impl Links {
     /// No links yet.
     pub fn new(settings: LinkSettings) -> Self {
-        let LinkSettings { identity, clock, table, heartbeat, term, revision, revoked, stop } = settings;
-        Self { identity, clock, table, heartbeat, term, revision, revoked, links: Mutex::default(), stop }
+        let LinkSettings { dialer, identity, clock, table, authorities, heartbeat, term, revision, revoked, stop } =
+            settings;
+        Self {
+            dialer,
+            identity,
+            clock,
+            table,
+            authorities,
+            heartbeat,
+            term,
+            revision,
+            revoked,
+            links: Mutex::default(),
+            stop,
+        }
     }
 
     /// What was heard.
@@ -160,9 +181,9 @@ impl Links {
     async fn session(&self, node: &NodeName, address: &str, channels: &watch::Sender<Option<Channel>>) -> String {
         let coordinator_id = self.identity.identity().coordinator_id;
         let expected = Identity { coordinator_id: coordinator_id.clone(), principal: Principal::Node(node.clone()) };
-        let connected =
-            transport::connect(address, Some(self.identity.clone()), ExpectedServer::Identity(expected)).await;
-        let channel = match connected {
+        let (dialer, identity) = (Arc::clone(&self.dialer), Some(self.identity.clone()));
+        let expected = ExpectedServer::Identity(expected);
+        let channel = match transport::connect_through(dialer, address, identity, expected).await {
             Ok(channel) => channel,
             Err(error) => return regent_common::error::ErrorChain(&error).to_string(),
         };
@@ -218,23 +239,28 @@ impl Links {
                         view.agent_version = hello.version;
                         view.boot_id = hello.boot_id;
                         view.revision = Revision(hello.revision);
+                        view.stale_store = hello.stale_store;
                         view.engines = hello.engines.into_iter().map(EngineOffer::from).collect();
                     });
                 }
                 Ok(Ok(Some(OpenResponse { message: Some(FromAgent::Heartbeat(heartbeat)) }))) => {
-                    let answer = ToAgent::Answer(HeartbeatAnswer { nonce: heartbeat.nonce });
-                    if let Err(problem) = self.heard(node, heartbeat) {
-                        return problem;
-                    }
+                    // First what it says, then the answer: what is decided meanwhile knows of both or of neither.
+                    let answer = match self.heard(node, heartbeat) {
+                        Ok(answer) => ToAgent::Answer(answer),
+                        Err(problem) => return problem,
+                    };
+                    // A full channel is a session that is breaking.
                     let _ = sender.try_send(OpenRequest { message: Some(answer) });
                 }
             }
         }
     }
 
-    fn heard(&self, node: &NodeName, heartbeat: Heartbeat) -> Result<(), String> {
+    /// Takes a heartbeat; what it is answered with.
+    fn heard(&self, node: &NodeName, heartbeat: Heartbeat) -> Result<HeartbeatAnswer, String> {
         let observation = heartbeat.member.map(Observation::try_from).transpose();
         let observation = observation.map_err(|error| format!("the agent sent what cannot be read: {error}"))?;
+        let answer = self.authorities.answer(node, heartbeat.nonce, observation.as_ref());
         let now = (self.clock.boottime(), self.clock.wall());
         self.table.update(node, |view| {
             view.last_contact = Some(now.0);
@@ -258,7 +284,7 @@ impl Links {
                 })
                 .collect();
         });
-        Ok(())
+        Ok(answer)
     }
 }
 

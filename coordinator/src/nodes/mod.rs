@@ -37,6 +37,8 @@ pub struct NodeView {
     pub boot_id: String,
     /// Highest revision of a store that it has seen.
     pub revision: Revision,
+    /// Whether it has seen a newer store than this one (rule T4).
+    pub stale_store: bool,
     /// Engines that it can run.
     pub engines: Vec<EngineOffer>,
     /// State of its member; `None` for a spare, or before it was heard.

@@ -102,6 +102,41 @@ impl StepContext<'_> {
         }
     }
 
+    /// Waits until the primary has acknowledged the newest electorate (rule M1), at most so long; whether it has.
+    pub async fn electorate_acknowledged(&self, limit: Option<Duration>) -> Result<bool, StepError> {
+        let began = self.environment.clock.boottime();
+        loop {
+            let cluster = self.cluster()?;
+            let Some(reign) = cluster.reign.as_ref().filter(|reign| !reign.is_acknowledged()) else { return Ok(true) };
+            let wanted = reign.newest().version;
+            let seen = self.view(&reign.primary)?.observation.filter(|seen| seen.epoch == reign.epoch);
+            let said = seen.and_then(|seen| seen.authority.electorate).map(|electorate| electorate.version);
+            if said == Some(wanted) {
+                // The cluster's own look counts it as well; whoever comes second changes nothing.
+                let (epoch, index) = (reign.epoch, self.index);
+                let stored = self.cluster.change(|record| {
+                    if let Some(reign) = record.reign.as_mut().filter(|reign| reign.epoch == epoch) {
+                        reign.acknowledge(wanted);
+                    }
+                    Ok(crate::store::Transaction::default())
+                });
+                stored.await.map_err(|error| {
+                    StepError::new(
+                        Reason::Internal,
+                        format!("step {index}: the electorate could not be stored: {error}"),
+                    )
+                })?;
+                return Ok(true);
+            }
+            let waited = self.environment.clock.boottime().saturating_sub(began);
+            if limit.is_some_and(|limit| waited >= limit) {
+                return Ok(false);
+            }
+            let node = self.node_of(&reign.primary)?;
+            self.environment.agents.wait_for_change(&node, RETRY_PAUSE).await;
+        }
+    }
+
     /// A member as its peers see it.
     pub fn peer(&self, member: &MemberName) -> Result<Peer, StepError> {
         let cluster = self.cluster()?;

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -14,6 +14,7 @@ use regent_common::{
     clock::ManualClock,
     error::Reason,
     ids::{ClusterId, ClusterName, Epoch, MemberName, NodeName, OperationId, OperationToken},
+    lease::{Authority, Electorate},
     position::{IntervalSet, Position},
     topology::{EngineObservation, EngineState, Observation, Progress, Role, Ternary},
 };
@@ -32,10 +33,14 @@ use super::{
 };
 use crate::{
     audit::AuditLog,
-    cluster::ClusterHandle,
+    authority::Authorities,
+    cluster::{ClusterHandle, brake::Limits},
     environment::Environment,
     events::EventLog,
-    model::cluster::{ClusterRecord, MemberRecord, MemberState, Phase, Policy},
+    model::{
+        cluster::{ClusterRecord, MemberRecord, MemberState, Phase, Policy},
+        reign::Reign,
+    },
     nodes::{AgentError, Agents, NodeView, StepCall},
     secrets::Secrets,
     store::{Store, Transaction, memory::MemoryStore},
@@ -72,9 +77,16 @@ struct World {
     calls: Mutex<usize>,
     /// Nodes whose agents were not heard yet, and answer all the same.
     unheard: Mutex<BTreeSet<NodeName>>,
+    /// The cluster, whose electorate a primary acknowledges as soon as it is stored.
+    cluster: OnceLock<Arc<ClusterHandle>>,
 }
 
 impl World {
+    fn electorate(&self) -> Option<Electorate> {
+        let record = self.cluster.get()?.record()?;
+        record.reign.as_ref().map(|reign| reign.newest().clone())
+    }
+
     fn position(node: &Node) -> Position {
         let mut origins = vec![("x".to_owned(), IntervalSet::from(vec![(0, node.position)]))];
         if node.diverged > 0 {
@@ -124,7 +136,10 @@ impl World {
                 (node.has_data, node.running, node.writable) = (true, true, false);
                 node.upstream = Some(swap.upstream.as_ref().expect("set").member.clone());
             }
-            Action::Fence(_) => (node.running, node.writable) = (false, false),
+            Action::Fence(_) => {
+                result.became_writable = node.writable;
+                (node.running, node.writable) = (false, false);
+            }
             Action::Prepare(_) | Action::Examine(_) => {
                 if !node.has_data {
                     return Err((Reason::EngineFailed, "no data".to_owned()));
@@ -172,6 +187,7 @@ impl Agents for World {
             fenced: false,
             dirty: false,
             observed_at: jiff::Timestamp::UNIX_EPOCH,
+            authority: Authority { electorate: self.electorate().filter(|_| node.writable), ..Authority::default() },
             engine: EngineObservation {
                 state: if node.running { EngineState::Running } else { EngineState::Crashed },
                 role: Some(if node.writable { Role::Primary } else { Role::Replica }),
@@ -282,6 +298,9 @@ fn record(creating: bool) -> ClusterRecord {
         primary: (!creating).then(|| member(1)),
         candidate: None,
         established: !creating,
+        reign: (!creating).then(|| Reign::new(Epoch(1), member(1), [member(2), member(3)].into(), false)),
+        base: None,
+        longest_ttl_millis: 0,
         may_be_writable: BTreeSet::new(),
         reigned: BTreeMap::new(),
         members: (1..=3)
@@ -345,13 +364,19 @@ async fn bench(kind: &'static dyn Kind) -> Bench {
         agents: world.clone(),
         secrets: Arc::new(Secrets::ephemeral()),
         audit: AuditLog::new(Arc::clone(&store), clock.clone()),
-        events: EventLog::new(Arc::clone(&store), clock),
+        events: EventLog::new(Arc::clone(&store), clock.clone()),
         addresses: Arc::new(|node| Some(format!("{node}:1"))),
+        authorities: Arc::new(Authorities::new(clock)),
+        default_profile: regent_common::lease::Profile::default(),
+        limits: Limits::default(),
+        brake: Arc::default(),
+        own_boot_id: None,
     };
     let record = record(creating);
     let key = crate::store::keys::cluster(&record.name);
     let version = store.commit(Transaction::default().put_json(key, &record)).await.unwrap();
     let cluster = Arc::new(ClusterHandle::new(store, record, version.0));
+    assert!(world.cluster.set(Arc::clone(&cluster)).is_ok(), "set once");
     Bench { environment, cluster, world, kind, parameters }
 }
 

@@ -1,50 +1,28 @@
 //! The table: what is decided for each verdict on the primary and on a replica.
 
-use regent_common::ids::{ClusterId, ClusterName, Epoch, OperationToken};
+use super::{
+    fixtures::{cluster, name},
+    *,
+};
 
-use super::*;
-use crate::model::cluster::{MemberRecord, Policy};
-
-fn name(n: u32) -> MemberName {
-    format!("db{n}").parse().unwrap()
+fn heard_and_over() -> Succession {
+    Succession {
+        gated: true,
+        promotable: [name(2)].into(),
+        reachable: [name(2)].into(),
+        free: [name(2)].into(),
+        ..Succession::default()
+    }
 }
 
-fn cluster() -> ClusterRecord {
-    ClusterRecord {
-        id: ClusterId::from_parts(1, 1),
-        name: ClusterName::new("db").unwrap(),
-        engine: "fake".to_owned(),
-        version: String::new(),
-        mode: String::new(),
-        epoch: Epoch(1),
-        token: OperationToken(1),
-        primary: Some(name(1)),
-        candidate: None,
-        established: true,
-        may_be_writable: BTreeSet::new(),
-        reigned: BTreeMap::new(),
-        members: (1..=2)
-            .map(|n| {
-                let node = format!("n{n}").parse().unwrap();
-                (name(n), MemberRecord { node, state: MemberState::Ready, endpoint: None })
-            })
-            .collect(),
-        next_number: 3,
-        phase: Phase::Active,
-        labels: BTreeMap::new(),
-        protected: false,
-        settings: BTreeMap::new(),
-        port: 0,
-        connection: regent_common::topology::ConnectionFormat::default(),
-        secrets: BTreeMap::new(),
-        policy: Policy::default(),
-        created_at: jiff::Timestamp::UNIX_EPOCH,
-        created_by: String::new(),
-        ready_at: None,
-        keep_data_on_delete: false,
-        operation: None,
-        divergences: Vec::new(),
-    }
+fn decide(cluster: &ClusterRecord, judgements: &BTreeMap<MemberName, Judgement>) -> Decision {
+    super::decide(cluster, judgements, &heard_and_over())
+}
+
+fn decide_lost(change: impl FnOnce(&mut Succession)) -> Decision {
+    let mut succession = heard_and_over();
+    change(&mut succession);
+    super::decide(&cluster(), &judged(Verdict::NodeLost, Verdict::Healthy), &succession)
 }
 
 fn judged(primary: Verdict, replica: Verdict) -> BTreeMap<MemberName, Judgement> {
@@ -53,24 +31,37 @@ fn judged(primary: Verdict, replica: Verdict) -> BTreeMap<MemberName, Judgement>
 }
 
 #[test]
-fn only_a_dead_engine_whose_agent_says_so_is_failed_over() {
+fn a_failover_needs_the_agents_word_or_a_lease_that_is_over() {
     use Verdict::*;
-    for verdict in
-        [Healthy, Starting, Suspect, EngineHung, StorageHung, NodeUnreachable, Astray, NotStreaming, Dirty, Lost]
-    {
+    for verdict in [Healthy, Starting, Suspect, Partitioned, WithoutLease, Astray, NotStreaming, Dirty, Lost] {
         let decision = decide(&cluster(), &judged(verdict.clone(), Healthy));
         assert!(!matches!(decision, Decision::Failover { .. }), "{verdict:?}: {decision:?}");
     }
-    let decision = decide(&cluster(), &judged(EngineDown, Healthy));
-    assert!(matches!(decision, Decision::Failover { .. }), "{decision:?}");
+    for (verdict, wanted) in [
+        (EngineDown, Cause::EngineFailed),
+        (EngineHung, Cause::EngineFailed),
+        (StorageHung, Cause::EngineFailed),
+        (NodeLost, Cause::LeaseOver),
+    ] {
+        let decision = decide(&cluster(), &judged(verdict.clone(), Healthy));
+        assert!(matches!(decision, Decision::Failover { cause, .. } if cause == wanted), "{verdict:?}: {decision:?}");
+    }
 }
 
 #[test]
-fn a_primary_that_is_merely_silent_is_left_alone_and_the_reason_is_given() {
-    match decide(&cluster(), &judged(Verdict::NodeUnreachable, Verdict::Healthy)) {
-        Decision::NoFailover { why } => assert!(why.contains("fence"), "{why}"),
-        other => panic!("{other:?}"),
-    }
+fn a_lost_node_is_replaced_only_by_who_may_be_and_can_be() {
+    let no = |change: fn(&mut Succession), word: &str| match decide_lost(change) {
+        Decision::NoFailover { why } => assert!(why.contains(word), "{why}"),
+        other => panic!("{word}: {other:?}"),
+    };
+    no(|succession| succession.promotable.clear(), "may be promoted");
+    no(|succession| succession.gated = false, "no gate");
+    no(|succession| succession.reachable.clear(), "is heard either");
+    no(|succession| succession.known_loss = Some(u64::MAX), "lacks");
+    let left = Duration::from_millis(700);
+    assert!(matches!(decide_lost(|s| s.lease_left = left), Decision::AwaitLease { left: l, .. } if l == left));
+    assert!(matches!(decide_lost(|s| s.free.clear()), Decision::AwaitLease { .. }));
+    assert!(matches!(decide_lost(|_| ()), Decision::Failover { .. }));
 }
 
 #[test]
@@ -90,13 +81,22 @@ fn a_cluster_without_a_primary_gets_one() {
 }
 
 #[test]
-fn a_member_that_may_be_writable_and_is_not_heard_is_waited_for_with_a_reason() {
+fn a_member_that_may_be_writable_and_is_not_heard_is_waited_for() {
     let mut cluster = cluster();
     (cluster.primary, cluster.may_be_writable) = (None, BTreeSet::from([name(1)]));
-    let decision = decide(&cluster, &judged(Verdict::NodeUnreachable, Verdict::Healthy));
+    let away = judged(Verdict::NodeUnreachable, Verdict::Healthy);
+    let decided = |change: fn(&mut Succession)| {
+        let mut succession = heard_and_over();
+        change(&mut succession);
+        super::decide(&cluster, &away, &succession)
+    };
+    let decision = decided(|succession| succession.gated = false);
     assert!(matches!(&decision, Decision::NoFailover { why } if why.contains("db1")), "{decision:?}");
-    let decision = decide(&cluster, &judged(Verdict::EngineDown, Verdict::NodeUnreachable));
-    assert!(matches!(decision, Decision::Failover { .. }), "{decision:?}");
+    assert!(matches!(decided(|s| s.reported_by = Some(name(2))), Decision::NoFailover { .. }));
+    assert!(matches!(decided(|s| s.lease_left = Duration::from_secs(1)), Decision::AwaitLease { .. }));
+    assert!(matches!(decided(|_| ()), Decision::Failover { cause: Cause::LeaseOver, .. }));
+    let decision = super::decide(&cluster, &judged(Verdict::EngineDown, Verdict::NodeUnreachable), &heard_and_over());
+    assert!(matches!(decision, Decision::Failover { cause: Cause::EngineFailed, .. }), "{decision:?}");
 }
 
 #[test]
@@ -106,11 +106,15 @@ fn a_member_that_cannot_be_brought_back_does_not_keep_the_others_out() {
     cluster.members.insert(name(3), third);
     let mut judgements = judged(Verdict::Healthy, Verdict::EngineDown);
     judgements.insert(name(3), judgements[&name(2)].clone());
-    let rejoined =
-        |resting: &[u32]| match decide_but(&cluster, &judgements, &resting.iter().map(|n| name(*n)).collect()) {
-            Decision::Rejoin { member, .. } => Some(member),
-            _ => None,
-        };
+    let rejoined = |resting: &[u32]| match decide_but(
+        &cluster,
+        &judgements,
+        &heard_and_over(),
+        &resting.iter().map(|n| name(*n)).collect(),
+    ) {
+        Decision::Rejoin { member, .. } => Some(member),
+        _ => None,
+    };
     assert_eq!([rejoined(&[]), rejoined(&[2]), rejoined(&[2, 3])], [Some(name(2)), Some(name(3)), None]);
 }
 

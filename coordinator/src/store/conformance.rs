@@ -45,6 +45,17 @@ async fn revisions_grow_with_every_commit() {
 }
 
 #[tokio::test]
+async fn a_raised_revision_is_passed_by_the_next_commit_and_never_lowered() {
+    use regent_common::ids::Revision;
+    for (store, _folder) in stores() {
+        store.raise_revision(Revision(500)).await.unwrap();
+        assert!(store.commit(put("a", "x")).await.unwrap() > Revision(500));
+        store.raise_revision(Revision(3)).await.unwrap();
+        assert!(store.revision().await.unwrap() > Revision(500));
+    }
+}
+
+#[tokio::test]
 async fn a_precondition_that_does_not_hold_stops_the_whole_transaction() {
     for (store, _folder) in stores() {
         let first = store.commit(put("a", "1")).await.unwrap();

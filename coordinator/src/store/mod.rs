@@ -166,6 +166,10 @@ pub trait Store: Send + Sync {
 
     /// Revision of the newest commit.
     async fn revision(&self) -> Result<Revision, StoreError>;
+
+    /// Lets the next commit have a revision above this one: after an old backup was put back, so that what agents have seen
+    /// is older again (rule T4). Never lowers it; durable when it returns.
+    async fn raise_revision(&self, at_least: Revision) -> Result<(), StoreError>;
 }
 
 /// Changes that a watcher may be behind.

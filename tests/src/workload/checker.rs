@@ -2,6 +2,10 @@
 //!
 //! Pure: histories and stored rows in, findings out. What counts as too much (rows lost, milliseconds of outage) is the
 //! caller's: a policy, not a fact.
+//!
+//! A member *reigns* from the request of the first row that it acknowledged to the answer of the last one, once for each
+//! word that the engine has for the reign (a timeline of PostgreSQL). A primary that comes back with its old word seems to
+//! have reigned throughout, and that is meant: it should not have.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,7 +49,22 @@ pub struct Gap {
     pub until: u64,
 }
 
-/// A time in which two members both acknowledged.
+/// A time in which a member took writes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Reign {
+    /// The member, as host:port.
+    pub member: String,
+    /// The engine's word for it.
+    pub word: String,
+    /// Request of the first acknowledged row, in nanoseconds of the shared clock.
+    pub from: u64,
+    /// Answer of the last acknowledged row.
+    pub until: u64,
+    /// Acknowledged rows.
+    pub rows: u64,
+}
+
+/// A time in which two members both reigned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Overlap {
     /// One member.
@@ -66,7 +85,7 @@ pub fn account(histories: &[History], stored: &Stored) -> Account {
             let there = stored.contains_key(&row);
             account.attempted += 1;
             match &attempt.outcome {
-                Outcome::Acknowledged(_) => {
+                Outcome::Acknowledged(..) => {
                     account.acknowledged += 1;
                     if !there {
                         account.lost.push(row.clone());
@@ -108,30 +127,62 @@ pub fn longest_gap(histories: &[History], from: u64, until: u64) -> Gap {
     gaps.max_by_key(Gap::nanos).unwrap_or_default()
 }
 
-/// Pairs of members that both acknowledged over the same time between `from` and `until`, the worst first. Meant for a
-/// time with at most one change of primary: a member that reigns twice in it seems to have reigned throughout.
-pub fn overlaps(histories: &[History], from: u64, until: u64) -> Vec<Overlap> {
-    let mut reigns: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-    for (at, member) in histories.iter().flat_map(History::acknowledgements) {
-        if (from..=until).contains(&at) {
-            let reign = reigns.entry(member).or_insert((at, at));
-            *reign = (reign.0.min(at), reign.1.max(at));
+/// All reigns of which something was acknowledged between `from` and `until`, in order of their beginning.
+pub fn reigns(histories: &[History], from: u64, until: u64) -> Vec<Reign> {
+    let mut reigns: BTreeMap<(&str, &str), Reign> = BTreeMap::new();
+    for attempt in histories.iter().flat_map(|history| &history.attempts) {
+        let Outcome::Acknowledged(at, word) = &attempt.outcome else { continue };
+        if !(from..=until).contains(at) {
+            continue;
         }
+        let reign = reigns.entry((&attempt.member, word)).or_insert_with(|| Reign {
+            member: attempt.member.clone(),
+            word: word.clone(),
+            from: attempt.sent,
+            until: *at,
+            rows: 0,
+        });
+        reign.from = reign.from.min(attempt.sent);
+        reign.until = reign.until.max(*at);
+        reign.rows += 1;
     }
+    let mut reigns: Vec<_> = reigns.into_values().collect();
+    reigns.sort_by_key(|reign| reign.from);
+    reigns
+}
+
+/// Pairs of members that both reigned over the same time between `from` and `until`, the worst first.
+pub fn overlaps(histories: &[History], from: u64, until: u64) -> Vec<Overlap> {
+    let reigns = reigns(histories, from, until);
     let mut found = Vec::new();
-    for (one, (one_from, one_until)) in &reigns {
-        for (other, (other_from, other_until)) in
-            reigns.range::<str, _>((std::ops::Bound::Excluded(*one), std::ops::Bound::Unbounded))
-        {
-            let (start, end) = (*one_from.max(other_from), *one_until.min(other_until));
+    for (index, one) in reigns.iter().enumerate() {
+        for other in reigns[index + 1..].iter().filter(|other| other.member != one.member) {
+            let (start, end) = (one.from.max(other.from), one.until.min(other.until));
             if start <= end {
-                // Two acknowledgements within one nanosecond of each other are still two primaries.
+                // A single row within the other's reign still makes two primaries.
                 let nanos = (end - start).max(1);
-                found.push(Overlap { one: (*one).to_owned(), other: (*other).to_owned(), nanos });
+                found.push(Overlap { one: one.member.clone(), other: other.member.clone(), nanos });
             }
         }
     }
     found.sort_by_key(|overlap| std::cmp::Reverse(overlap.nanos));
+    found
+}
+
+/// When each of these rows was acknowledged, and by whom.
+pub fn acknowledged<'a>(histories: &'a [History], rows: &[Row]) -> Vec<(Row, u64, &'a str)> {
+    let rows: BTreeSet<&Row> = rows.iter().collect();
+    let mut found = Vec::new();
+    for history in histories {
+        for attempt in &history.attempts {
+            let row = (history.writer.clone(), attempt.row);
+            if let Outcome::Acknowledged(at, _) = &attempt.outcome
+                && rows.contains(&row)
+            {
+                found.push((row, *at, attempt.member.as_str()));
+            }
+        }
+    }
     found
 }
 
@@ -170,7 +221,7 @@ mod tests {
             row,
             member: member.to_owned(),
             sent: at.unwrap_or(0).saturating_sub(1),
-            outcome: at.map_or(Outcome::Unknown(String::new()), Outcome::Acknowledged),
+            outcome: at.map_or(Outcome::Unknown(String::new()), |at| Outcome::Acknowledged(at, "1".to_owned())),
         };
         History { writer: writer.to_owned(), attempts: attempts.iter().map(attempt).collect() }
     }
@@ -224,14 +275,36 @@ mod tests {
 
     #[test]
     fn two_primaries_are_found_also_by_different_writers() {
+        // Rows are sent one nanosecond before they are acknowledged.
         let histories = [
             history("follower", &[(1, "a", Some(10)), (2, "b", Some(50))]),
             history("node-a", &[(1, "a", Some(20)), (2, "a", Some(57))]),
         ];
         assert_eq!(overlaps(&histories, 0, 100), [Overlap { one: "a".into(), other: "b".into(), nanos: 1 }]);
         let histories = [histories[0].clone(), histories[1].clone(), history("node-b", &[(1, "b", Some(80))])];
-        assert_eq!(overlaps(&histories, 0, 100), [Overlap { one: "a".into(), other: "b".into(), nanos: 7 }]);
+        assert_eq!(overlaps(&histories, 0, 100), [Overlap { one: "a".into(), other: "b".into(), nanos: 8 }]);
         assert_eq!(overlaps(&histories, 0, 55), [], "outside the time that was asked for");
+    }
+
+    #[test]
+    fn an_answer_that_comes_when_another_reigns_is_two_primaries() {
+        let mut late = history("w", &[(1, "a", Some(10)), (2, "a", Some(70))]);
+        late.attempts[1].sent = 12;
+        let histories = [late, history("v", &[(1, "b", Some(50)), (2, "b", Some(80))])];
+        assert_eq!(overlaps(&histories, 0, 100), [Overlap { one: "a".into(), other: "b".into(), nanos: 21 }]);
+    }
+
+    #[test]
+    fn a_member_that_reigns_again_is_no_second_primary_unless_it_comes_with_its_old_word() {
+        let mut one = history("w", &[(1, "a", Some(10)), (2, "b", Some(50)), (3, "a", Some(90))]);
+        assert_eq!(overlaps(std::slice::from_ref(&one), 0, 100).len(), 1, "the same word: it never stopped");
+        for (index, word) in [(0, "1"), (1, "2"), (2, "3")] {
+            let Outcome::Acknowledged(at, _) = one.attempts[index].outcome.clone() else { panic!() };
+            one.attempts[index].outcome = Outcome::Acknowledged(at, word.to_owned());
+        }
+        assert_eq!(overlaps(std::slice::from_ref(&one), 0, 100), []);
+        let seen: Vec<_> = reigns(&[one], 0, 100).into_iter().map(|r| (r.member, r.from, r.until, r.rows)).collect();
+        assert_eq!(seen, [("a".into(), 9, 10, 1), ("b".into(), 49, 50, 1), ("a".into(), 89, 90, 1)]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! ```text
 //! writer    NAME
 //! attempt   NANOS  ROW  HOST:PORT
-//! ack       NANOS  ROW
+//! ack       NANOS  ROW  REIGN             the engine's word for the reign it was written in
 //! refused   NANOS  ROW  REASON        it says itself that nothing was written
 //! unknown   NANOS  ROW  REASON        nobody said whether it was written
 //! note      NANOS  TEXT
@@ -22,8 +22,8 @@ use super::now_nanos;
 /// How an attempt ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// Acknowledged at this time.
-    Acknowledged(u64),
+    /// Acknowledged at this time, in this reign.
+    Acknowledged(u64, String),
     /// The engine said that it wrote nothing.
     Refused(String),
     /// Nobody said; it may be there.
@@ -81,9 +81,9 @@ impl Recorder {
         self.line("attempt", &format!("{row}\t{member}"))
     }
 
-    /// Says that the row was acknowledged.
-    pub fn acknowledged(&mut self, row: u64) -> io::Result<u64> {
-        self.line("ack", &row.to_string())
+    /// Says that the row was acknowledged, and in which reign the engine says that it wrote it.
+    pub fn acknowledged(&mut self, row: u64, reign: &str) -> io::Result<u64> {
+        self.line("ack", &format!("{row}\t{reign}"))
     }
 
     /// Says that the row was refused.
@@ -141,7 +141,7 @@ impl History {
         }
         let last = self.attempts.last_mut().filter(|attempt| attempt.row == row).ok_or_else(bad)?;
         last.outcome = match *kind {
-            "ack" => Outcome::Acknowledged(nanos),
+            "ack" => Outcome::Acknowledged(nanos, detail),
             "refused" => Outcome::Refused(detail),
             "unknown" => Outcome::Unknown(detail),
             _ => return Err(bad()),
@@ -151,8 +151,8 @@ impl History {
 
     /// Times and members of all acknowledgements, in order.
     pub fn acknowledgements(&self) -> impl Iterator<Item = (u64, &str)> {
-        self.attempts.iter().filter_map(|attempt| match attempt.outcome {
-            Outcome::Acknowledged(at) => Some((at, attempt.member.as_str())),
+        self.attempts.iter().filter_map(|attempt| match &attempt.outcome {
+            Outcome::Acknowledged(at, _) => Some((*at, attempt.member.as_str())),
             Outcome::Refused(_) | Outcome::Unknown(_) => None,
         })
     }
@@ -168,7 +168,7 @@ mod tests {
         let path = folder.path().join("w");
         let mut recorder = Recorder::create(&path, "w").unwrap();
         let sent = recorder.attempt(1, "h:1").unwrap();
-        let at = recorder.acknowledged(1).unwrap();
+        let at = recorder.acknowledged(1, "00000002").unwrap();
         recorder.note("a note\twith a tab").unwrap();
         recorder.attempt(2, "h:2").unwrap();
         recorder.refused(2, "read-only\nindeed").unwrap();
@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(history.writer, "w");
         assert_eq!(
             history.attempts[0],
-            Attempt { row: 1, member: "h:1".into(), sent, outcome: Outcome::Acknowledged(at) }
+            Attempt { row: 1, member: "h:1".into(), sent, outcome: Outcome::Acknowledged(at, "00000002".into()) }
         );
         assert_eq!(history.attempts[1].outcome, Outcome::Refused("read-only indeed".into()));
         assert_eq!(history.attempts[2].outcome, Outcome::Unknown("closed".into()));

@@ -90,6 +90,18 @@ pub async fn find_primary(login: &Login, members: &[String]) -> Result<String> {
     anyhow::bail!("none of the members takes writes: {}", seen.join("; "))
 }
 
+/// A transaction that writes a row, waits in the engine, and commits, sent as one message: after it was sent the client has
+/// no say any more. `Err` is what the engine said, or that it said nothing.
+pub async fn slow_commit(login: &Login, member: &str, writer: &str, row: u64, wait: Duration) -> Result<()> {
+    let (client, _) = connect(login, member).await?;
+    let statements = format!(
+        "BEGIN; INSERT INTO {TABLE} (writer, number, member) VALUES ('{writer}', {row}, '{member}'); \
+         SELECT pg_sleep({}); COMMIT;",
+        wait.as_secs_f64()
+    );
+    Ok(client.batch_execute(&statements).await?)
+}
+
 // === impl PostgresSession ===
 
 impl Drop for PostgresSession {
@@ -105,8 +117,13 @@ impl Session for PostgresSession {
     async fn connect(login: &Login, member: &str) -> Result<Self, String> {
         let connect = async {
             let (client, connection) = connect(login, member).await?;
-            let insert =
-                client.prepare(&format!("INSERT INTO {TABLE} (writer, number, member) VALUES ($1, $2, $3)")).await?;
+            // The timeline in which the row is written; the name of a WAL file begins with it.
+            let insert = client
+                .prepare(&format!(
+                    "INSERT INTO {TABLE} (writer, number, member) VALUES ($1, $2, $3) \
+                     RETURNING left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
+                ))
+                .await?;
             Ok::<_, anyhow::Error>(Self { client, insert, connection })
         };
         connect.await.map_err(|error| format!("{error:#}"))
@@ -118,10 +135,10 @@ impl Session for PostgresSession {
         Ok(row.get(0))
     }
 
-    async fn insert(&self, writer: &str, row: u64, member: &str) -> Result<(), Refusal> {
+    async fn insert(&self, writer: &str, row: u64, member: &str) -> Result<String, Refusal> {
         let number = i64::try_from(row).expect("nobody writes so many rows");
-        match self.client.execute(&self.insert, &[&writer, &number, &member]).await {
-            Ok(_) => Ok(()),
+        match self.client.query_one(&self.insert, &[&writer, &number, &member]).await {
+            Ok(row) => Ok(row.get(0)),
             Err(error) => Err(Refusal {
                 // Any other error can come after the commit.
                 certain: error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION),

@@ -29,8 +29,8 @@ pub trait Session: Sized {
     /// Whether the member says that it takes writes.
     fn writable(&self) -> impl Future<Output = Result<bool, String>>;
 
-    /// Writes one row.
-    fn insert(&self, writer: &str, row: u64, member: &str) -> impl Future<Output = Result<(), Refusal>>;
+    /// Writes one row; the engine's word for the reign in which it did.
+    fn insert(&self, writer: &str, row: u64, member: &str) -> impl Future<Output = Result<String, Refusal>>;
 }
 
 /// Whom to write to.
@@ -55,11 +55,16 @@ pub struct Plan<L> {
     pub pause: Duration,
     /// Pause after a row was refused, or nobody was found.
     pub retry: Duration,
-    /// How long to wait for a connection or an answer.
+    /// How long to wait for the answer to a row.
     pub patience: Duration,
 }
 
-/// Writes until it is told to stop; the row that is under way then is waited for.
+/// How long to wait for a connection, and for a member's word on whether it takes writes.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a row that is under way is waited for when the writer has been told to stop.
+const LAST_ANSWER: Duration = Duration::from_secs(1);
+
+/// Writes until it is told to stop; the row that is under way then is waited for, a little.
 pub async fn run<S: Session>(
     plan: &Plan<S::Login>,
     recorder: &mut Recorder,
@@ -72,23 +77,26 @@ pub async fn run<S: Session>(
     let mut sessions: Vec<Option<S>> = members.iter().map(|_| None).collect();
     let mut row = 0;
     while !stop.is_cancelled() {
-        let Some(at) = find(plan, &members, &mut sessions).await else {
-            tokio::time::sleep(plan.retry).await;
-            continue;
-        };
+        let Some(Some(at)) = stop.run_until_cancelled(find(plan, &members, &mut sessions)).await else { break };
         recorder.note(&format!("writing to {}", members[at]))?;
         while !stop.is_cancelled() {
             let session = sessions[at].as_ref().expect("find says so only of a connected member");
             row += 1;
             recorder.attempt(row, &members[at])?;
-            let answer = tokio::time::timeout(plan.patience, session.insert(&plan.writer, row, &members[at])).await;
-            let answer = answer.unwrap_or_else(|_| {
-                Err(Refusal { certain: false, reason: format!("no answer within {:?}", plan.patience) })
-            });
-            let Err(refusal) = answer else {
-                recorder.acknowledged(row)?;
-                tokio::time::sleep(plan.pause).await;
-                continue;
+            let answer = tokio::select! {
+                answer = session.insert(&plan.writer, row, &members[at]) => answer,
+                () = tokio::time::sleep(plan.patience) => {
+                    Err(Refusal { certain: false, reason: format!("no answer within {:?}", plan.patience) })
+                }
+                () = told_long_ago(stop) => Err(Refusal { certain: false, reason: "the writer was stopped".to_owned() }),
+            };
+            let refusal = match answer {
+                Ok(reign) => {
+                    recorder.acknowledged(row, &reign)?;
+                    tokio::time::sleep(plan.pause).await;
+                    continue;
+                }
+                Err(refusal) => refusal,
             };
             if refusal.certain {
                 recorder.refused(row, &refusal.reason)?;
@@ -107,7 +115,14 @@ pub async fn run<S: Session>(
     Ok(())
 }
 
-/// Asks all members at once; the first that takes writes. Sessions that are open stay open.
+/// Ends a while after the writer was told to stop.
+async fn told_long_ago(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(LAST_ANSWER).await;
+}
+
+/// Asks all members at once and again and again, each for itself so that a silent one keeps nobody waiting; the first that
+/// takes writes. Sessions that are open stay open. `None` without members.
 async fn find<S: Session>(plan: &Plan<S::Login>, members: &[String], sessions: &mut [Option<S>]) -> Option<usize> {
     let ask_first = matches!(plan.target, Target::Primary(_));
     let mut asked: FuturesUnordered<_> = members
@@ -115,27 +130,24 @@ async fn find<S: Session>(plan: &Plan<S::Login>, members: &[String], sessions: &
         .zip(sessions.iter_mut())
         .enumerate()
         .map(|(at, (member, slot))| async move {
-            let look = async {
-                if slot.is_none() {
-                    *slot = Some(S::connect(&plan.login, member).await?);
+            loop {
+                let look = async {
+                    if slot.is_none() {
+                        *slot = Some(S::connect(&plan.login, member).await?);
+                    }
+                    match slot.as_ref() {
+                        Some(session) if ask_first => session.writable().await,
+                        Some(_) | None => Ok(true),
+                    }
+                };
+                match tokio::time::timeout(LOOK, look).await {
+                    Ok(Ok(true)) => return at,
+                    Ok(Ok(false)) => {}
+                    Ok(Err(_)) | Err(_) => *slot = None,
                 }
-                match slot.as_ref() {
-                    Some(session) if ask_first => session.writable().await,
-                    Some(_) | None => Ok(true),
-                }
-            };
-            let answer =
-                tokio::time::timeout(plan.patience, look).await.unwrap_or_else(|_| Err("no answer".to_owned()));
-            if answer.is_err() {
-                *slot = None;
+                tokio::time::sleep(plan.retry).await;
             }
-            (at, answer.unwrap_or(false))
         })
         .collect();
-    while let Some((at, writable)) = asked.next().await {
-        if writable {
-            return Some(at);
-        }
-    }
-    None
+    asked.next().await
 }

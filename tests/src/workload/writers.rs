@@ -1,19 +1,21 @@
 //! Writers as processes, and the account when they have ended.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
 
 use super::{
     Login,
     history::{History, Outcome},
 };
 use crate::{
+    place::Place,
     process::{Daemon, program},
     wait,
 };
@@ -21,11 +23,21 @@ use crate::{
 /// Environment variable with the password; never an argument, which everybody could read.
 pub const PASSWORD: &str = "REGENT_WORKLOAD_PASSWORD";
 
-/// Running writers: one that follows the primary, and one for each member that never stops trying.
+/// Pause after each row of the writers that only watch: they must not take the engine from the one that is measured.
+const WATCHERS_PAUSE: &str = "10";
+/// How long the patient ones wait for an answer: to see one that comes long after it may.
+const PATIENCE: &str = "60000";
+
+/// Running writers: one that follows the primary, and others that never stop trying.
 #[derive(Debug)]
 pub struct Writers {
     folder: PathBuf,
+    login: Login,
+    /// Before each writer's name in its rows: rows of two sets of writers in one table are not taken for each other.
+    prefix: String,
     running: BTreeMap<String, Daemon>,
+    /// Those that run on a machine and end with it.
+    mortal: BTreeSet<String>,
 }
 
 // === impl Writers ===
@@ -33,19 +45,53 @@ pub struct Writers {
 impl Writers {
     /// Starts a follower over `members` and, with `each`, one writer for each of them. Logs go to `folder`.
     pub fn start(folder: &Path, login: &Login, members: &[String], each: bool) -> Result<Self> {
+        Self::start_called("", folder, login, members, each)
+    }
+
+    /// The same for a table in which others have written before: `prefix` stands before each writer's name there.
+    pub fn start_called(prefix: &str, folder: &Path, login: &Login, members: &[String], each: bool) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
-        let mut writers = Self { folder: folder.to_owned(), running: BTreeMap::new() };
-        writers.add("follower", login, &["follow", "--members", &members.join(",")])?;
+        let mut writers = Self {
+            folder: folder.to_owned(),
+            login: login.clone(),
+            prefix: prefix.to_owned(),
+            running: BTreeMap::new(),
+            mortal: BTreeSet::new(),
+        };
+        writers.add("follower", &["follow", "--members", &members.join(",")])?;
         for (number, member) in members.iter().enumerate().filter(|_| each) {
-            writers.add(&format!("node-{}", number + 1), login, &["node", "--member", member])?;
+            writers.add(&format!("node-{}", number + 1), &["node", "--member", member])?;
         }
         Ok(writers)
     }
 
-    fn add(&mut self, name: &str, login: &Login, what: &[&str]) -> Result<()> {
-        let mut command = Command::new(program("regent-workload")?);
-        command.args(what).args(["--writer", name, "--user", &login.user, "--database", &login.database]);
-        command.arg("--log").arg(self.history(name)).env(PASSWORD, &login.password);
+    /// Starts one more for a member that waits very long for each answer.
+    pub fn add_patient(&mut self, name: &str, member: &str) -> Result<()> {
+        let pace = ["--pause-millis", WATCHERS_PAUSE, "--patience-millis", PATIENCE];
+        self.add(name, &[&["node", "--member", member], &pace[..]].concat())
+    }
+
+    /// Starts one more for a member, at the given place, such as the member's own machine; it may end with that machine.
+    pub fn add_at(&mut self, name: &str, member: &str, place: &Place) -> Result<()> {
+        self.mortal.insert(name.to_owned());
+        self.add_in(name, &["node", "--member", member, "--pause-millis", WATCHERS_PAUSE], place)
+    }
+
+    /// Sends one transaction from a place that commits only after a wait in the engine.
+    pub fn add_commit(&mut self, name: &str, member: &str, wait: Duration, place: &Place) -> Result<()> {
+        self.add_in(name, &["commit", "--member", member, "--wait-millis", &wait.as_millis().to_string()], place)
+    }
+
+    fn add(&mut self, name: &str, what: &[&str]) -> Result<()> {
+        self.add_in(name, what, &Place::Loopback)
+    }
+
+    fn add_in(&mut self, name: &str, what: &[&str], place: &Place) -> Result<()> {
+        let (login, history) = (&self.login, self.history(name));
+        let mut command = place.command(&program("regent-workload")?)?;
+        let writer = format!("{}{name}", self.prefix);
+        command.args(what).args(["--writer", &writer, "--user", &login.user, "--database", &login.database]);
+        command.arg("--log").arg(history).env(PASSWORD, &login.password);
         let log = self.folder.join(format!("{name}.out"));
         self.running.insert(name.to_owned(), Daemon::start(name, command, &log)?);
         Ok(())
@@ -57,24 +103,38 @@ impl Writers {
 
     /// The histories so far.
     pub fn histories(&self) -> Result<Vec<History>> {
-        self.running.keys().map(|name| History::read(&self.history(name))).collect()
+        self.running.keys().map(|name| self.of(name)).collect()
+    }
+
+    /// One writer's history so far; empty while it has not begun.
+    pub fn of(&self, name: &str) -> Result<History> {
+        let path = self.history(name);
+        if !path.exists() {
+            return Ok(History { writer: name.to_owned(), attempts: Vec::new() });
+        }
+        History::read(&path)
     }
 
     /// The follower's history so far.
     pub fn follower(&self) -> Result<History> {
-        History::read(&self.history("follower"))
+        self.of("follower")
     }
 
     /// Waits until the follower has `count` acknowledgements received after `since` (nanoseconds).
     pub async fn acknowledged(&self, since: u64, count: usize, deadline: Duration) -> Result<()> {
+        self.acknowledged_except("", since, count, deadline).await
+    }
+
+    /// The same for rows that another member than `except` (host:port) acknowledged.
+    pub async fn acknowledged_except(&self, except: &str, since: u64, count: usize, deadline: Duration) -> Result<()> {
         wait::until(&format!("{count} acknowledged rows"), deadline, || async {
             let history = self.follower()?;
-            let seen = history.acknowledgements().filter(|(at, _)| *at > since).count();
+            let seen = history.acknowledgements().filter(|(at, by)| *at > since && *by != except).count();
             if seen >= count {
                 return Ok(());
             }
             let reason = history.attempts.iter().rev().find_map(|attempt| match &attempt.outcome {
-                Outcome::Acknowledged(_) => None,
+                Outcome::Acknowledged(..) => None,
                 Outcome::Refused(reason) | Outcome::Unknown(reason) => Some(reason.as_str()),
             });
             bail!("{seen} so far; the last trouble was: {}", reason.unwrap_or("none"))
@@ -84,9 +144,16 @@ impl Writers {
 
     /// Asks all writers to stop, waits, and reads what they did.
     pub async fn stop(mut self) -> Result<Vec<History>> {
+        for daemon in self.running.values_mut() {
+            // All at once: each may still wait for a last answer.
+            if daemon.ended()?.is_none() {
+                daemon.signal(Signal::SIGTERM)?;
+            }
+        }
         for (name, daemon) in &mut self.running {
             let status = daemon.stop().await.with_context(|| format!("writer {name}"))?;
-            if !status.success() {
+            let died_with_machine = self.mortal.contains(name) && status.signal() == Some(Signal::SIGKILL as i32);
+            if !status.success() && !died_with_machine {
                 bail!("writer {name} ended with {status}; see {}", daemon.log().display());
             }
         }

@@ -41,6 +41,8 @@ async fn diverge(trio: &mut Trio, spoil: impl FnOnce(&std::path::Path)) -> (Stri
     assert!(!data.join("standby.signal").exists(), "the agent was quicker than this test: it follows already");
     assert!(regent_tests::folder::processes_in(&data).unwrap().is_empty(), "the engine was started again already");
 
+    // The gate outlives the agent: what is started by hand reaches nobody until a person takes the gate away as well.
+    trio.fleet.agent(&node).command("remove-gate").and_then(run).unwrap();
     let mut by_hand = Command::new(&command[0]);
     by_hand.args(&command[1..]).current_dir(&data);
     as_user(&mut by_hand, "postgres").unwrap();

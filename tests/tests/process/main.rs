@@ -1,4 +1,4 @@
-//! Real daemons and real engines on loopback. One file for each thing that has to hold.
+//! Real daemons and real engines on loopback (and the network in which the group `network` has them). One file for each thing that has to hold.
 //!
 //! Each test has a folder of its own with all logs; when it fails the folder is kept and its path printed. Needs an
 //! installed PostgreSQL (`apt-get install postgresql`, or `REGENT_POSTGRES_BIN`).
@@ -12,6 +12,8 @@ mod divergence;
 mod failover;
 mod full_disk;
 mod joining;
+mod late_answers;
+mod network;
 mod security;
 mod stock_clients;
 mod support;

@@ -67,3 +67,35 @@ fn dependencies_run_one_way() {
     }
     no_complaints("dependencies run proto -> common -> {agent, coordinator} -> tests", &wrong);
 }
+
+/// Features of regent-common that break rules or repeat ids. They are for the simulation.
+const FOR_TESTS_ALONE: [&str; 2] = ["mutations", "simulation"];
+
+#[test]
+fn no_program_is_built_with_what_is_for_tests_alone() {
+    let mut wrong = Vec::new();
+    let mut somebody = false;
+    for folder in MAY_DEPEND_ON.map(|(folder, _)| folder).iter().chain(&["."]) {
+        let text = fs::read_to_string(root().join(folder).join("Cargo.toml")).unwrap();
+        let manifest: toml::Table = toml::from_str(&text).unwrap();
+        let defaults = manifest.get("features").and_then(|features| features.get("default"));
+        if *folder == "common" && defaults.is_some() {
+            wrong.push(format!("{folder} has features by default"));
+        }
+        let asks = |table: Option<&toml::Value>| {
+            let asked = table.and_then(|table| table.get("regent-common")).map(ToString::to_string).unwrap_or_default();
+            FOR_TESTS_ALONE.iter().any(|feature| asked.contains(feature))
+        };
+        let shared = manifest.get("workspace").and_then(|workspace| workspace.get("dependencies"));
+        if asks(manifest.get("dependencies")) || asks(manifest.get("build-dependencies")) || asks(shared) {
+            wrong.push(format!("{folder} asks for one of {FOR_TESTS_ALONE:?} in what it is built with"));
+        }
+        let forwarded = manifest.get("features").map(ToString::to_string).unwrap_or_default();
+        if forwarded.contains("regent-common/") {
+            wrong.push(format!("a feature of {folder} hands on one of regent-common"));
+        }
+        somebody |= asks(manifest.get("dev-dependencies"));
+    }
+    assert!(somebody, "nobody asks for {FOR_TESTS_ALONE:?}: does this test look at the right names?");
+    no_complaints("what breaks rules on purpose is for tests alone", &wrong);
+}

@@ -86,6 +86,11 @@ impl Hand<'_> {
         self.instance().data.as_mut().ok_or(DriverError::NoData { path })
     }
 
+    fn position(&mut self) -> Result<Position, DriverError> {
+        let weight = self.state.row_weight;
+        Ok(self.copy()?.position(weight))
+    }
+
     /// Runs the engine on its data as it is.
     fn run(&mut self) -> Result<(), DriverError> {
         let role = if self.copy()?.standby { Role::Replica } else { Role::Primary };
@@ -122,7 +127,7 @@ impl Hand<'_> {
             copy.branch = branch;
         }
         self.run()?;
-        Ok(self.copy()?.position())
+        self.position()
     }
 
     /// Another member's copy.
@@ -138,7 +143,8 @@ impl Hand<'_> {
         let source = self.source(upstream)?;
         let own = self.copy()?.clone();
         if !source.can_feed(&own) {
-            let detail = format!("it stands at {}, the upstream at {}", own.position(), source.position());
+            let weight = self.state.row_weight;
+            let detail = format!("it stands at {}, the upstream at {}", own.position(weight), source.position(weight));
             if !own.standby || own.upstream.is_some() {
                 self.run_isolated()?;
             }
@@ -197,6 +203,7 @@ impl Driver for FakeDriver {
     async fn observe(&self) -> EngineObservation {
         let mut state = self.world.lock();
         let streaming = state.is_streaming(&self.endpoint);
+        let weight = state.row_weight;
         let mut hand = Hand { state: &mut state, driver: self };
         let instance = hand.instance();
         let answering = instance.running.filter(|_| !instance.hung);
@@ -206,7 +213,7 @@ impl Driver for FakeDriver {
             state: instance.state(),
             role: answering.map(|running| running.role),
             storage_writable: if instance.disk_broken { Ternary::No } else { Ternary::Yes },
-            position: running_copy.map(Copy::position),
+            position: running_copy.map(|copy| copy.position(weight)),
             streaming: match answering.map(|running| running.role) {
                 Some(Role::Replica) if streaming => Ternary::Yes,
                 Some(Role::Replica) => Ternary::No,
@@ -259,7 +266,7 @@ impl Driver for FakeDriver {
                 return Err(refused("initialize", "it has the data of a replica"));
             }
             hand.run()?;
-            Ok(hand.copy()?.position())
+            hand.position()
         })
     }
 
@@ -340,7 +347,7 @@ impl Driver for FakeDriver {
                 return Err(refused("cut the stream", "it is a primary and follows nobody"));
             }
             hand.run_isolated()?;
-            Ok(hand.copy()?.position())
+            hand.position()
         })
     }
 
@@ -358,7 +365,7 @@ impl Driver for FakeDriver {
             if hand.instance().running.is_none() {
                 hand.run_isolated()?;
             }
-            Ok(hand.copy()?.position())
+            hand.position()
         })
     }
 

@@ -2,7 +2,8 @@
 //!
 //! All instances of a [`FakeWorld`] know each other, so that clones, streams, divergence and rewinds work between them; links
 //! can be cut, engines crashed and hung, disks broken, methods told to fail. Everything happens at once and in order:
-//! the same calls give the same results, which a simulation with a seed relies on.
+//! the same calls give the same results, which a simulation with a seed relies on. Streams bring rows at once too, unless
+//! somebody else moves them ([`FakeWorld::stream_by_hand`]).
 //!
 //! A copy is a list of rows, each with the branch it was written on. A promotion begins a new branch. A position has one
 //! origin per branch; its offsets are places in the list.
@@ -42,6 +43,10 @@ struct State {
     branches: u64,
     rows: u64,
     processes: u32,
+    /// Rows move only when they are told to.
+    by_hand: bool,
+    /// What one row counts in a position; 0 for 1.
+    row_weight: u64,
 }
 
 /// One engine on one node.
@@ -158,6 +163,39 @@ impl FakeWorld {
         self.lock().stream();
     }
 
+    /// From now on a stream brings rows only by [`FakeWorld::advance`], so that a replica lags as somebody else decides.
+    pub fn stream_by_hand(&self) {
+        self.lock().by_hand = true;
+    }
+
+    /// Brings the replica at `endpoint` at most `rows` rows nearer to its upstream, if it streams; returns how many.
+    pub fn advance(&self, endpoint: &Endpoint, rows: usize) -> usize {
+        let mut state = self.lock();
+        if state.is_streaming(endpoint) { state.stream_to(endpoint, rows).0 } else { 0 }
+    }
+
+    /// Lets each row count so much in a position, as a row of a real engine counts bytes.
+    pub fn weigh_rows(&self, weight: u64) {
+        self.lock().row_weight = weight;
+    }
+
+    /// The numbers of the rows on the disk of the engine at `endpoint`, whether it runs or not.
+    pub fn stored_rows(&self, endpoint: &Endpoint) -> Vec<u64> {
+        let state = self.lock();
+        let copy = state.instances.get(endpoint).and_then(|instance| instance.data.as_ref());
+        copy.map(|copy| copy.rows.iter().map(|row| row.number).collect()).unwrap_or_default()
+    }
+
+    /// Whether there is data on the disk of the engine at `endpoint`.
+    pub fn has_data(&self, endpoint: &Endpoint) -> bool {
+        self.lock().instances.get(endpoint).is_some_and(|instance| instance.data.is_some())
+    }
+
+    /// The branch on which the engine at `endpoint` would write; each promotion begins a higher one.
+    pub fn branch(&self, endpoint: &Endpoint) -> Option<u64> {
+        Some(self.lock().instances.get(endpoint)?.data.as_ref()?.branch)
+    }
+
     /// Cuts the link between two engines, both ways.
     pub fn cut_link(&self, one: &Endpoint, other: &Endpoint) {
         self.lock().cut.insert(pair(one, other));
@@ -262,35 +300,43 @@ impl State {
 
     /// Brings every streaming replica as far as its upstream, cascades included.
     fn stream(&mut self) {
+        if self.by_hand {
+            return;
+        }
         let endpoints: Vec<Endpoint> = self.instances.keys().cloned().collect();
         let mut moved = true;
         while moved {
             moved = false;
             for endpoint in &endpoints {
-                if !self.is_streaming(endpoint) {
-                    continue;
+                if self.is_streaming(endpoint) {
+                    let (taken, changed) = self.stream_to(endpoint, usize::MAX);
+                    moved |= taken > 0 || changed;
                 }
-                let copy = self.instances[endpoint].data.as_ref().expect("it streams, so it has data");
-                let (_, upstream) = copy.upstream.clone().expect("it streams, so it has an upstream");
-                let source = self.reach(endpoint, &upstream).expect("it streams, so it reaches its upstream");
-                let (branch, missing) = (source.branch, source.rows[copy.rows.len()..].to_vec());
-                let instance = self.instances.get_mut(endpoint).expect("it was just looked at");
-                let limit = instance.stream_limit.unwrap_or(u64::MAX);
-                let taken = usize::try_from(limit).unwrap_or(usize::MAX).min(missing.len());
-                if let Some(limit) = &mut instance.stream_limit {
-                    *limit -= taken as u64;
-                }
-                let copy = instance.data.as_mut().expect("it streams, so it has data");
-                copy.rows.extend_from_slice(&missing[..taken]);
-                if taken == missing.len() {
-                    moved |= copy.branch != branch;
-                    copy.branch = branch;
-                } else if let Some(last) = copy.rows.last() {
-                    copy.branch = last.branch;
-                }
-                moved |= taken > 0;
             }
         }
+    }
+
+    /// Brings a streaming replica at most so many rows; returns how many, and whether it is on another branch now.
+    fn stream_to(&mut self, endpoint: &Endpoint, rows: usize) -> (usize, bool) {
+        let copy = self.instances[endpoint].data.as_ref().expect("it streams, so it has data");
+        let (_, upstream) = copy.upstream.clone().expect("it streams, so it has an upstream");
+        let source = self.reach(endpoint, &upstream).expect("it streams, so it reaches its upstream");
+        let (branch, missing) = (source.branch, source.rows[copy.rows.len()..].to_vec());
+        let instance = self.instances.get_mut(endpoint).expect("it was just looked at");
+        let limit = instance.stream_limit.unwrap_or(u64::MAX);
+        let taken = usize::try_from(limit).unwrap_or(usize::MAX).min(missing.len()).min(rows);
+        if let Some(limit) = &mut instance.stream_limit {
+            *limit -= taken as u64;
+        }
+        let copy = instance.data.as_mut().expect("it streams, so it has data");
+        copy.rows.extend_from_slice(&missing[..taken]);
+        let before = copy.branch;
+        if taken == missing.len() {
+            copy.branch = branch;
+        } else if let Some(last) = copy.rows.last() {
+            copy.branch = last.branch;
+        }
+        (taken, copy.branch != before)
     }
 
     fn next_branch(&mut self) -> u64 {
@@ -364,13 +410,18 @@ impl Copy {
         }
     }
 
-    fn position(&self) -> Position {
+    /// Where the copy stands; each row counts `weight`.
+    fn position(&self, weight: u64) -> Position {
+        let weight = weight.max(1);
         // The instance itself is one change, so that a copy without rows still has a position.
         let mut origins: BTreeMap<String, Vec<(u64, u64)>> =
             BTreeMap::from([(format!("{}/0", self.system), vec![(0, 1)])]);
-        for (index, row) in self.rows.iter().enumerate() {
-            let index = index as u64;
-            origins.entry(format!("{}/{}", self.system, row.branch)).or_default().push((index, index + 1));
+        let mut begin = 0;
+        for run in self.rows.chunk_by(|one, next| one.branch == next.branch) {
+            let end = begin + run.len() as u64;
+            let origin = format!("{}/{}", self.system, run[0].branch);
+            origins.entry(origin).or_default().push((begin * weight, end * weight));
+            begin = end;
         }
         Position::new(
             origins.into_iter().map(|(origin, intervals)| (origin, IntervalSet::from(intervals))),

@@ -1,7 +1,8 @@
 //! Ends every reign below the step's epoch, and none at it (rule G5).
 //!
-//! Running steps of lower epochs and tokens were killed before this began. The fence is on disk before the engine is
-//! killed, and it is answered only when no process is left that could acknowledge a write.
+//! Running steps of lower epochs and tokens were killed before this began, and their epochs revoked in the lease future. The
+//! fence is on disk before the engine is killed, and it is answered only when no process is left that could acknowledge a
+//! write, and no socket through which an acknowledgement could leave.
 
 use super::super::{StepContext, StepError, context::Done};
 use crate::{engine::Stop, ledger::StepOutcome};
@@ -16,6 +17,7 @@ pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
             ..StepOutcome::default()
         }));
     }
+    // The epochs below were revoked in the lease future, and the gate closed, before this step was admitted.
     context
         .mark(move |membership| {
             membership.fenced_epoch = membership.fenced_epoch.max(Some(epoch));
@@ -23,6 +25,8 @@ pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
         })
         .await?;
     context.driver()?.stop(Stop::Kill).await?;
+    // What the killed engine has left queued in the kernel must not leave later (rule G4).
+    context.lease.cut().await?;
     Ok(Done::new(StepOutcome {
         became_writable: membership.became_writable_below(epoch),
         position: context.member.last_position(),

@@ -1,6 +1,5 @@
-//! Makes new data and starts the engine as the first primary. The mark that it may be writable comes first (rule L6).
-
-use regent_common::topology::Role;
+//! Makes new data and starts the engine as the first primary. The mark that it may be writable, and a
+//! lease, come first (rule L6).
 
 use super::super::{StepContext, StepError, context::Done};
 use crate::ledger::StepOutcome;
@@ -11,14 +10,7 @@ pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
         return Err(StepError::DataNotWhole { member: membership.member });
     }
     let driver = context.driver()?;
-    let epoch = context.header.epoch;
-    context
-        .mark(move |membership| {
-            membership.writable_epoch = membership.writable_epoch.max(Some(epoch));
-            membership.role = Some(Role::Primary);
-            membership.upstream = None;
-        })
-        .await?;
+    context.begin_reign(&*driver).await?;
     let position = driver.initialize().await?;
     let outcome = StepOutcome {
         position: Some(position),

@@ -33,7 +33,7 @@ pub(super) async fn run(context: &StepContext, action: Action) -> Result<Done, S
         Action::Swap { upstream, keep_old } => swap::run(context, upstream, keep_old).await,
         Action::DiscardKept => discard_kept::run(context).await,
         Action::Fence => fence::run(context).await,
-        Action::Prepare => prepare::run(context).await,
+        Action::Prepare { .. } => prepare::run(context).await,
         Action::Promote => promote::run(context).await,
         Action::Follow { upstream } => follow::run(context, upstream).await,
         Action::Examine { primary_position } => examine::run(context, primary_position).await,

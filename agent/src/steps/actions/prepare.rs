@@ -1,8 +1,9 @@
 //! Cuts the member's own stream and reports how far it has come (rule P3). The epoch is on disk since the step was
 //! accepted.
 //!
-//! An old primary that is prepared (rule P5) is fenced in full: its engine is killed, then started isolated to find out
-//! its position. Reigns at lower epochs cannot be ended more gently before there is a gate.
+//! An old primary that is prepared (rule P5) is revoked, its gate closed, its sessions cut; its engine is left running, so
+//! that it can be the candidate. Without a gate it is fenced in full: its engine is killed, then started isolated to find
+//! out its position.
 
 use regent_common::topology::Role;
 
@@ -25,7 +26,12 @@ pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
                 membership.fenced = true;
             })
             .await?;
-        driver.stop(Stop::Kill).await?;
+        if context.lease.has_gate() {
+            // The engine goes on behind a closed gate: a blip must not end with nobody.
+            context.lease.revoke(epoch).await?;
+        } else {
+            driver.stop(Stop::Kill).await?;
+        }
         driver.examine().await?
     } else {
         driver.cut().await?

@@ -1,9 +1,10 @@
 //! Makes the replica the primary of the step's epoch.
 //!
-//! The ledger's mark that the engine may be writable in this epoch is on disk before it is (rule L6). An engine that does
+//! The ledger's mark that the engine may be writable in this epoch is on disk before it is, and a lease of the epoch is held,
+//! with the gate armed and open (rules L6, G1, G4). An engine that does
 //! not run is first started isolated, so that every reign begins with a promotion of its own.
 
-use regent_common::topology::{EngineState, Role};
+use regent_common::topology::EngineState;
 
 use super::super::{StepContext, StepError, context::Done};
 use crate::{engine::StartAs, ledger::StepOutcome};
@@ -15,15 +16,7 @@ pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
     if membership.resyncing {
         return Err(StepError::DataNotWhole { member: membership.member });
     }
-    let epoch = context.header.epoch;
-    context
-        .mark(move |membership| {
-            membership.writable_epoch = membership.writable_epoch.max(Some(epoch));
-            membership.fenced = false;
-            membership.role = Some(Role::Primary);
-            membership.upstream = None;
-        })
-        .await?;
+    context.begin_reign(&*driver).await?;
     // What was seen last is kept current by the process's own events; a look now would cost the writers its probes.
     let state = match context.member.last_state() {
         Some(state) => state,

@@ -12,6 +12,7 @@ pub(super) async fn run(context: &StepContext, keep_data: bool) -> Result<Done, 
     let detail = match &ledger.membership {
         Some(membership) if membership.cluster_id == cluster_id => {
             context.driver()?.release(keep_data).await?;
+            context.lease.lay_down().await?;
             context.ledger.remove_secrets().await?;
             context.member.let_go();
             String::new()

@@ -12,6 +12,9 @@ pub(crate) struct DryRun {
     pub(crate) dry_run: bool,
 }
 
+/// The names of the profiles.
+pub(crate) const PROFILES: [&str; 3] = ["fast", "standard", "relaxed"];
+
 /// Splits `k=v`; the value may be empty and may contain `=`.
 pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {

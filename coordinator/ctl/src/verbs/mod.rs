@@ -72,6 +72,7 @@ registry! {
             Unprotect = unprotect,
             Credentials = credentials,
             Label = label,
+            Profile = profile,
         }
         /// Nodes: machines with an agent
         Node(NodeVerb) in node {

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use regent_common::{
     error::{Reason, bad_field, refuse},
     ids::{ClusterId, ClusterName, Epoch, NodeName, OperationToken},
+    lease::Profile,
     topology::EngineOffer,
 };
 use regent_proto::coordinator::v1::CreateClusterRequest;
@@ -40,6 +41,13 @@ pub struct Asker {
     pub now: Timestamp,
     /// Id for the cluster.
     pub id: ClusterId,
+    /// Profile of clusters that name none.
+    pub profile: Profile,
+}
+
+/// The profile of this name.
+pub fn profile(name: &str) -> Result<Profile, Status> {
+    name.parse().map_err(|error: regent_common::lease::UnknownProfile| bad_field("profile", error.to_string()))
 }
 
 /// Makes the record of the wanted cluster, or says why it cannot be.
@@ -58,6 +66,7 @@ pub fn check(
     let mode = mode(request, &offers)?;
     let chosen = choose_nodes(request, nodes, &offers)?;
     let version = version(request, &chosen, &offers)?;
+    let profile = if request.profile.is_empty() { asker.profile } else { profile(&request.profile)? };
     let port = u16::try_from(request.port).map_err(|_| bad_field("port", "must be between 0 and 65535"))?;
     let mut record = ClusterRecord {
         id: asker.id,
@@ -70,6 +79,9 @@ pub fn check(
         primary: None,
         candidate: None,
         established: false,
+        reign: None,
+        base: None,
+        longest_ttl_millis: 0,
         may_be_writable: BTreeSet::new(),
         reigned: BTreeMap::new(),
         members: BTreeMap::new(),
@@ -81,7 +93,7 @@ pub fn check(
         port,
         connection: offers.values().next().expect("checked not to be empty").connection.clone(),
         secrets: BTreeMap::new(),
-        policy: Policy::default(),
+        policy: Policy { profile, ..Policy::default() },
         created_at: asker.now,
         created_by: asker.name,
         ready_at: None,

@@ -53,7 +53,12 @@ fn outcome(
     nodes: &BTreeMap<NodeName, Candidate>,
 ) -> Result<ClusterRecord, Option<Reason>> {
     let taken = BTreeSet::from(["taken".parse().unwrap()]);
-    let asker = Asker { name: "me".to_owned(), now: Timestamp::UNIX_EPOCH, id: ClusterId::from_parts(1, 1) };
+    let asker = Asker {
+        name: "me".to_owned(),
+        now: Timestamp::UNIX_EPOCH,
+        id: ClusterId::from_parts(1, 1),
+        profile: Profile::Standard,
+    };
     check(request, nodes, &taken, asker).map_err(|status| reason_of(&status))
 }
 
@@ -142,6 +147,7 @@ fn a_node_that_still_holds_data_of_a_cluster_is_no_spare() {
         token: OperationToken(1),
         fenced: false,
         dirty: false,
+        authority: regent_common::lease::Authority::default(),
         engine: regent_common::topology::EngineObservation {
             state: regent_common::topology::EngineState::Stopped,
             role: None,

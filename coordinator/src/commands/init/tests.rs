@@ -119,10 +119,10 @@ async fn what_is_there_of_others_is_left_alone() {
 
     let path = two.options().config_path;
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(&path, "heartbeat = \"2s\"\n").unwrap();
+    fs::write(&path, "certificate_life = \"48h\"\n").unwrap();
     let report = init(two.options()).await.unwrap();
     assert!(!report.config_written && report.notes.len() == 2, "{:?}", report.notes);
-    assert_eq!(fs::read_to_string(&path).unwrap(), "heartbeat = \"2s\"\n");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "certificate_life = \"48h\"\n");
 }
 
 #[tokio::test]

@@ -4,7 +4,10 @@
 //! about the cluster by itself before the last step. A failure releases every node again and removes the record; a node
 //! that cannot be reached then is emptied when it returns, by the tombstone.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use regent_common::{
@@ -26,6 +29,9 @@ use crate::{
 
 /// How long a node is waited for.
 const PATIENCE: Patience = Patience::AtMost(Duration::from_secs(20));
+
+/// How long the primary may take to acknowledge its first full electorate; it goes on doing so after that.
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(10);
 
 /// The kind.
 pub struct CreateCluster;
@@ -55,7 +61,9 @@ impl Kind for CreateCluster {
 
     fn begin(&self, cluster: &mut ClusterRecord, _: &Value) {
         cluster.epoch = Epoch(1);
-        cluster.candidate = cluster.members.keys().next().cloned();
+        if let Some(first) = cluster.members.keys().next().cloned() {
+            cluster.begin_reign(first, BTreeSet::new(), false);
+        }
         cluster.phase = Phase::Creating;
     }
 
@@ -74,11 +82,24 @@ impl Kind for CreateCluster {
             }
             "swap" => {
                 swap_members(context, &step.members, false).await?;
-                Ok(StepDone::new())
+                let members: BTreeSet<_> = step.members.iter().cloned().collect();
+                Ok(StepDone::new().change(move |cluster| {
+                    if let Some(reign) = &mut cluster.reign {
+                        reign.set_electorate(members.clone());
+                    }
+                }))
             }
             _ => {
+                // From here on the loss of a node is survived, so that it has to be true.
+                let acknowledged = context.electorate_acknowledged(Some(ACKNOWLEDGED_WITHIN)).await?;
                 let now = context.environment().clock.wall();
-                Ok(StepDone::new().change(move |cluster| {
+                let done = StepDone::new();
+                let done = if acknowledged {
+                    done
+                } else {
+                    done.say("the primary has not acknowledged its electorate yet: a failover is possible once it has")
+                };
+                Ok(done.change(move |cluster| {
                     cluster.phase = Phase::Active;
                     cluster.ready_at.get_or_insert(now);
                     for member in cluster.members.values_mut() {
@@ -154,9 +175,7 @@ async fn initialize(context: &StepContext<'_>, first: &[MemberName]) -> Result<S
     context.call(first, Action::Initialize(wire::Initialize {}), PATIENCE).await?;
     let first = first.clone();
     Ok(StepDone::new().say(format!("{first} is the first primary")).change(move |cluster| {
-        cluster.primary = Some(first.clone());
-        cluster.candidate = None;
-        cluster.established = true;
+        cluster.crown(first.clone());
         cluster.set_state(&first, MemberState::Ready);
     }))
 }

@@ -1,38 +1,49 @@
-//! Replaces a primary whose engine is dead: fence, prepare, choose, promote, follow (rules P1 to P5, as far as they go
-//! without a lease).
+//! Replaces a primary that is dead or lost: secure, prepare, choose, promote, follow (rules P1 to P5).
 //!
-//! The epoch is raised in the commit that begins the operation. **Invariant:** nothing is promoted before every member
-//! that may accept writes has *answered* a fence at the new epoch; an event that an engine has ended never counts as that.
-//! The candidate is stored before the promotion is sent (rule P2); another candidate needs another epoch, which is another
-//! failover, and that one starts from what this one knew: who reigned last and how far it had come. When no replica may be
-//! promoted the old primary's own data is, if its agent answers: that is a restart in place. Nobody is promoted while it is
-//! unknown how far a member that reigned had come (rule P4).
+//! The epoch is raised in the commit that begins the operation. **Invariant:** nothing is promoted before every member that may
+//! accept writes has *answered* a fence at the new epoch, or its lease is over by the coordinator's own count and the candidate
+//! has no standing promise to it; an event that an engine has ended never counts as that. The candidate and its first
+//! electorate are stored before the promotion is sent (rule P2); another candidate needs another epoch, which is another
+//! failover, and that one starts from what this one knew: who reigned last and how far it had come. The old primary is itself
+//! prepared and a candidate as soon as it is heard (rule P5); when its engine is dead and no replica may be promoted its own
+//! data is, if its agent answers: that is a restart in place. Nobody is promoted while it is unknown how far a member that
+//! reigned had come (rule P4).
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use async_trait::async_trait;
-use regent_common::{error::Reason, ids::MemberName, position::Position};
+use regent_common::{error::Reason, ids::MemberName, lease::margin, position::Position};
 use regent_proto::agent::v1::{self as wire, StepResult, action::Action};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{all_or_first_error, listed, position_of};
+use super::{listed, position_of};
 use crate::{
     model::{
         cluster::{ClusterRecord, MemberRecord, MemberState},
         operation::{OperationRecord, PlannedStep},
     },
     operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience},
-    planner::candidate::{Choice, Prepared, choose, loss},
+    planner::{
+        Cause,
+        candidate::{Choice, Prepared, choose, loss},
+    },
 };
 
 /// How long the members that reigned may take to answer the fence, and how long their agents are waited for. An operation
 /// that waited for ever would keep every other one out; the planner asks for the next failover when the agents are heard.
 const FENCE_WITHIN: Duration = Duration::from_secs(60);
+/// How long a fence is given before the end of the lease counts instead of its answer.
+const FENCE_GRACE: Duration = Duration::from_secs(1);
 /// How long a promotion may take. After it nobody knows whether the candidate reigns, and the next failover fences it.
 const PROMOTE_WITHIN: Duration = Duration::from_secs(120);
 /// How long a replica may take to answer prepare; one that does not is left behind.
 const PREPARE_WITHIN: Duration = Duration::from_secs(3);
+/// Pause before a member that has a standing promise is asked again.
+const PROMISE_PAUSE: Duration = Duration::from_millis(50);
 /// How long the old primary's data may take to be read, crash recovery included.
 const EXAMINE_WITHIN: Duration = Duration::from_secs(300);
 /// How long the candidate's agent is waited for, and then a replica's.
@@ -46,9 +57,24 @@ pub struct Failover;
 /// What is asked for.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Parameters {
+    /// What makes sure that the old primary accepts no writes.
+    #[serde(default = "engine_failed")]
+    pub cause: Cause,
     /// Highest position that was heard of each member that reigned.
     #[serde(default)]
     pub known: BTreeMap<MemberName, Position>,
+}
+
+fn engine_failed() -> Cause {
+    Cause::EngineFailed
+}
+
+/// How it is sure that a member accepts no writes.
+enum Secured {
+    /// It has answered the fence.
+    Fenced { position: Option<Position>, became_writable: bool },
+    /// Its lease is over.
+    LeaseOver,
 }
 
 /// What the step "prepare" brings.
@@ -120,97 +146,197 @@ impl Kind for Failover {
 }
 
 async fn fence(context: &StepContext<'_>, members: &[MemberName]) -> Result<StepDone, StepError> {
-    let fence = |_: &_| Action::Fence(wire::Fence {});
-    let answers = tokio::time::timeout(FENCE_WITHIN, context.call_all(members, PATIENCE, fence)).await;
-    let answers = answers.map_err(|_| {
+    let cause = context.parameters::<Parameters>().cause;
+    let answers = futures::future::join_all(members.iter().map(|member| secure(context, member, cause)));
+    let answers = tokio::time::timeout(FENCE_WITHIN, answers).await.map_err(|_| {
         let late = format!("no answer to the fence of {} within {} s", listed(members), FENCE_WITHIN.as_secs());
         StepError::new(Reason::Deadline, late)
     })?;
-    let fenced: Vec<_> = all_or_first_error(answers)?
-        .into_iter()
-        .map(|(member, result)| (member, result.position.map(Position::from)))
-        .collect();
-    Ok(StepDone::new().say(format!("fenced {}", listed(members))).change(move |cluster| {
+    let mut done = StepDone::new();
+    let (mut fenced, mut never_reigned) = (Vec::new(), Vec::new());
+    for (member, secured) in members.iter().zip(answers) {
+        match secured? {
+            Secured::Fenced { position, became_writable } => {
+                done = done.say(format!("fenced {member}"));
+                if !became_writable {
+                    never_reigned.push(member.clone());
+                }
+                fenced.push((member.clone(), position));
+            }
+            Secured::LeaseOver => done = done.say(format!("the lease of {member} is over: its gate is closed")),
+        }
+    }
+    Ok(done.change(move |cluster| {
+        // Whose lease is over stays among those who may be writable until somebody is promoted: his promises still stand.
         for (member, position) in &fenced {
             cluster.may_be_writable.remove(member);
             cluster.note_reign(member.clone(), position.clone());
         }
+        // A reign whose engine never became writable never was: the one before it counts (rule P2).
+        if cluster.base.is_some() && cluster.reign.as_ref().is_some_and(|reign| never_reigned.contains(&reign.primary))
+        {
+            cluster.reign = cluster.base.take();
+        }
     }))
+}
+
+/// Makes sure that a member accepts no writes: by its answer to the fence, or by the end of its lease.
+async fn secure(context: &StepContext<'_>, member: &MemberName, cause: Cause) -> Result<Secured, StepError> {
+    let cluster = context.cluster()?;
+    // Where no gate closes by itself the end of the lease proves nothing (rule G6).
+    let gated = cluster.reign.as_ref().is_some_and(|reign| reign.gated);
+    let authority = context.environment().authority(&cluster).filter(|_| gated);
+    let over = async {
+        let Some(authority) = authority else { return std::future::pending().await };
+        if cause == Cause::EngineFailed {
+            tokio::time::sleep(FENCE_GRACE).await;
+        }
+        loop {
+            let left = authority.lease_left();
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left).await;
+        }
+    };
+    let mut over = std::pin::pin!(over);
+    let fence = context.call(member, Action::Fence(wire::Fence {}), PATIENCE);
+    let fenced = |result: StepResult| Secured::Fenced {
+        position: result.position.map(Position::from),
+        became_writable: result.became_writable,
+    };
+    tokio::select! {
+        biased;
+        () = &mut over => Ok(Secured::LeaseOver),
+        answer = fence => match answer {
+            Ok(result) => Ok(fenced(result)),
+            Err(_) if gated => {
+                over.await;
+                Ok(Secured::LeaseOver)
+            }
+            Err(error) => Err(error),
+        },
+    }
 }
 
 /// Prepares every reachable replica and chooses among them, and a former primary's data if none of them will do.
 async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -> Result<StepDone, StepError> {
     let cluster = context.cluster()?;
+    // Who has answered a fence, in this failover or in one before it that did not end.
+    let fenced = |member: &MemberName| !cluster.may_be_writable.contains(member);
+    // The old primary itself, unless its engine is dead: a blip must not end with nobody (rule P5).
+    let old = cluster.reign.as_ref().map(|reign| reign.primary.clone());
+    let old = old.filter(|old| cluster.members.contains_key(old) && !fenced(old));
+    let old = old.filter(|old| cluster.reigned.contains_key(old));
+    let mut eligible = cluster.promotable();
+    eligible.extend(old.clone());
+    let targets: Vec<_> = members.iter().chain(&old).cloned().collect();
     let mut reigned = cluster.reigned.clone();
     let mut prepared = Vec::new();
+    let mut heard = None;
     let mut report = Vec::new();
-    for (member, outcome) in prepare_all(context, members).await {
+    for (member, outcome) in prepare_all(context, &targets, cluster.may_be_writable.is_empty()).await {
         match outcome {
             Ok(result) => {
-                if let Some(heard) = result.primary_position_heard.clone().map(Position::from) {
-                    for known in reigned.values_mut().flatten().filter(|known| heard.includes(known)) {
-                        *known = heard.clone();
-                    }
+                heard = higher(heard, result.primary_position_heard.clone().map(Position::from));
+                let position = position_of(&member, &result)?;
+                if old.as_ref() == Some(&member) {
+                    reigned.insert(member.clone(), Some(position.clone()));
                 }
-                prepared.push(Prepared { position: position_of(&member, &result)?, member });
+                prepared.push(Prepared { position, member });
             }
             Err(why) => report.push(format!("{member} was not prepared: {why}")),
         }
     }
+    for known in reigned.values_mut() {
+        *known = higher(known.take(), heard.clone());
+    }
     let max_lag = cluster.policy.max_lag_on_failover;
     // Nobody heard how far these had come, so that they are asked themselves, crash recovery included.
-    let unknown: Vec<_> = reigned.iter().filter(|(_, known)| known.is_none()).map(|(m, _)| m.clone()).collect();
+    let unknown: Vec<_> =
+        reigned.iter().filter(|(member, known)| known.is_none() && fenced(member)).map(|(m, _)| m.clone()).collect();
     let mut examined = examine(context, &unknown, &mut reigned, &mut report).await;
+    let candidates: Vec<_> = prepared.iter().filter(|p| eligible.contains(&p.member)).cloned().collect();
     let all_known: Option<Vec<Position>> = reigned.values().cloned().collect();
     let chosen = match all_known {
-        Some(known) => choose(&prepared, &known, max_lag).map_err(|no_choice| no_choice.to_string()),
-        None if max_lag == u64::MAX => choose(&prepared, &[], max_lag).map_err(|no_choice| no_choice.to_string()),
+        Some(known) => choose(&candidates, &known, max_lag).map_err(|no_choice| no_choice.to_string()),
+        None if max_lag == u64::MAX => choose(&candidates, &[], max_lag).map_err(|no_choice| no_choice.to_string()),
         None => Err("how much would be lost is not known".to_owned()),
     };
     let choice = match chosen {
         Ok(choice) => choice,
         Err(no_choice) => {
-            report.push(format!("no replica can be promoted: {no_choice}"));
-            let others: Vec<_> = reigned.keys().filter(|member| !unknown.contains(member)).cloned().collect();
+            report.push(format!("no member can be promoted: {no_choice}"));
+            let others: Vec<_> =
+                reigned.keys().filter(|member| !unknown.contains(member) && fenced(member)).cloned().collect();
             examined.extend(examine(context, &others, &mut reigned, &mut report).await);
             restart_in_place(&examined, &reigned, max_lag, &report)?
         }
     };
-    if let Some(own) = examined.iter().find(|own| own.member == choice.member) {
+    let candidate = choice.member;
+    let own = examined.iter().chain(&prepared).find(|own| own.member == candidate).map(|own| own.position.clone());
+    if let Some(own) = own {
         // Copies that it does not include cannot follow it: they are brought back by a rejoin.
-        prepared.retain(|p| own.position.includes(&p.position));
+        prepared.retain(|p| own.includes(&p.position));
     }
     report.push(choice.why);
-    let candidate = choice.member;
-    let others = prepared.into_iter().map(|p| p.member).filter(|member| *member != candidate).collect();
+    let others: Vec<_> = prepared.into_iter().map(|p| p.member).filter(|member| *member != candidate).collect();
+    let electorate: BTreeSet<_> =
+        others.iter().filter(|member| eligible.contains(*member) && old.as_ref() != Some(member)).cloned().collect();
+    let seen = context.view(&candidate)?.observation;
+    let gated = seen.is_some_and(|seen| seen.authority.fence.timed_gate);
     let output = Prepare { candidate: candidate.clone(), others };
     let mut done = StepDone::new().output(&output).change(move |cluster| {
-        cluster.candidate = Some(candidate.clone());
+        let begun = cluster.reign.as_ref().is_some_and(|reign| reign.epoch == cluster.epoch);
+        if !begun {
+            cluster.begin_reign(candidate.clone(), electorate.clone(), gated);
+        }
         cluster.may_be_writable.insert(candidate.clone());
     });
     done.report = report;
     Ok(done)
 }
 
-/// Prepares all at once; a member that is away or slow is left out.
+/// The higher of two positions that were heard; of two that have diverged the first.
+fn higher(known: Option<Position>, heard: Option<Position>) -> Option<Position> {
+    match (known, heard) {
+        (Some(known), Some(heard)) => Some(if heard.includes(&known) { heard } else { known }),
+        (known, heard) => known.or(heard),
+    }
+}
+
+/// Prepares all at once; a member that is away or slow is left out. One that has a standing promise is waited for: it ends
+/// within the length of a lease.
 async fn prepare_all(
     context: &StepContext<'_>,
     members: &[MemberName],
+    old_primary_fenced: bool,
 ) -> Vec<(MemberName, Result<StepResult, String>)> {
+    let timing = context.cluster().map(|cluster| cluster.policy.profile.timing()).unwrap_or_default();
+    let clock = &context.environment().clock;
+    let began = clock.boottime();
+    let promise = timing.ttl + margin(timing.ttl) + PROMISE_PAUSE;
     let calls = members.iter().map(|member| async move {
-        let answer = async {
+        let answer = || async {
             let view = context.view(member)?;
+            let silent =
+                view.last_contact.is_some_and(|last| clock.boottime().saturating_sub(last) > timing.suspect_after);
             // One that was heard and went silent costs no time; one that was never heard may just be being dialled.
-            if !view.connected && view.last_contact.is_some() {
-                return Err(StepError::new(Reason::NodeUnreachable, "its node is not connected"));
+            if view.last_contact.is_some() && (!view.connected || silent) {
+                return Err(StepError::new(Reason::NodeUnreachable, "its node is not heard"));
             }
-            context.call(member, Action::Prepare(wire::Prepare {}), Patience::AtMost(PREPARE_WITHIN)).await
+            let prepare = Action::Prepare(wire::Prepare { old_primary_fenced });
+            context.call(member, prepare, Patience::AtMost(PREPARE_WITHIN)).await
         };
-        let outcome = match tokio::time::timeout(PREPARE_WITHIN, answer).await {
-            Ok(outcome) => outcome.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("no answer within {} s", PREPARE_WITHIN.as_secs())),
-        };
-        (member.clone(), outcome)
+        loop {
+            match tokio::time::timeout(PREPARE_WITHIN, answer()).await {
+                Ok(Err(error)) if error.reason == Reason::PromiseStands && clock.boottime() - began < promise => {
+                    tokio::time::sleep(PROMISE_PAUSE).await;
+                }
+                Ok(outcome) => return (member.clone(), outcome.map_err(|error| error.to_string())),
+                Err(_) => return (member.clone(), Err(format!("no answer within {} s", PREPARE_WITHIN.as_secs()))),
+            }
+        }
     });
     futures::future::join_all(calls).await
 }
@@ -273,9 +399,8 @@ async fn promote(context: &StepContext<'_>) -> Result<StepDone, StepError> {
     })?;
     let epoch = context.epoch()?;
     Ok(StepDone::new().say(format!("{candidate} is the primary of epoch {epoch}")).change(move |cluster| {
-        cluster.primary = Some(candidate.clone());
-        cluster.candidate = None;
-        cluster.established = true;
+        cluster.crown(candidate.clone());
+        cluster.may_be_writable = [candidate.clone()].into();
         cluster.reigned.clear();
         cluster.set_state(&candidate, MemberState::Ready);
         // Only who was prepared and can follow is a candidate from here on: another may have gone on without us (rule P2).

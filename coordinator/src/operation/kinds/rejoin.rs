@@ -74,7 +74,9 @@ impl Kind for Rejoin {
     }
 
     fn begin(&self, cluster: &mut ClusterRecord, parameters: &Value) {
-        cluster.set_state(&member(parameters), MemberState::NeedsRejoin);
+        let member = member(parameters);
+        cluster.set_state(&member, MemberState::NeedsRejoin);
+        cluster.leave_electorate(&[member]);
     }
 
     async fn run(&self, step: &PlannedStep, context: &StepContext<'_>) -> Result<StepDone, StepError> {
@@ -191,6 +193,8 @@ fn says_nothing_of_the_data(reason: Reason) -> bool {
 /// Goes the chosen way, and on to the next where it does not lead through.
 async fn restore(context: &StepContext<'_>, member: &MemberName) -> Result<StepDone, StepError> {
     let mut way: Way = context.output("examine")?;
+    // Before the first byte goes nobody may count on this copy any more (rule M3).
+    context.electorate_acknowledged(None).await?;
     let mut report = Vec::new();
     loop {
         let outcome = match way {

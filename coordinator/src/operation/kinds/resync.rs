@@ -69,8 +69,11 @@ impl Kind for Resync {
                 for member in &members {
                     cluster.set_state(member, MemberState::Resyncing);
                 }
+                cluster.leave_electorate(&members);
             })),
             "clone" => {
+                // Before the first byte goes nobody may count on these copies any more (rule M3).
+                context.electorate_acknowledged(None).await?;
                 let (assignment, action) = (assign_again(context)?, configure(context)?);
                 let limit = context.parameters::<Parameters>().max_bytes_per_second;
                 // A node that has lost its ledger with its disk is a member again from here on; for others nothing changes.

@@ -47,6 +47,7 @@ enum Request {
     List { prefix: String, after: Option<Key>, limit: usize, reply: Reply<Vec<(Key, Versioned)>> },
     Commit(Transaction, Reply<Revision>),
     Revision(Reply<Revision>),
+    RaiseRevision(Revision, Reply<()>),
     Backup(PathBuf, Reply<()>),
 }
 
@@ -123,6 +124,10 @@ impl Store for SqliteStore {
     async fn revision(&self) -> Result<Revision, StoreError> {
         self.ask(Request::Revision).await
     }
+
+    async fn raise_revision(&self, at_least: Revision) -> Result<(), StoreError> {
+        self.ask(|reply| Request::RaiseRevision(at_least, reply)).await
+    }
 }
 
 /// Takes the lock file, and writes our process id into it for whoever finds it taken.
@@ -192,6 +197,7 @@ impl Worker {
                     drop(reply.send(self.list(&prefix, after.as_ref(), limit)));
                 }
                 Request::Revision(reply) => drop(reply.send(self.revision())),
+                Request::RaiseRevision(at_least, reply) => drop(reply.send(self.raise_revision(at_least))),
                 Request::Backup(path, reply) => drop(reply.send(self.backup(&path))),
                 Request::Commit(transaction, reply) => {
                     let mut batch = vec![(transaction, reply)];
@@ -238,6 +244,11 @@ impl Worker {
     fn revision(&self) -> Result<Revision, StoreError> {
         let row = self.connection.query_row("SELECT revision FROM counters", [], |row| row.get(0));
         row.map(Revision).map_err(failed("read its revision"))
+    }
+
+    fn raise_revision(&self, at_least: Revision) -> Result<(), StoreError> {
+        let sql = "UPDATE counters SET revision = max(revision, ?1) WHERE term = ?2";
+        self.connection.execute(sql, [at_least.0, self.term.0]).map(drop).map_err(failed("raise its revision"))
     }
 
     fn backup(&self, path: &Path) -> Result<(), StoreError> {

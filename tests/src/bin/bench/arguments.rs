@@ -1,44 +1,51 @@
-//! What is typed, and what exists of it so far: one list of benches, one of faults, one of engines.
+//! What is typed, and what exists of it so far: one list of benches, one of engines; faults are the scenarios' names.
 
-use std::{io::Write, process::ExitCode};
+use std::{future::Future, io::Write, process::ExitCode, time::Duration};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
+use regent_tests::{
+    network,
+    profile::Profile,
+    scenario::{Fault, SCENARIOS, Scenario, Settings},
+};
 
-use crate::{failover, idle};
+use crate::{failover, idle, scenarios};
 
 /// Benches that exist.
-const BENCHES: [&str; 2] = ["failover", "idle"];
-/// Faults that exist.
-const FAULTS: [&str; 1] = ["engine-kill"];
+const BENCHES: [&str; 3] = ["failover", "scenarios", "idle"];
 /// Engines that exist.
 const ENGINES: [&str; 1] = ["postgresql"];
 /// Load that exists.
 const LOADS: [&str; 1] = ["none"];
-/// Profiles that exist; the others come with the lease, whose times they set.
-const PROFILES: [&str; 1] = ["standard"];
 
 /// Measures what users feel.
 #[derive(Debug, Parser)]
 #[command(name = "bench", version)]
 pub(crate) struct Arguments {
-    /// What to measure: failover, idle.
+    /// What to measure: failover (one fault, many times), scenarios (a table of all), idle.
     pub(crate) bench: String,
     /// Engine.
     #[arg(long, default_value = "postgresql")]
     pub(crate) engine: String,
-    /// Fault, for a failover: engine-kill (SIGKILL of the primary's first process).
-    #[arg(long)]
-    pub(crate) fault: Option<String>,
-    /// Profile: standard.
-    #[arg(long, default_value = "standard")]
-    pub(crate) profile: String,
+    /// Fault, for failover; several with commas, for scenarios (default all).
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) fault: Vec<String>,
+    /// Profile: fast, standard or relaxed; several with commas, for scenarios.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Profile::Standard])]
+    pub(crate) profile: Vec<Profile>,
     /// Load beside the writers: none.
     #[arg(long, default_value = "none")]
     pub(crate) load: String,
     /// How often, in one cluster.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repetitions: u32,
+    /// For faults of the coordinator: over how many seconds it is away.
+    #[arg(long, default_value_t = 60)]
+    pub(crate) coordinator_away: u64,
+    /// Everything on this machine's loopback instead of machines of a network: needs no root, and faults of processes only.
+    #[arg(long)]
+    pub(crate) loopback: bool,
     /// For idle: over how many seconds.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) seconds: u64,
@@ -52,30 +59,69 @@ fn check(what: &str, given: &str, known: &[&str]) -> Result<()> {
     Ok(())
 }
 
-async fn dispatch(arguments: &Arguments) -> Result<()> {
+fn known_faults() -> String {
+    SCENARIOS.iter().map(|scenario| scenario.name).collect::<Vec<_>>().join(", ")
+}
+
+/// The scenario that a fault names, if it can be had.
+fn scenario(fault: &str, loopback: bool) -> Result<&'static Scenario> {
+    let found =
+        Scenario::named(fault).with_context(|| format!("there is no fault {fault}; there is: {}", known_faults()))?;
+    let possible = !loopback || !found.faults.iter().copied().any(Fault::needs_a_network);
+    ensure!(possible, "{fault} needs machines of a network: leave out --loopback");
+    Ok(found)
+}
+
+/// Runs on loopback with an ordinary runtime.
+fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Runtime::new()?.block_on(work)
+}
+
+fn dispatch(arguments: &Arguments) -> Result<()> {
     check("bench", &arguments.bench, &BENCHES)?;
     check("engine", &arguments.engine, &ENGINES)?;
-    check("profile", &arguments.profile, &PROFILES)?;
     check("load", &arguments.load, &LOADS)?;
-    match (arguments.bench.as_str(), arguments.fault.as_deref()) {
-        ("failover", None) => bail!("failover wants --fault; there is: {}", FAULTS.join(", ")),
-        ("failover", Some(fault)) => {
-            check("fault", fault, &FAULTS)?;
-            failover::run(arguments, fault).await
+    let mut wanted = Vec::new();
+    for fault in &arguments.fault {
+        wanted.push(scenario(fault, arguments.loopback)?);
+    }
+    match arguments.bench.as_str() {
+        "failover" => {
+            let ([fault], [profile]) = (&wanted[..], &arguments.profile[..]) else {
+                bail!("failover wants one --fault and one --profile; faults are: {}", known_faults());
+            };
+            let run = || failover::run(arguments, fault, *profile);
+            if arguments.loopback { block_on(run()) } else { network::inside(run)? }
         }
-        (_, Some(fault)) => bail!("--fault {fault} has no meaning for {}", arguments.bench),
-        (_, None) => idle::run(arguments).await,
+        "scenarios" => {
+            ensure!(!arguments.loopback, "scenarios need machines of a network: leave out --loopback");
+            let wanted = if wanted.is_empty() { SCENARIOS.iter().collect() } else { wanted };
+            network::inside(|| scenarios::run(arguments, &wanted))?
+        }
+        _ => {
+            ensure!(wanted.is_empty(), "--fault has no meaning for {}", arguments.bench);
+            block_on(idle::run(arguments))
+        }
     }
 }
 
 /// Runs a bench.
-pub(crate) async fn run(arguments: Arguments) -> ExitCode {
-    match dispatch(&arguments).await {
+pub(crate) fn run(arguments: &Arguments) -> ExitCode {
+    match dispatch(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nobody is left to tell when stderr is gone.
             drop(writeln!(std::io::stderr(), "bench: {error:#}"));
             ExitCode::FAILURE
         }
+    }
+}
+
+// === impl Arguments ===
+
+impl Arguments {
+    /// How scenarios are run.
+    pub(crate) fn settings(&self) -> Settings {
+        Settings { coordinator_away: Duration::from_secs(self.coordinator_away) }
     }
 }

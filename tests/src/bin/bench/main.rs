@@ -1,4 +1,5 @@
-//! `bench`: measures what users feel. Real daemons and engines on loopback; writers that know only host:port.
+//! `bench`: measures what users feel. Real daemons and engines, on machines of a network of its own or on loopback; writers
+//! that know only host:port.
 //!
 //! `cargo run --release -p regent-tests --bin bench -- failover --engine postgresql --fault engine-kill`
 
@@ -6,12 +7,12 @@ mod arguments;
 mod failover;
 mod idle;
 mod report;
+mod scenarios;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    arguments::run(arguments::Arguments::parse()).await
+fn main() -> ExitCode {
+    arguments::run(&arguments::Arguments::parse())
 }

@@ -54,6 +54,17 @@ enum Command {
         #[command(flatten)]
         write: WriteArguments,
     },
+    /// Sends one transaction that writes a row, waits in the engine, and commits; records whether it is acknowledged.
+    Commit {
+        /// Member as host:port.
+        #[arg(long)]
+        member: String,
+        /// Milliseconds that the transaction waits before it commits.
+        #[arg(long)]
+        wait_millis: u64,
+        #[command(flatten)]
+        write: WriteArguments,
+    },
     /// Compares the writers' logs with what the primary has; prints JSON.
     Account {
         /// Members as host:port,host:port.
@@ -95,7 +106,7 @@ struct WriteArguments {
     /// Milliseconds of pause after each row.
     #[arg(long, default_value_t = 1)]
     pause_millis: u64,
-    /// Milliseconds to wait for a connection or an answer.
+    /// Milliseconds to wait for the answer to a row.
     #[arg(long, default_value_t = 1000)]
     patience_millis: u64,
 }
@@ -137,12 +148,16 @@ async fn dispatch(command: Command) -> Result<()> {
         Command::Node { member, write: arguments } => {
             write(Target::Member(member), Duration::from_millis(20), arguments).await
         }
+        Command::Commit { member, wait_millis, write } => {
+            commit(&member, Duration::from_millis(wait_millis), write).await
+        }
         Command::Account { members, logs, from, login } => account(&members, &logs, from, &login.read()?).await,
         Command::Now => Ok(writeln!(std::io::stdout(), "{}", now_nanos())?),
     }
 }
 
-async fn write(target: Target, retry: Duration, arguments: WriteArguments) -> Result<()> {
+/// Cancelled when somebody wants the process to end.
+fn until_stopped() -> Result<CancellationToken> {
     let stop = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stopper = stop.clone();
@@ -153,6 +168,27 @@ async fn write(target: Target, retry: Duration, arguments: WriteArguments) -> Re
         }
         stopper.cancel();
     });
+    Ok(stop)
+}
+
+/// Waits for the acknowledgement as long as nobody stops it: it must be seen however late it comes.
+async fn commit(member: &str, wait: Duration, arguments: WriteArguments) -> Result<()> {
+    let stop = until_stopped()?;
+    let (login, row) = (arguments.login.read()?, 1);
+    let mut recorder = Recorder::create(&arguments.log, &arguments.writer)
+        .with_context(|| format!("cannot write {}", arguments.log.display()))?;
+    recorder.attempt(row, member)?;
+    let answer = stop.run_until_cancelled(postgres::slow_commit(&login, member, &arguments.writer, row, wait)).await;
+    match answer {
+        Some(Ok(())) => recorder.acknowledged(row, "")?,
+        Some(Err(error)) => recorder.unknown(row, &format!("{error:#}"))?,
+        None => recorder.unknown(row, "no answer until it was stopped")?,
+    };
+    Ok(())
+}
+
+async fn write(target: Target, retry: Duration, arguments: WriteArguments) -> Result<()> {
+    let stop = until_stopped()?;
     let plan = Plan {
         writer: arguments.writer,
         target,

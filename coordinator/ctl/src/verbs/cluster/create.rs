@@ -5,7 +5,7 @@ use regent_proto::coordinator::v1 as wire;
 use crate::{
     connection::{Context, request},
     failure::Failure,
-    verbs::arguments::{DryRun, map, pair},
+    verbs::arguments::{DryRun, PROFILES, map, pair},
     watch::{self, Waiting},
 };
 
@@ -38,6 +38,9 @@ pub struct Arguments {
     /// Setting of the engine, by the engine's own name; can be given several times
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = pair)]
     settings: Vec<(String, String)>,
+    /// How fast the loss of a node is noticed [default: as the coordinator is configured]
+    #[arg(long, value_parser = PROFILES)]
+    profile: Option<String>,
     /// Refuse deletion until it is unprotected
     #[arg(long)]
     protected: bool,
@@ -62,6 +65,7 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
         protected: arguments.protected,
         request_id: context.request_id(),
         validate_only: arguments.check.dry_run,
+        profile: arguments.profile.unwrap_or_default(),
     };
     let connection = context.connect(&call).await?;
     let answer = connection.clusters().create_cluster(request(message)).await.map_err(|status| call.failed(status))?;

@@ -1,5 +1,7 @@
 //! `cluster label`.
 
+use regent_proto::coordinator::v1 as wire;
+
 use crate::{
     connection::Context,
     failure::Failure,
@@ -19,5 +21,6 @@ pub struct Arguments {
 }
 
 pub(crate) async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure> {
-    super::update::update(context, "label", &arguments.name, map(arguments.labels)?, None, arguments.check).await
+    let change = wire::UpdateClusterRequest { labels: map(arguments.labels)?, ..Default::default() };
+    super::update::update(context, "label", &arguments.name, change, arguments.check).await
 }

@@ -5,6 +5,7 @@ pub(super) mod credentials;
 pub(super) mod delete;
 pub(super) mod label;
 pub(super) mod list;
+pub(super) mod profile;
 pub(super) mod protect;
 pub(super) mod resync;
 pub(super) mod show;

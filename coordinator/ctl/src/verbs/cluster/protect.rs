@@ -1,6 +1,6 @@
 //! `cluster protect`.
 
-use std::collections::BTreeMap;
+use regent_proto::coordinator::v1 as wire;
 
 use crate::{connection::Context, failure::Failure, verbs::arguments::DryRun};
 
@@ -14,5 +14,6 @@ pub struct Arguments {
 }
 
 pub(crate) async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure> {
-    super::update::update(context, "protect", &arguments.name, BTreeMap::new(), Some(true), arguments.check).await
+    let change = wire::UpdateClusterRequest { protected: Some(true), ..Default::default() };
+    super::update::update(context, "protect", &arguments.name, change, arguments.check).await
 }

@@ -1,6 +1,6 @@
 //! `cluster unprotect`.
 
-use std::collections::BTreeMap;
+use regent_proto::coordinator::v1 as wire;
 
 use crate::{connection::Context, failure::Failure, verbs::arguments::DryRun};
 
@@ -14,5 +14,6 @@ pub struct Arguments {
 }
 
 pub(crate) async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure> {
-    super::update::update(context, "unprotect", &arguments.name, BTreeMap::new(), Some(false), arguments.check).await
+    let change = wire::UpdateClusterRequest { protected: Some(false), ..Default::default() };
+    super::update::update(context, "unprotect", &arguments.name, change, arguments.check).await
 }

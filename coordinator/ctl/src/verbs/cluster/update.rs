@@ -1,6 +1,4 @@
-//! The one call behind `protect`, `unprotect` and `label`.
-
-use std::collections::BTreeMap;
+//! The one call behind `protect`, `unprotect`, `label` and `profile`.
 
 use regent_common::clock::wall_now;
 use regent_proto::coordinator::v1 as wire;
@@ -12,23 +10,20 @@ use crate::{
     verbs::arguments::{DryRun, resource},
 };
 
-/// Changes labels or protection and shows the cluster as it is then.
+/// Changes what `change` says of a cluster, and shows the cluster as it is then.
 pub(super) async fn update(
     context: &Context,
     action: &str,
     name: &str,
-    labels: BTreeMap<String, String>,
-    protected: Option<bool>,
+    change: wire::UpdateClusterRequest,
     check: DryRun,
 ) -> Result<(), Failure> {
     let call = context.changing(format!("{action} cluster {name}"));
     let message = wire::UpdateClusterRequest {
         name: resource("clusters", name),
-        labels,
-        protected,
-        etag: String::new(),
         request_id: context.request_id(),
         validate_only: check.dry_run,
+        ..change
     };
     let connection = context.connect(&call).await?;
     let answer = connection.clusters().update_cluster(request(message)).await.map_err(|status| call.failed(status))?;

@@ -1,0 +1,499 @@
+//! The one future that does lease work: it opens, renews and closes the gate, and asks for endorsement.
+//!
+//! It looks whenever something was handed in, and at least once a heartbeat. In production it has a thread and a runtime of
+//! its own, so that nothing else in the process can delay it. **Invariant:** every change of the gate is made here, one
+//! after another, and never lets it stand open longer than the lease that stood when the change was decided (rule G2).
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use regent_common::{
+    clock::{Clock, Moment},
+    ids::{ClusterId, Epoch, MemberName},
+    lease::{LeaseReport, Timing},
+    position::Position,
+    topology::{Peer, Role},
+};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    handle::{LeaseHandle, Order, Shared},
+    holder::{Holder, Reign, Standing},
+};
+use crate::{
+    gate::{Gate, GateError, Open},
+    ledger::{Ledger, Membership},
+};
+
+/// A question for endorsement (rule E1).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Question {
+    /// Whom to ask.
+    pub peer: Peer,
+    /// Cluster of both.
+    pub cluster_id: ClusterId,
+    /// Who asks.
+    pub member: MemberName,
+    /// Epoch of which it is the primary.
+    pub epoch: Epoch,
+    /// The question's nonce.
+    pub nonce: u64,
+    /// Boot of the asker's machine.
+    pub boot_id: String,
+    /// How long a promise is wanted.
+    pub ttl: Duration,
+    /// What the asker says of its lease.
+    pub lease: LeaseReport,
+    /// How far it has come.
+    pub position: Option<Position>,
+}
+
+/// A member's answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Word {
+    /// Whether it endorses.
+    pub endorsed: bool,
+    /// Highest epoch that it knows.
+    pub known_epoch: Epoch,
+}
+
+/// The way to other members.
+#[async_trait]
+pub trait Endorsers: Send + Sync + 'static {
+    /// Asks one member; an error is no answer.
+    async fn ask(&self, question: Question) -> Result<Word, String>;
+}
+
+/// What a keeper is made of.
+pub struct Keeper {
+    /// The gate.
+    pub gate: Arc<dyn Gate>,
+    /// The way to other members.
+    pub endorsers: Arc<dyn Endorsers>,
+    /// The ledger, as it is on disk.
+    pub ledger: watch::Receiver<Arc<Ledger>>,
+    /// The position that was seen last.
+    pub position: Arc<dyn Fn() -> Option<Position> + Send + Sync>,
+    /// Boot of this machine.
+    pub boot_id: String,
+    /// The clocks.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// The running keeper.
+struct Running {
+    keeper: Keeper,
+    shared: Arc<Shared>,
+    orders: mpsc::UnboundedReceiver<Order>,
+    /// Ports that are gated; `None` while the gate is not armed.
+    armed: Option<BTreeSet<u16>>,
+    /// Ports on which the engine listens, by the kernel's word.
+    listening: BTreeSet<u16>,
+    /// What the gate was last opened for.
+    opened: Option<Opened>,
+    asked_at: Option<Moment>,
+    verified_at: Option<Moment>,
+    /// The last trouble with the gate, so that it is logged once.
+    trouble: Option<GateError>,
+}
+
+/// An open gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Opened {
+    epoch: Epoch,
+    /// Its end as it was asked for; `None` for none.
+    end: Option<Moment>,
+    /// Whether an earlier process of this agent opened it, under a lease that this one knows nothing of.
+    inherited: bool,
+}
+
+/// What the holder says at one moment, all of it under one lock: the version of the electorate must be the one by which the
+/// lease was judged (rule M1).
+#[derive(Debug, Clone, Copy)]
+struct Judged {
+    now: Moment,
+    reign: Option<Epoch>,
+    standing: Option<Standing>,
+    version: Option<u64>,
+    timing: Timing,
+}
+
+/// Least time between two looks.
+const LEAST: Duration = Duration::from_millis(1);
+
+/// What the ledger says of this member as a primary: it is one of the present epoch if its engine was, or is being, made
+/// writable in it.
+fn reign_of(membership: &Membership, boot_id: &str) -> Option<Reign> {
+    if membership.role != Some(Role::Primary) || membership.writable_epoch != Some(membership.epoch) {
+        return None;
+    }
+    let others = membership.spec.members.iter().map(|peer| peer.member.clone());
+    Some(Reign {
+        epoch: membership.epoch,
+        established: membership.established,
+        recorded: membership.electorate.clone(),
+        others: others.filter(|member| *member != membership.member).collect(),
+        rebooted: membership.writable_boot_id.as_deref().is_some_and(|boot| boot != boot_id),
+    })
+}
+
+// === impl Keeper ===
+
+impl Keeper {
+    /// Prepares to keep: the handle can be used at once, [`KeeperTask::run`] does the work.
+    pub fn prepare(self) -> (LeaseHandle, KeeperTask) {
+        let now = self.clock.now();
+        let ledger = self.ledger.borrow().clone();
+        let membership = ledger.membership.as_ref();
+        let timing = membership.map_or_else(|| regent_common::lease::Profile::default().timing(), Membership::timing);
+        let first_nonce = u64::try_from(self.clock.wall().as_nanosecond()).unwrap_or_default();
+        let mut holder = Holder::new(now, timing, first_nonce);
+        if let Some(membership) = membership {
+            holder.revoke(membership.fenced_epoch.unwrap_or_default());
+            holder.set_reign(reign_of(membership, &self.boot_id));
+        }
+        let (orders, receiver) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared::new(self.clock.clone(), self.gate.abilities(), holder));
+        let handle = LeaseHandle { shared: shared.clone(), orders };
+        let listening = membership.map(|membership| membership.port).into_iter().collect();
+        let running = Running {
+            keeper: self,
+            shared,
+            orders: receiver,
+            armed: None,
+            listening,
+            opened: None,
+            asked_at: None,
+            verified_at: None,
+            trouble: None,
+        };
+        (handle, KeeperTask(Box::new(running)))
+    }
+}
+
+/// A keeper that is about to run.
+pub struct KeeperTask(Box<Running>);
+
+impl KeeperTask {
+    /// Runs until told to stop. What the gate stands open for then ends by itself.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut running = self.0;
+        running.adopt().await;
+        stop.run_until_cancelled(running.keep()).await;
+    }
+
+    /// The same on a thread and a runtime of its own: nothing else in the process delays it.
+    pub fn run_on_own_thread(self, stop: CancellationToken) -> std::io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("lease".to_owned()).spawn(move || runtime.block_on(self.run(stop)))?;
+        Ok(())
+    }
+}
+
+// === impl Running ===
+
+impl Running {
+    fn has_gate(&self) -> bool {
+        self.shared.abilities.timed_gate
+    }
+
+    /// Takes over what an earlier process left in the kernel: a gate that still stands open goes on standing until its time
+    /// is over (rule L7).
+    async fn adopt(&mut self) {
+        if !self.has_gate() {
+            return;
+        }
+        let state = match self.keeper.gate.state().await {
+            Ok(state) => state,
+            Err(error) => return self.note(Err(error)),
+        };
+        let reign = self.shared.holder().reign().map(|reign| reign.epoch);
+        if state.gated.is_empty() && reign.is_none() {
+            return;
+        }
+        let ports = state.gated.union(&self.listening).copied().collect();
+        let armed = self.arm(ports).await;
+        self.note(armed);
+        match (state.open, reign) {
+            (Open::Closed, _) | (_, None) => {}
+            (Open::Until(end), Some(epoch)) => self.opened = Some(Opened { epoch, end: Some(end), inherited: true }),
+            (Open::Untimed, Some(epoch)) => self.opened = Some(Opened { epoch, end: None, inherited: true }),
+        }
+        if let Some(opened) = self.opened {
+            self.shared.set_kernel(|kernel| kernel.open_for = Some(opened.epoch));
+        }
+    }
+
+    async fn keep(&mut self) {
+        loop {
+            self.read_ledger();
+            self.look().await;
+            let pause = {
+                let now = self.shared.clock.now();
+                self.shared.holder().next_look(now).max(LEAST)
+            };
+            tokio::select! {
+                biased;
+                order = self.orders.recv() => match order {
+                    Some(order) => self.obey(order).await,
+                    None => return,
+                },
+                () = self.shared.wake.notified() => {}
+                changed = self.keeper.ledger.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    fn read_ledger(&mut self) {
+        let ledger = self.keeper.ledger.borrow_and_update().clone();
+        let membership = ledger.membership.as_ref();
+        let reign = membership.and_then(|membership| reign_of(membership, &self.keeper.boot_id));
+        let mut holder = self.shared.holder();
+        if let Some(fenced) = membership.and_then(|membership| membership.fenced_epoch) {
+            holder.revoke(fenced);
+        }
+        holder.set_reign(reign);
+    }
+
+    async fn obey(&mut self, order: Order) {
+        match order {
+            Order::Ports(ports) => {
+                self.listening = ports;
+                if let Some(armed) = &self.armed
+                    && !self.listening.is_subset(armed)
+                {
+                    let ports = armed.union(&self.listening).copied().collect();
+                    let armed = self.arm(ports).await;
+                    self.opened = None;
+                    self.note(armed);
+                }
+            }
+            Order::Take { ports, done } => {
+                let taken = self.take(ports).await;
+                self.answer(done, taken);
+            }
+            Order::Cut { done } => {
+                let cut = self.cut().await;
+                self.answer(done, cut);
+            }
+            Order::LayDown { done } => {
+                let laid_down = self.lay_down().await;
+                self.answer(done, laid_down);
+            }
+        }
+    }
+
+    fn answer(&mut self, done: tokio::sync::oneshot::Sender<Result<(), GateError>>, outcome: Result<(), GateError>) {
+        self.note(outcome.clone());
+        // Whoever asked may have been stopped meanwhile.
+        let _ = done.send(outcome);
+    }
+
+    async fn arm(&mut self, ports: BTreeSet<u16>) -> Result<(), GateError> {
+        self.keeper.gate.arm(&ports).await?;
+        self.armed = Some(ports);
+        Ok(())
+    }
+
+    async fn take(&mut self, ports: BTreeSet<u16>) -> Result<(), GateError> {
+        if !self.has_gate() {
+            return Ok(());
+        }
+        let ports = ports.union(&self.listening).copied().collect();
+        self.arm(ports).await?;
+        self.cut().await
+    }
+
+    async fn cut(&mut self) -> Result<(), GateError> {
+        if self.armed.is_none() {
+            return Ok(());
+        }
+        self.close().await?;
+        let destroyed = self.keeper.gate.destroy_sockets().await?;
+        if destroyed > 0 {
+            tracing::info!(destroyed, "sockets of the engine's ports were destroyed");
+        }
+        Ok(())
+    }
+
+    async fn close(&mut self) -> Result<(), GateError> {
+        self.keeper.gate.close().await?;
+        self.opened = None;
+        self.shared.set_kernel(|kernel| *kernel = super::handle::Kernel::default());
+        Ok(())
+    }
+
+    async fn lay_down(&mut self) -> Result<(), GateError> {
+        if self.armed.is_none() {
+            return Ok(());
+        }
+        self.cut().await?;
+        self.keeper.gate.disarm().await?;
+        self.armed = None;
+        Ok(())
+    }
+
+    fn judge(&self) -> Judged {
+        let now = self.shared.clock.now();
+        let holder = self.shared.holder();
+        Judged {
+            now,
+            reign: holder.reign().map(|reign| reign.epoch),
+            standing: holder.standing(now),
+            version: holder.obeyed().map(|electorate| electorate.version),
+            timing: holder.timing(),
+        }
+    }
+
+    /// Makes the gate fit the lease, and asks for endorsement when it is time.
+    async fn look(&mut self) {
+        let judged = self.judge();
+        if self.has_gate() {
+            if self.armed.is_some() {
+                self.verify(&judged).await;
+                let fitted = self.fit(&judged).await;
+                self.note(fitted);
+            }
+        } else {
+            self.watch_without_gate(&judged);
+        }
+        self.ask(&judged);
+    }
+
+    async fn fit(&mut self, judged: &Judged) -> Result<(), GateError> {
+        let Some(standing) = judged.standing else {
+            return match self.opened {
+                None => Ok(()),
+                // The kernel ends it in time; closing it now would make every restart of the agent an outage (rule L7).
+                Some(opened)
+                    if opened.inherited && judged.reign == Some(opened.epoch) && !self.is_over(opened, judged) =>
+                {
+                    Ok(())
+                }
+                Some(_) => self.close().await,
+            };
+        };
+        let wanted = Opened { epoch: standing.epoch, end: standing.end, inherited: false };
+        if self.opened != Some(wanted) {
+            if let Err(error) = self.keeper.gate.open(standing.end).await {
+                // What stood open before ends by itself; it is tried again at the next look.
+                return Err(error);
+            }
+            self.opened = Some(wanted);
+        }
+        self.confirm(standing.epoch, judged.version);
+        Ok(())
+    }
+
+    fn is_over(&self, opened: Opened, judged: &Judged) -> bool {
+        opened.end.is_some_and(|end| end.held_for(judged.now).is_zero())
+    }
+
+    /// The kernel has a gate that fits the version by which the lease was judged.
+    fn confirm(&self, epoch: Epoch, version: Option<u64>) {
+        self.shared.set_kernel(|kernel| {
+            kernel.open_for = Some(epoch);
+            kernel.confirmed = version.map(|version| (epoch, version));
+        });
+    }
+
+    /// Rule G6: where no gate closes by itself the engine is stopped early enough to be gone when the lease ends.
+    fn watch_without_gate(&self, judged: &Judged) {
+        let ending = match judged.standing {
+            None => true,
+            Some(Standing { end: None, .. }) => false,
+            Some(Standing { end: Some(end), .. }) => end.held_for(judged.now) < judged.timing.heartbeat,
+        };
+        // Before the first grant of a reign its engine is not writable yet: there is nothing to stop.
+        let reigned = self.shared.kernel().open_for;
+        let lapsed = judged.reign.filter(|epoch| ending && reigned == Some(*epoch));
+        self.shared.lapsed.send_if_modified(|known| {
+            let changed = *known != lapsed;
+            *known = lapsed;
+            changed
+        });
+        if let Some(standing) = judged.standing {
+            self.confirm(standing.epoch, judged.version);
+        }
+    }
+
+    /// Rule G3, once a heartbeat.
+    async fn verify(&mut self, judged: &Judged) {
+        if self.verified_at.is_some_and(|at| at.age(judged.now) < judged.timing.heartbeat) {
+            return;
+        }
+        self.verified_at = Some(judged.now);
+        match self.keeper.gate.verify().await {
+            Ok(missing) if missing.is_empty() => {}
+            Ok(missing) => {
+                tracing::warn!(missing = missing.join("; "), "the gate was not as it should be, and was put back");
+                self.opened = None;
+            }
+            Err(error) => self.note(Err(error)),
+        }
+    }
+
+    fn note(&mut self, outcome: Result<(), GateError>) {
+        match outcome {
+            // These are how a change that comes too late is kept from doing harm.
+            Ok(()) | Err(GateError::Late | GateError::NoTimeLeft) => self.trouble = None,
+            Err(error) => {
+                if self.trouble.as_ref() != Some(&error) {
+                    tracing::error!(%error, "the gate cannot be changed: writes stop when what is open has ended");
+                }
+                self.trouble = Some(error);
+            }
+        }
+    }
+
+    /// Asks for endorsement, once a heartbeat, when the coordinator does not renew the lease (rule E1).
+    fn ask(&mut self, judged: &Judged) {
+        let Judged { now, standing, timing, .. } = *judged;
+        if self.asked_at.is_some_and(|at| at.age(now) < timing.heartbeat) {
+            return;
+        }
+        let questions = self.shared.holder().ask(now);
+        if questions.is_empty() {
+            return;
+        }
+        self.asked_at = Some(now);
+        let ledger = self.keeper.ledger.borrow().clone();
+        let Some(membership) = &ledger.membership else { return };
+        let lease = LeaseReport {
+            epoch: membership.epoch,
+            stands: standing.is_some(),
+            source: standing.map(|standing| standing.source),
+            remaining: standing.and_then(|standing| standing.end).map_or(Duration::ZERO, |end| end.held_for(now)),
+        };
+        for (member, nonce) in questions {
+            let Some(peer) = membership.spec.members.iter().find(|peer| peer.member == member) else { continue };
+            let question = Question {
+                peer: peer.clone(),
+                cluster_id: membership.cluster_id,
+                member: membership.member.clone(),
+                epoch: membership.epoch,
+                nonce,
+                boot_id: self.keeper.boot_id.clone(),
+                ttl: timing.ttl,
+                lease: lease.clone(),
+                position: (self.keeper.position)(),
+            };
+            let (endorsers, shared) = (self.keeper.endorsers.clone(), self.shared.clone());
+            tokio::spawn(async move {
+                // An answer that comes after the ttl is of no use.
+                let answer = tokio::time::timeout(timing.ttl, endorsers.ask(question)).await;
+                match answer {
+                    Ok(Ok(word)) => {
+                        let now = shared.clock.now();
+                        shared.holder().endorsed(now, nonce, word.endorsed, word.known_epoch);
+                        shared.wake.notify_one();
+                    }
+                    Ok(Err(problem)) => tracing::debug!(%member, problem, "no endorsement"),
+                    Err(_) => tracing::debug!(%member, "no answer to the question for endorsement"),
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Who is granted a lease, and until when one may stand: one [`Authority`] per cluster.
+//!
+//! It answers heartbeats, in the links' sessions, from the record as last committed (rule T3). **Invariants:** the latest end
+//! is only ever raised (rule L2): it is at or after the end of every lease that was granted and of every acknowledgement
+//! that was counted. A grant goes only to the stored primary, or candidate, of the present epoch, once that is stored as
+//! established (rules L1, L5). After a start no lease counts as over before the longest that may have been granted is.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::Duration,
+};
+
+use regent_common::{
+    clock::{Clock, Moment},
+    ids::{ClusterId, Epoch, MemberName, NodeName},
+    lease::{Grant, margin},
+    topology::Observation,
+};
+use regent_proto::agent::v1::{self as wire, HeartbeatAnswer};
+
+use crate::{cluster::ClusterHandle, model::cluster::ClusterRecord};
+
+/// All clusters' authorities, by id.
+pub struct Authorities {
+    clock: Arc<dyn Clock>,
+    by_cluster: RwLock<BTreeMap<ClusterId, Arc<Authority>>>,
+}
+
+/// One cluster's authority.
+pub struct Authority {
+    clock: Arc<dyn Clock>,
+    cluster: Arc<ClusterHandle>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct State {
+    /// Nothing that was granted stands after this, by both clocks.
+    latest_end: Moment,
+    /// The epoch whose lease is not renewed any more, because a failover waits for its end.
+    suspended: Option<Epoch>,
+    /// Nothing is granted at all (rule T4).
+    frozen: bool,
+}
+
+// === impl Authorities ===
+
+impl Authorities {
+    /// None yet.
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { clock, by_cluster: RwLock::default() }
+    }
+
+    /// Makes a cluster's authority. For one that this coordinator found in its store a lease of an earlier process may stand.
+    pub fn register(&self, cluster: &Arc<ClusterHandle>, found: bool) -> Arc<Authority> {
+        let record = cluster.record();
+        let longest = record.as_ref().filter(|_| found).map(|record| record.longest_ttl());
+        let latest_end =
+            longest.map_or_else(Moment::default, |longest| self.clock.now().plus(longest + margin(longest)));
+        let state = Mutex::new(State { latest_end, suspended: None, frozen: false });
+        let authority = Arc::new(Authority { clock: self.clock.clone(), cluster: Arc::clone(cluster), state });
+        if let Some(record) = record {
+            let mut by_cluster = self.by_cluster.write().unwrap_or_else(PoisonError::into_inner);
+            // Clusters that are gone leave with the next one that comes.
+            by_cluster.retain(|_, authority| authority.cluster.record().is_some());
+            by_cluster.insert(record.id, Arc::clone(&authority));
+        }
+        authority
+    }
+
+    /// How many clusters there are.
+    pub fn len(&self) -> usize {
+        let by_cluster = self.by_cluster.read().unwrap_or_else(PoisonError::into_inner);
+        by_cluster.values().filter(|authority| authority.cluster.record().is_some()).count()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A cluster's authority.
+    pub fn get(&self, cluster: ClusterId) -> Option<Arc<Authority>> {
+        self.by_cluster.read().unwrap_or_else(PoisonError::into_inner).get(&cluster).cloned()
+    }
+
+    /// Answers a heartbeat.
+    pub fn answer(&self, node: &NodeName, nonce: u64, seen: Option<&Observation>) -> HeartbeatAnswer {
+        let nothing = HeartbeatAnswer { nonce, ..HeartbeatAnswer::default() };
+        let Some(seen) = seen else { return nothing };
+        match self.get(seen.cluster_id) {
+            Some(authority) => authority.answer(node, nonce, seen),
+            None => nothing,
+        }
+    }
+}
+
+// === impl Authority ===
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// Who may be granted a lease: the stored primary, or the candidate that is about to be promoted, of an established epoch.
+fn grantee(record: &ClusterRecord) -> Option<(&MemberName, Grant)> {
+    let reign = record.reign.as_ref().filter(|reign| reign.epoch == record.epoch && record.established)?;
+    let stored = record.primary.as_ref().or(record.candidate.as_ref())?;
+    let ttl = record.policy.profile.timing().ttl;
+    let grant = Grant { epoch: record.epoch, ttl, electorate: reign.newest().clone() };
+    (*stored == reign.primary).then_some((stored, grant))
+}
+
+impl Authority {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Changed by assignments that cannot stop half-way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answer(&self, node: &NodeName, nonce: u64, seen: &Observation) -> HeartbeatAnswer {
+        let nothing = HeartbeatAnswer { nonce, ..HeartbeatAnswer::default() };
+        let Some(record) = self.cluster.record() else { return nothing };
+        let known = record.members.get(&seen.member).is_some_and(|member| member.node == *node);
+        if !known {
+            return nothing;
+        }
+        let timing = record.policy.profile.timing();
+        let grant = grantee(&record).filter(|(member, _)| **member == seen.member).and_then(|(_, grant)| {
+            let now = self.clock.now();
+            let mut state = self.state();
+            // An acknowledgement counts like a grant, also one that gets none in return (rules M1, L2).
+            let acknowledges = seen.epoch == record.epoch && seen.authority.electorate.is_some();
+            let withheld = state.frozen || state.suspended == Some(record.epoch);
+            if !withheld || acknowledges {
+                state.latest_end = state.latest_end.later(now.plus(grant.ttl + margin(grant.ttl)));
+            }
+            (!withheld).then_some(grant)
+        });
+        let grant = grant.map(|grant| wire::Grant {
+            cluster_id: record.id.to_string(),
+            member: seen.member.to_string(),
+            ..wire::Grant::from(&grant)
+        });
+        HeartbeatAnswer {
+            nonce,
+            grant,
+            stored_epoch: record.epoch.0,
+            heartbeat_millis: millis(timing.heartbeat),
+            ttl_millis: millis(timing.ttl),
+        }
+    }
+
+    /// Grants nothing at this epoch any more, and says how long a lease may still stand: first the one, then the other
+    /// (rule L2).
+    pub fn suspend(&self, epoch: Epoch) -> Duration {
+        self.state().suspended = Some(epoch);
+        self.lease_left()
+    }
+
+    /// Grants again.
+    pub fn resume(&self) {
+        self.state().suspended = None;
+    }
+
+    /// Grants nothing at all, or again (rule T4).
+    pub fn freeze(&self, frozen: bool) {
+        self.state().frozen = frozen;
+    }
+
+    /// How long a lease that was granted may still stand, for who waits for its end.
+    pub fn lease_left(&self) -> Duration {
+        let now = self.clock.now();
+        self.state().latest_end.awaited_for(now)
+    }
+}
+
+#[cfg(test)]
+mod tests;

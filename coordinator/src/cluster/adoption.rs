@@ -1,0 +1,185 @@
+//! Adopting what the ledgers say when this coordinator's store is older than what agents have seen: pure (rule T4).
+//!
+//! A cluster is frozen while that is so: nothing is granted and nothing fails over, endorsement carries on. It ends when all
+//! members have reported: a lease that stands is adopted with its holder's epoch and electorate; else everybody is prepared
+//! anew, as in a failover. Epochs and tokens then start far above everything that was reported.
+
+use std::collections::BTreeMap;
+
+use regent_common::{
+    ids::{Epoch, MemberName, OperationToken, Revision},
+    topology::{Observation, Role},
+};
+
+use crate::{
+    model::{
+        cluster::{ClusterRecord, MemberState, Phase},
+        reign::Reign,
+    },
+    nodes::NodeView,
+};
+
+/// How far above the highest reported numbers the new ones begin: what an unheard message may carry is below.
+pub const LEAP: u64 = 1000;
+
+/// Why a cluster is frozen; `None` when it is not. `revision` is this store's.
+pub fn frozen(record: &ClusterRecord, views: &BTreeMap<MemberName, NodeView>, revision: Revision) -> Option<String> {
+    let ours = |view: &&NodeView| view.observation.as_ref().is_some_and(|seen| seen.cluster_id == record.id);
+    for (member, view) in views.iter().filter(|(_, view)| ours(view)) {
+        let seen = view.observation.as_ref().expect("filtered by it");
+        if seen.epoch > record.epoch {
+            return Some(format!(
+                "{member} has seen epoch {} and this store has {}: the store is older than the cluster",
+                seen.epoch, record.epoch
+            ));
+        }
+        if view.stale_store && view.revision > revision {
+            return Some(format!(
+                "the node of {member} has seen revision {} of the store and this one has {revision}: an old backup was put back",
+                view.revision
+            ));
+        }
+    }
+    None
+}
+
+/// What all members report, once they have; else who is missing.
+pub fn reports<'a>(
+    record: &ClusterRecord,
+    views: &'a BTreeMap<MemberName, NodeView>,
+) -> Result<BTreeMap<MemberName, &'a Observation>, Vec<MemberName>> {
+    let (mut seen, mut missing) = (BTreeMap::new(), Vec::new());
+    for member in record.members.keys() {
+        let view = views.get(member).filter(|view| view.connected);
+        match view.and_then(|view| view.observation.as_ref()).filter(|seen| seen.cluster_id == record.id) {
+            Some(observation) => drop(seen.insert(member.clone(), observation)),
+            None => missing.push(member.clone()),
+        }
+    }
+    if missing.is_empty() { Ok(seen) } else { Err(missing) }
+}
+
+/// Takes over what is reported.
+pub fn adopt(record: &mut ClusterRecord, reports: &BTreeMap<MemberName, Observation>) -> String {
+    let highest = |number: fn(&Observation) -> u64| reports.values().map(number).max().unwrap_or_default();
+    let epoch = highest(|seen| seen.epoch.0).max(record.epoch.0);
+    record.token = OperationToken(highest(|seen| seen.token.0).max(record.token.0) + LEAP);
+    record.operation = None;
+    record.phase = Phase::Active;
+    record.may_be_writable.clear();
+    record.reigned.clear();
+    record.base = None;
+    record.candidate = None;
+    let stands = |seen: &Observation| seen.authority.lease.as_ref().is_some_and(|lease| lease.stands);
+    for member in record.members.values_mut() {
+        member.state = MemberState::NeedsRejoin;
+    }
+    if let Some((holder, seen)) = reports.iter().find(|(_, seen)| stands(seen)) {
+        let electorate = seen.authority.electorate.clone().unwrap_or_default();
+        let followers: Vec<_> = reports
+            .iter()
+            .filter(|(_, other)| other.engine.upstream.as_ref() == Some(holder))
+            .map(|(member, _)| member.clone())
+            .collect();
+        for member in followers.iter().chain([holder]) {
+            record.set_state(member, MemberState::Ready);
+        }
+        record.epoch = seen.epoch;
+        record.established = true;
+        record.primary = Some(holder.clone());
+        record.reign = Some(Reign {
+            epoch: seen.epoch,
+            primary: holder.clone(),
+            electorates: vec![electorate],
+            gated: seen.authority.fence.timed_gate,
+        });
+        return format!("{holder} holds the lease of epoch {}: it is adopted as the primary", seen.epoch);
+    }
+    // Nobody holds a lease: all are prepared at an epoch of their own, and whoever reigned is a candidate like the others.
+    record.epoch = Epoch(epoch + LEAP);
+    record.established = false;
+    record.primary = None;
+    let mut gated = true;
+    for (member, seen) in reports {
+        if seen.authority.role == Some(Role::Primary) {
+            record.may_be_writable.insert(member.clone());
+            record.note_reign(member.clone(), seen.engine.position.clone());
+            gated &= seen.authority.fence.timed_gate;
+        }
+        record.set_state(member, MemberState::Ready);
+    }
+    let last = reports.iter().max_by_key(|(_, seen)| seen.authority.writable_epoch).map(|(member, _)| member.clone());
+    record.reign = last.map(|primary| {
+        let others = reports.keys().filter(|member| **member != primary).cloned().collect();
+        Reign::new(Epoch(epoch), primary, others, gated)
+    });
+    format!("nobody holds a lease: all members are prepared above epoch {}", record.epoch)
+}
+
+#[cfg(test)]
+mod tests {
+    use regent_common::lease::{Electorate, LeaseReport};
+
+    use super::*;
+    use crate::planner::fixtures::{cluster, name, observation};
+
+    fn view(seen: Observation) -> NodeView {
+        NodeView { connected: true, observation: Some(seen), ..NodeView::default() }
+    }
+
+    fn primary_at(epoch: u64, stands: bool) -> Observation {
+        let mut seen = observation(name(2));
+        (seen.epoch, seen.token) = (Epoch(epoch), OperationToken(40));
+        seen.authority.role = Some(Role::Primary);
+        seen.authority.writable_epoch = Some(Epoch(epoch));
+        seen.authority.electorate = Some(Electorate { version: 4, members: [name(1)].into() });
+        let remaining = Default::default();
+        seen.authority.lease = Some(LeaseReport { epoch: Epoch(epoch), stands, source: None, remaining });
+        seen
+    }
+
+    #[test]
+    fn a_higher_epoch_or_revision_freezes_and_nothing_else() {
+        let record = cluster();
+        let views = |seen| BTreeMap::from([(name(2), view(seen))]);
+        assert_eq!(frozen(&record, &views(observation(name(2))), Revision(5)), None);
+        assert!(frozen(&record, &views(primary_at(2, true)), Revision(5)).is_some());
+        let mut stale = views(observation(name(2)));
+        let stale_view = stale.get_mut(&name(2)).unwrap();
+        (stale_view.stale_store, stale_view.revision) = (true, Revision(9));
+        assert!(frozen(&record, &stale, Revision(5)).is_some());
+        assert_eq!(frozen(&record, &stale, Revision(9)), None, "the revision is not lower any more");
+    }
+
+    #[test]
+    fn a_standing_lease_is_adopted_with_its_epoch_and_electorate() {
+        let mut record = cluster();
+        let mut follower = observation(name(1));
+        follower.engine.upstream = Some(name(2));
+        adopt(&mut record, &[(name(1), follower), (name(2), primary_at(7, true))].into());
+        assert_eq!(
+            (record.epoch, record.primary.clone(), record.token),
+            (Epoch(7), Some(name(2)), OperationToken(1040))
+        );
+        let reign = record.reign.as_ref().unwrap();
+        assert_eq!((reign.newest().version, reign.promotable()), (4, [name(1)].into()));
+        assert!(record.members.values().all(|member| member.state == MemberState::Ready));
+    }
+
+    #[test]
+    fn without_a_lease_everybody_is_prepared_above_every_epoch() {
+        let mut record = cluster();
+        adopt(&mut record, &[(name(1), observation(name(1))), (name(2), primary_at(7, false))].into());
+        assert_eq!((record.epoch, record.primary.clone()), (Epoch(1007), None));
+        assert_eq!(record.may_be_writable, [name(2)].into());
+        assert_eq!(record.promotable(), [name(1)].into());
+    }
+
+    #[test]
+    fn it_waits_for_everybody() {
+        let (record, mut views) = (cluster(), BTreeMap::from([(name(2), view(observation(name(2))))]));
+        assert_eq!(reports(&record, &views), Err(vec![name(1)]));
+        views.insert(name(1), view(observation(name(1))));
+        assert_eq!(reports(&record, &views).unwrap().len(), 2);
+    }
+}

@@ -1,0 +1,163 @@
+//! Who belongs to the electorate: a pure function of the record, the judgements and what was heard (rule M3).
+//!
+//! Lag is judged only by a primary whose lease stands: while it is silent or suspect nobody is removed for it, and a broken
+//! stream counts only through its lag.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use regent_common::{ids::MemberName, position::Position};
+
+use crate::{
+    detector::{Judgement, Verdict},
+    model::cluster::{ClusterRecord, MemberState},
+    nodes::NodeView,
+};
+
+/// The electorate that the cluster should have now; `None` while there is no primary that could be told.
+///
+/// `own_boot_id` names the coordinator's machine; members on it are left out, unless it is `None` because the policy allows
+/// them: with that machine the coordinator and they would be lost together.
+pub fn wanted(
+    record: &ClusterRecord,
+    judgements: &BTreeMap<MemberName, Judgement>,
+    views: &BTreeMap<MemberName, NodeView>,
+    own_boot_id: Option<&str>,
+) -> Option<BTreeSet<MemberName>> {
+    let primary = record.primary.as_ref()?;
+    let reign = record.reign.as_ref().filter(|reign| reign.epoch == record.epoch && reign.primary == *primary)?;
+    let position = |member: &MemberName| -> Option<&Position> {
+        views.get(member)?.observation.as_ref()?.engine.position.as_ref()
+    };
+    let primary_is_sure = judgements.get(primary).is_some_and(|judgement| judgement.verdict == Verdict::Healthy)
+        && views.get(primary).and_then(|view| view.observation.as_ref()).is_some_and(|seen| {
+            seen.epoch == record.epoch && seen.authority.lease.as_ref().is_some_and(|lease| lease.stands)
+        });
+    let lag = |member: &MemberName| Some(position(primary)?.minus(position(member)?).amount());
+    let within = |member: &MemberName| lag(member).map(|lag| lag <= record.policy.max_lag_on_failover);
+    let belongs = |member: &MemberName, state: &MemberState| {
+        let view = views.get(member);
+        let dirty = view.and_then(|view| view.observation.as_ref()).is_some_and(|seen| seen.dirty);
+        let beside_us = own_boot_id
+            .is_some_and(|own| view.and_then(|view| view.host.as_ref()).is_some_and(|host| host.boot_id == own));
+        if *state != MemberState::Ready || dirty || beside_us {
+            return false;
+        }
+        let healthy = judgements.get(member).is_some_and(|judgement| judgement.verdict == Verdict::Healthy);
+        if reign.newest().members.contains(member) {
+            !primary_is_sure || within(member) != Some(false)
+        } else {
+            primary_is_sure && healthy && within(member) == Some(true)
+        }
+    };
+    Some(record.replicas().filter(|(member, stored)| belongs(member, &stored.state)).map(|(m, _)| m.clone()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use regent_common::{
+        ids::Epoch,
+        lease::LeaseReport,
+        position::IntervalSet,
+        topology::{HostFacts, Observation, Role},
+    };
+
+    use super::*;
+    use crate::{
+        model::reign::Reign,
+        planner::fixtures::{cluster, name, observation},
+    };
+
+    fn at(end: u64) -> Position {
+        Position::new([("x".to_owned(), IntervalSet::from(vec![(0, end)]))], "")
+    }
+
+    fn view(seen: Observation) -> NodeView {
+        let host = Some(HostFacts { boot_id: "theirs".to_owned(), ..HostFacts::default() });
+        NodeView { connected: true, observation: Some(seen), host, ..NodeView::default() }
+    }
+
+    struct Scene {
+        record: ClusterRecord,
+        views: BTreeMap<MemberName, NodeView>,
+        judgements: BTreeMap<MemberName, Judgement>,
+    }
+
+    /// db1 reigns at 1000; db2 is as far; the electorate is what the test says.
+    fn scene(members: &[MemberName]) -> Scene {
+        let mut record = cluster();
+        record.policy.max_lag_on_failover = 100;
+        record.reign = Some(Reign::new(Epoch(1), name(1), members.iter().cloned().collect(), true));
+        let mut primary = observation(name(1));
+        primary.engine.position = Some(at(1000));
+        let lease = LeaseReport { epoch: Epoch(1), stands: true, source: None, remaining: Default::default() };
+        primary.authority.lease = Some(lease);
+        let mut replica = observation(name(2));
+        (replica.engine.role, replica.engine.position) = (Some(Role::Replica), Some(at(1000)));
+        let healthy = Judgement { verdict: Verdict::Healthy, reason: String::new() };
+        Scene {
+            record,
+            views: [(name(1), view(primary)), (name(2), view(replica))].into(),
+            judgements: [(name(1), healthy.clone()), (name(2), healthy)].into(),
+        }
+    }
+
+    impl Scene {
+        fn has_second(&self) -> bool {
+            wanted(&self.record, &self.judgements, &self.views, Some("ours")).unwrap().contains(&name(2))
+        }
+
+        fn seen(&mut self, member: u32) -> &mut Observation {
+            self.views.get_mut(&name(member)).unwrap().observation.as_mut().unwrap()
+        }
+
+        fn verdict(&mut self, member: u32, verdict: Verdict) {
+            self.judgements.get_mut(&name(member)).unwrap().verdict = verdict;
+        }
+    }
+
+    #[test]
+    fn who_streams_and_is_near_joins_and_who_falls_behind_leaves() {
+        let mut joining = scene(&[]);
+        assert!(joining.has_second());
+        joining.seen(2).engine.position = Some(at(850));
+        assert!(!joining.has_second());
+        let mut staying = scene(&[name(2)]);
+        staying.verdict(2, Verdict::NodeUnreachable);
+        assert!(staying.has_second(), "a silent member stays as long as its lag is small");
+        staying.seen(2).engine.position = Some(at(850));
+        assert!(!staying.has_second());
+    }
+
+    #[test]
+    fn nobody_joins_or_leaves_for_lag_while_the_primary_is_not_sure() {
+        let unsure: [fn(&mut Scene); 3] = [
+            |scene| scene.verdict(1, Verdict::Suspect),
+            |scene| scene.seen(1).authority.lease.as_mut().unwrap().stands = false,
+            |scene| scene.seen(1).epoch = Epoch(0),
+        ];
+        for unsure in unsure {
+            let mut staying = scene(&[name(2)]);
+            staying.seen(2).engine.position = Some(at(1));
+            unsure(&mut staying);
+            assert!(staying.has_second());
+            let mut joining = scene(&[]);
+            unsure(&mut joining);
+            assert!(!joining.has_second());
+        }
+    }
+
+    #[test]
+    fn who_is_dirty_or_being_replaced_or_beside_the_coordinator_is_no_part_of_it() {
+        let out: [fn(&mut Scene); 3] = [
+            |scene| scene.seen(2).dirty = true,
+            |scene| scene.record.set_state(&name(2), MemberState::Resyncing),
+            |scene| scene.views.get_mut(&name(2)).unwrap().host.as_mut().unwrap().boot_id = "ours".to_owned(),
+        ];
+        for out in out {
+            let mut scene = scene(&[name(2)]);
+            scene.verdict(1, Verdict::Suspect);
+            out(&mut scene);
+            assert!(!scene.has_second());
+        }
+    }
+}

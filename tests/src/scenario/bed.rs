@@ -1,0 +1,98 @@
+//! What scenarios happen to: a fleet with one cluster of three on machines of a network of its own.
+
+use anyhow::{Result, ensure};
+use regent_proto::coordinator::v1 as wire;
+
+use crate::{
+    api,
+    cluster::{CREATE, Fleet},
+    folder::TestFolder,
+    network::Network,
+    place::Site,
+    process::program,
+    profile::Profile,
+    scenario::Cast,
+    wait,
+    workload::{Login, checker::Stored, postgres},
+};
+
+/// A fleet with a cluster.
+#[derive(Debug)]
+pub struct Bed {
+    /// The daemons.
+    pub fleet: Fleet,
+    /// How clients log in.
+    pub login: Login,
+    /// host:port of the engines.
+    pub members: Vec<String>,
+    /// What the cluster was created with.
+    pub profile: Profile,
+    /// Dropped last: it ends what is left in the folder.
+    pub folder: TestFolder,
+}
+
+// === impl Bed ===
+
+impl Bed {
+    /// Name of the cluster.
+    pub const CLUSTER: &'static str = "db";
+    /// Names of the nodes.
+    pub const NODES: [&'static str; 3] = ["n1", "n2", "n3"];
+    /// Engine of the cluster.
+    pub const ENGINE: &'static str = "postgresql";
+
+    /// Starts everything; to be called inside [`crate::network::inside`].
+    pub async fn start(profile: Profile) -> Result<Self> {
+        let folder = TestFolder::new()?;
+        let site = Site::Network(Network::new(folder.path())?);
+        Self::start_at(folder, site, profile).await
+    }
+
+    /// Starts everything at a site.
+    pub async fn start_at(folder: TestFolder, site: Site, profile: Profile) -> Result<Self> {
+        let fleet = Fleet::start_at(&folder, &Self::NODES, program("regent-coordinator")?, site).await?;
+        let cluster = fleet.create_with(Self::CLUSTER, Self::ENGINE, &Self::NODES, profile).await?;
+        let (login, members) = (fleet.api.login(Self::CLUSTER).await?, api::endpoints(&cluster)?);
+        ensure!(members.len() == Self::NODES.len(), "{} members", members.len());
+        postgres::create_table(&login, &members[0]).await?;
+        Ok(Self { fleet, login, members, profile, folder })
+    }
+
+    /// Waits until the cluster is healthy.
+    pub async fn healthy(&self) -> Result<wire::Cluster> {
+        self.fleet.api.healthy(Self::CLUSTER, CREATE).await
+    }
+
+    /// Waits until the cluster is healthy; who plays which part then.
+    pub async fn cast(&self) -> Result<Cast> {
+        Cast::of(&self.healthy().await?)
+    }
+
+    /// The rows of the primary, when every other member has the same.
+    pub async fn same_on_all(&self) -> Result<Stored> {
+        let primary = postgres::find_primary(&self.login, &self.members).await?;
+        let replicas: Vec<_> = self.members.iter().filter(|member| **member != primary).collect();
+        // All anew at each look: a row of a writer that has ended may still arrive.
+        wait::until("the same rows on every member", CREATE, || async {
+            let stored = postgres::read_rows(&self.login, &primary).await?;
+            for member in &replicas {
+                let copy = postgres::read_rows(&self.login, member).await?;
+                ensure!(copy == stored, "{member} has {} rows, {primary} has {}", copy.len(), stored.len());
+            }
+            Ok(stored)
+        })
+        .await
+    }
+}
+
+impl Drop for Bed {
+    #[expect(clippy::print_stderr, reason = "who reads a failed test has to learn why it hangs")]
+    fn drop(&mut self) {
+        // A daemon that hangs with its disk could not be ended.
+        if let Ok(network) = self.fleet.network()
+            && let Err(error) = network.thaw_all()
+        {
+            eprintln!("a disk stays frozen: {error:#}");
+        }
+    }
+}

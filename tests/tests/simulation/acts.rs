@@ -1,0 +1,108 @@
+//! What faults do to a simulation, and the state in which they strike.
+//!
+//! Faults overlap: what several of them keep down, hanging or cut comes back when the last of them is over.
+
+use std::sync::Arc;
+
+use regent_coordinator::model::cluster::{MemberState, Phase};
+
+use super::{faults::Kind, machine::Machine, world::Simulation};
+
+// === impl Simulation ===
+
+impl Simulation<'_> {
+    /// All machines with an engine.
+    pub(crate) fn machines(&self) -> &[Arc<Machine>] {
+        &self.machines
+    }
+
+    /// The machine of this name; there is one.
+    pub(crate) fn machine(&self, name: &str) -> Arc<Machine> {
+        self.machines.iter().find(|machine| machine.name == name).expect("faults name machines").clone()
+    }
+
+    /// Node of the stored primary.
+    pub(crate) fn primary(&self) -> Option<String> {
+        let cluster = self.store.cluster()?;
+        let record = cluster.members.get(cluster.primary.as_ref()?)?;
+        Some(record.node.to_string())
+    }
+
+    /// Ends a host's process, or starts it again when nothing else keeps it down.
+    pub(crate) fn kill(&mut self, host: &str, down: bool) {
+        let reasons = self.down.entry(host.to_owned()).or_default();
+        *reasons = if down { *reasons + 1 } else { reasons.saturating_sub(1) };
+        match (down, *reasons) {
+            (true, 1) => self.sim.crash(host),
+            (false, 0) => self.sim.bounce(host),
+            (_, _) => {}
+        }
+    }
+
+    /// Turns a machine's power off, or on again.
+    pub(crate) fn power(&mut self, host: &str, on: bool) {
+        self.network.isolate(host, !on);
+        self.follow_network();
+        let machine = self.machine(host);
+        if on {
+            machine.power_on();
+            self.kill(host, false);
+        } else {
+            self.engines.crash(&machine.endpoint());
+            self.kill(host, true);
+            machine.power_off();
+        }
+    }
+
+    /// Lets an engine hang, or go on when nothing else keeps it.
+    pub(crate) fn hang(&mut self, host: &str, hung: bool) {
+        let reasons = self.hung.entry(host.to_owned()).or_default();
+        *reasons = if hung { *reasons + 1 } else { reasons.saturating_sub(1) };
+        let hangs = *reasons > 0;
+        self.engines.hang(&self.machine(host).endpoint(), hangs);
+    }
+
+    /// Lets a stream bring little, or as much as always.
+    pub(crate) fn slow_stream(&mut self, host: &str, slow: bool) {
+        let reasons = self.slow_streams.entry(host.to_owned()).or_default();
+        *reasons = if slow { *reasons + 1 } else { reasons.saturating_sub(1) };
+    }
+
+    /// Makes sockets and streams follow the network.
+    pub(crate) fn follow_network(&mut self) {
+        self.network.apply(&self.sim);
+        for (index, one) in self.machines.iter().enumerate() {
+            for other in &self.machines[index + 1..] {
+                if self.network.connected(&one.name, &other.name) {
+                    self.engines.restore_link(&one.endpoint(), &other.endpoint());
+                } else {
+                    self.engines.cut_link(&one.endpoint(), &other.endpoint());
+                }
+            }
+        }
+    }
+
+    /// Counts a fault in the state that is reached.
+    pub(crate) fn reached(&mut self, kind: Kind) {
+        *self.reached.entry((kind, self.state())).or_default() += 1;
+    }
+
+    /// The state that is reached, for the table.
+    fn state(&self) -> &'static str {
+        let Some(cluster) = self.store.cluster() else { return "no cluster" };
+        let operations = self.store.operations();
+        match (cluster.phase, operations.present()) {
+            (Phase::Creating | Phase::Deleting, _) => "creating",
+            (Phase::Active, Some("failover")) => "failing over",
+            (Phase::Active, Some("rejoin")) => "rejoining",
+            (Phase::Active, Some("resync")) => "resyncing",
+            (Phase::Active, Some(_)) => "other operation",
+            (Phase::Active, None) if cluster.primary.is_none() => "no primary",
+            (Phase::Active, None) if cluster.members.values().any(|member| member.state != MemberState::Ready) => {
+                "degraded"
+            }
+            (Phase::Active, None) if self.oracle.able().is_empty() => "not writable",
+            (Phase::Active, None) => "healthy",
+        }
+    }
+}

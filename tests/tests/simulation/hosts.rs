@@ -1,0 +1,265 @@
+//! The processes: the real coordinator, the real agents, and a person with the API, each on a host of the simulated network.
+//!
+//! A process that ends by itself is started again after a second, as systemd would.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use regent_agent::{
+    daemon,
+    engine::{Factory, fake::FakeWorld},
+    enroll::Addresses,
+    gate::fake::FakeGate,
+    ledger::LedgerStore,
+    member::{Member, Place},
+    node::KeeperRuns,
+};
+use regent_common::{
+    clock::Clock,
+    error::{Reason, reason_of},
+    ids::NodeName,
+    tls::ExpectedServer,
+    transport::{self, ServeOptions},
+};
+use regent_coordinator::{
+    assembly,
+    cluster::brake::Limits,
+    model::{
+        node::NodeRecord,
+        user::{UserRecord, UserRole},
+    },
+    store::{Store, Transaction, keys},
+};
+use regent_proto::coordinator::v1::{self as wire, cluster_service_client::ClusterServiceClient};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use turmoil::net::TcpListener;
+
+use super::{
+    certificates::Certificates,
+    chance::Chance,
+    engine::SimulatedEngine,
+    machine::{ENGINE_PORT, Machine},
+    network::{SimulatedDialer, incoming},
+    shown::Shown,
+    store::StoreDisk,
+    time,
+    trace::traced,
+    world::{CLUSTER, COORDINATOR},
+};
+
+/// How the host's software of the simulated network ends.
+pub(crate) type Ended = Result<(), Box<dyn std::error::Error>>;
+
+/// The engines of every agent.
+static ENGINES: &[&dyn Factory] = &[&SimulatedEngine];
+/// Pause before a process that ended is started again.
+const RESTART: Duration = Duration::from_secs(1);
+/// How often the person looks.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long an answer of the API is waited for.
+const ANSWER: Duration = Duration::from_secs(3);
+const COORDINATOR_PORT: u16 = 7420;
+
+/// Puts into an empty store what `init` and `join` leave there.
+pub(crate) async fn install(store: &dyn Store, machines: &[Arc<Machine>]) {
+    let certificates = Certificates::all();
+    let now = time::wall(time::now());
+    let admin = UserRecord {
+        name: "admin".parse().unwrap(),
+        role: UserRole::Admin,
+        revoked: false,
+        created_at: now,
+        created_by: "init".to_owned(),
+        certificate_not_after: None,
+        serials: vec![certificates.administrator.serial()],
+    };
+    let mut all = Transaction::default().put_json(keys::user(&admin.name), &admin);
+    for machine in machines {
+        let name: NodeName = machine.name.parse().unwrap();
+        let node = NodeRecord {
+            name: name.clone(),
+            agent_address: machine.agent_address(),
+            public_address: String::new(),
+            private_address: String::new(),
+            labels: BTreeMap::new(),
+            joined_at: now,
+            certificate_not_after: None,
+            serials: vec![certificates.nodes[&machine.name].serial()],
+            revoked: false,
+            data_lost: false,
+            join_cluster: None,
+        };
+        all = all.put_json(keys::node(&name), &node);
+    }
+    store.commit(all).await.unwrap();
+}
+
+/// Runs coordinators, one after the other.
+pub(crate) async fn coordinator(machine: Arc<Machine>, disk: StoreDisk) -> Ended {
+    loop {
+        let stop = CancellationToken::new();
+        let _stop = stop.clone().drop_guard();
+        if let Err(error) = run_coordinator(&machine, &disk, &stop).await {
+            traced!("the coordinator ended: {error:#}");
+        }
+        tokio::time::sleep(RESTART).await;
+    }
+}
+
+async fn run_coordinator(machine: &Machine, disk: &StoreDisk, stop: &CancellationToken) -> anyhow::Result<()> {
+    let certificates = Certificates::all();
+    let store: Arc<dyn Store> = Arc::new(disk.open());
+    traced!("the coordinator starts, term {}", store.term());
+    let clock: Arc<dyn Clock> = Arc::new(machine.clock.clone());
+    let assembly = assembly::Assembly {
+        store,
+        clock,
+        identity: certificates.coordinator.clone(),
+        dialer: Arc::new(SimulatedDialer),
+        authority: Arc::clone(&certificates.authority),
+        secrets: Arc::clone(&certificates.secrets),
+        default_profile: machine.profile,
+        limits: Limits { failover_budget: 1000, ..Limits::default() },
+        own_boot_id: None,
+        certificate_life: Duration::from_secs(90 * 24 * 3600),
+        hosts: BTreeSet::new(),
+    };
+    let assembly::Assembled { routes, revocations } = assembly.start(stop).await?;
+    let listener = TcpListener::bind(("0.0.0.0", COORDINATOR_PORT)).await?;
+    let identity = certificates.coordinator.clone();
+    let options = ServeOptions { revocations };
+    Ok(transport::serve_incoming(incoming(listener), identity, routes, options, stop.clone()).await?)
+}
+
+/// Runs agents of a machine, one after the other.
+pub(crate) async fn agent(machine: Arc<Machine>, engines: FakeWorld) -> Ended {
+    loop {
+        let stop = CancellationToken::new();
+        let _stop = stop.clone().drop_guard();
+        if let Err(error) = run_agent(&machine, &engines, &stop).await {
+            traced!("the agent of {} ended: {error:#}", machine.name);
+        }
+        tokio::time::sleep(RESTART).await;
+    }
+}
+
+async fn run_agent(machine: &Machine, engines: &FakeWorld, stop: &CancellationToken) -> anyhow::Result<()> {
+    machine.stalls.disk().await;
+    traced!("the agent of {} starts, {}", machine.name, machine.boot_id());
+    let identity = Certificates::all().nodes[&machine.name].clone();
+    let data = Path::new("/simulated/engines/db/data");
+    let foreign = engines.has_data(&machine.endpoint()).then_some(data);
+    let ledger = LedgerStore::open(Arc::new(machine.disk.clone()), PathBuf::from("/simulated/state"), foreign)?;
+    let place = Place {
+        data_root: PathBuf::from("/simulated/engines"),
+        run_directory: PathBuf::from("/simulated/run"),
+        advertise_host: machine.name.clone(),
+        ports: None,
+        sections: BTreeMap::new(),
+        agent_program: PathBuf::from("/simulated/regent-agent"),
+    };
+    let assembly = daemon::Assembly {
+        name: machine.name.parse()?,
+        identity: identity.clone(),
+        boot_id: machine.boot_id(),
+        ledger,
+        member: Arc::new(Member::new(ENGINES, place)),
+        gate: Arc::new(FakeGate::new(machine.passage.kernel())),
+        keeper: KeeperRuns::OnThisRuntime,
+        clock: Arc::new(machine.clock.clone()),
+        dialer: Arc::new(SimulatedDialer),
+        coordinators: vec![format!("{COORDINATOR}:{COORDINATOR_PORT}")],
+        addresses: Addresses { agent: machine.agent_address(), public: String::new(), private: String::new() },
+    };
+    let daemon::Assembled { node: _node, routes, revocations } = assembly.start(stop).await?;
+    let listener = TcpListener::bind(("0.0.0.0", 7421)).await?;
+    let options = ServeOptions { revocations };
+    Ok(transport::serve_incoming(incoming(listener), identity, routes, options, stop.clone()).await?)
+}
+
+/// A person with the API: makes the cluster, also when an attempt has failed and is gone, looks at it for ever, and asks for a
+/// resync now and then.
+pub(crate) async fn person(nodes: Vec<String>, shown: Shown, seed: u64) -> Ended {
+    let mut chance = Chance::of(seed, "person");
+    let resyncs = chance.percent(40);
+    let mut channel = None;
+    loop {
+        let outcome = tokio::time::timeout(ANSWER, async {
+            let connected = match channel.take() {
+                Some(channel) => channel,
+                None => connect().await?,
+            };
+            if !look(&connected, &shown).await? {
+                create(&connected, &nodes, chance.next()).await?;
+            }
+            if resyncs && shown.disturbed() && chance.percent(5) {
+                let node: &String = chance.pick(&nodes);
+                resync(&connected, node).await?;
+            }
+            Ok::<Channel, anyhow::Error>(connected)
+        })
+        .await;
+        match outcome {
+            Ok(Ok(connected)) => channel = Some(connected),
+            Ok(Err(error)) => shown.not_answered(&error.to_string()),
+            Err(_) => shown.not_answered("no answer"),
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn connect() -> anyhow::Result<Channel> {
+    let identity = Certificates::all().administrator.clone();
+    let expected = ExpectedServer::AnyCoordinatorOf(identity.identity().coordinator_id);
+    let address = format!("{COORDINATOR}:{COORDINATOR_PORT}");
+    Ok(transport::connect_through(Arc::new(SimulatedDialer), &address, Some(identity), expected).await?)
+}
+
+async fn create(channel: &Channel, nodes: &[String], request: u64) -> anyhow::Result<()> {
+    let request = wire::CreateClusterRequest {
+        cluster: CLUSTER.to_owned(),
+        engine: "fake".to_owned(),
+        nodes: nodes.to_vec(),
+        port: ENGINE_PORT.into(),
+        request_id: request.to_string(),
+        ..Default::default()
+    };
+    let answer = ClusterServiceClient::new(channel.clone()).create_cluster(request).await;
+    answer.map_err(|status| anyhow::anyhow!("create: {}", status.message()))?;
+    traced!("the cluster was asked for");
+    Ok(())
+}
+
+/// Members are numbered as the nodes are. Refusals are no failure: the primary cannot be resynced, say.
+async fn resync(channel: &Channel, node: &str) -> anyhow::Result<()> {
+    let member = node.replace('n', CLUSTER);
+    let request = wire::ResyncClusterRequest {
+        name: format!("clusters/{CLUSTER}"),
+        members: vec![member.clone()],
+        confirm_name: member.clone(),
+        ..Default::default()
+    };
+    match ClusterServiceClient::new(channel.clone()).resync_cluster(request).await {
+        Ok(_) => traced!("a resync of {member} was asked for"),
+        Err(status) => traced!("a resync of {member} was refused: {}", status.message()),
+    }
+    Ok(())
+}
+
+/// Looks at the cluster; false when there is none.
+async fn look(channel: &Channel, shown: &Shown) -> anyhow::Result<bool> {
+    let request = wire::GetClusterRequest { name: format!("clusters/{CLUSTER}") };
+    match ClusterServiceClient::new(channel.clone()).get_cluster(request).await {
+        Ok(cluster) => {
+            shown.answered(cluster.into_inner());
+            Ok(true)
+        }
+        Err(status) if reason_of(&status) == Some(Reason::ClusterNotFound) => Ok(false),
+        Err(status) => Err(anyhow::anyhow!("{}", status.message())),
+    }
+}

@@ -1,0 +1,80 @@
+//! The simulation: the real coordinator and real agents with the fake engine over a simulated network, clock and disk, with faults
+//! at random moments, judged by what clients could see. Each seed is one run, and repeats itself exactly.
+//!
+//! `REGENT_TEST_SEED=n` runs one seed and prints its trace; `REGENT_TEST_SEEDS=count` runs that many (500 by default);
+//! `REGENT_TEST_SOAK=minutes` goes on with new seeds for so long.
+//!
+//! The order in which tokio polls is part of a run: it follows the seed only where tokio is built with `--cfg tokio_unstable`,
+//! as `tests/run simulation` does.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod acts;
+mod certificates;
+mod chance;
+mod disk;
+mod engine;
+mod faults;
+mod hosts;
+mod machine;
+mod mutations;
+mod network;
+mod operations;
+mod oracle;
+mod passage;
+mod report;
+mod seeds;
+mod shown;
+mod store;
+mod time;
+mod trace;
+mod world;
+mod writers;
+
+use regent_common::mutation::Rule;
+
+/// Seeds of a normal run.
+const SEEDS: u64 = 500;
+/// Seeds that are run twice.
+const REPEATED: u64 = 20;
+
+#[test]
+fn many_seeds_without_a_violation() {
+    seeds::need_repeatable_runs();
+    if let Some(seed) = seeds::number("REGENT_TEST_SEED") {
+        let outcome = world::run(seed, None);
+        seeds::print(&outcome.trace.join("\n"));
+        seeds::print(&report::summary(std::slice::from_ref(&outcome)));
+        assert!(outcome.violations.is_empty(), "seed {seed} violates what must hold");
+        return;
+    }
+    let outcomes = seeds::run_all(seeds::wanted(SEEDS), None);
+    seeds::print(&report::summary(&outcomes));
+    let failed = outcomes.iter().filter(|outcome| !outcome.violations.is_empty()).count();
+    assert_eq!(failed, 0, "of {} seeds so many violate what must hold", outcomes.len());
+}
+
+#[test]
+fn a_seed_repeats_itself_exactly() {
+    seeds::need_repeatable_runs();
+    for seed in 1..=seeds::number("REGENT_TEST_SEEDS").unwrap_or(REPEATED) {
+        let (first, second) = (world::run(seed, None), world::run(seed, None));
+        let differs = first.trace.iter().zip(&second.trace).position(|(one, other)| one != other);
+        if let Some(line) = differs {
+            panic!("seed {seed} differs at line {line}:\n{}\n{}", first.trace[line], second.trace[line]);
+        }
+        assert_eq!(first.trace.len(), second.trace.len(), "seed {seed} ends elsewhere");
+        assert!(first.trace.len() > 50, "seed {seed} has hardly a trace");
+    }
+}
+
+#[test]
+fn every_broken_rule_is_seen() {
+    seeds::need_repeatable_runs();
+    let there = Rule::ALL.iter().copied().filter(|rule| !mutations::NOT_YET.contains(rule));
+    let seen: Vec<_> =
+        there.map(|rule| mutations::search(rule, seeds::number("REGENT_TEST_SEEDS").unwrap_or(SEEDS))).collect();
+    seeds::print(&mutations::table(&seen));
+    let missed: Vec<_> = seen.iter().filter(|seen| seen.found.is_none()).map(|seen| seen.rule.as_str()).collect();
+    assert!(missed.is_empty(), "broken and not seen: {missed:?}");
+}

@@ -1,0 +1,104 @@
+//! Breaks one rule of the protocol at a time and looks how many seeds it takes until the oracle sees it.
+//!
+//! A rule that is broken and not seen says that the simulation is too kind, or that the rule is not needed. [`NOT_YET`] names the
+//! rules that the code does not have; it is to become empty.
+
+use std::{
+    fmt::Write as _,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+};
+
+use regent_common::mutation::Rule;
+
+use super::{oracle::Kind, world};
+
+/// Rules that are not in the code yet, so that breaking them breaks nothing.
+pub(crate) const NOT_YET: &[Rule] = &[
+    Rule::L1Stamp,
+    Rule::L1Nonce,
+    Rule::L2Wait,
+    Rule::L2Maximum,
+    Rule::L2Restart,
+    Rule::L5Established,
+    Rule::L6Boot,
+    Rule::G1Output,
+    Rule::G1Peers,
+    Rule::G2Late,
+    Rule::G5Event,
+    Rule::G5Ledger,
+    Rule::E1Some,
+    Rule::E1Reboot,
+    Rule::E2Promise,
+    Rule::E2Start,
+    Rule::E3Prepared,
+    Rule::E4Alive,
+    Rule::M1Ledger,
+    Rule::M1Gate,
+    Rule::M1Monotone,
+    Rule::M2Leaving,
+    Rule::M2Joining,
+    Rule::M3Resync,
+    Rule::P1Again,
+    Rule::P2Candidate,
+    Rule::P2Base,
+    Rule::P3Cut,
+    Rule::P5Old,
+    Rule::T1Token,
+    Rule::T1Running,
+    Rule::T2Wipe,
+    Rule::T3Store,
+    Rule::T4Stale,
+];
+
+/// How a broken rule was seen.
+pub(crate) struct Seen {
+    /// Which.
+    pub(crate) rule: Rule,
+    /// Seeds that were run until then, and what the oracle said; `None` when none of them showed it.
+    pub(crate) found: Option<(u64, Kind)>,
+}
+
+/// Runs seeds from 1 on, at most so many, until one of them shows the broken rule.
+pub(crate) fn search(rule: Rule, seeds: u64) -> Seen {
+    let next = AtomicU64::new(1);
+    let first: Mutex<Option<(u64, Kind)>> = Mutex::new(None);
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    let needless = first.lock().unwrap().is_some_and(|(found, _)| found < seed);
+                    if seed > seeds || needless {
+                        return;
+                    }
+                    if let Some(violation) = world::run(seed, Some(rule)).violations.first() {
+                        let mut first = first.lock().unwrap();
+                        if first.is_none_or(|(found, _)| seed < found) {
+                            *first = Some((seed, violation.kind));
+                        }
+                    }
+                }
+            });
+        }
+    });
+    Seen { rule, found: first.into_inner().unwrap() }
+}
+
+/// The table for people.
+pub(crate) fn table(seen: &[Seen]) -> String {
+    let mut text = format!("{:<16} {:>6}  {}\n", "broken rule", "seeds", "seen as");
+    for Seen { rule, found } in seen {
+        let _ = match found {
+            Some((seeds, kind)) => writeln!(text, "{:<16} {seeds:>6}  {kind:?}", rule.as_str()),
+            None => writeln!(text, "{:<16} {:>6}  not seen", rule.as_str(), "-"),
+        };
+    }
+    for rule in NOT_YET {
+        let _ = writeln!(text, "{:<16} {:>6}  the code does not have this rule yet", rule.as_str(), "-");
+    }
+    text
+}

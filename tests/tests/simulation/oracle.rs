@@ -1,0 +1,205 @@
+//! Judges what clients could see. It knows nothing of leases, epochs or the protocol, and never stops a simulation: it writes down
+//! what must not have happened.
+//!
+//! - Never are two nodes able to acknowledge writes at one time, and no acknowledgement of an older reign leaves after one of a
+//!   newer.
+//! - No acknowledged row is lost but what the policy allows at a change of primary, and none that a prepared member had.
+//! - Every operation ends, and with the faults over a writable primary exists, or a person is told what to do.
+
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
+
+use regent_agent::engine::fake::FakeWorld;
+
+use super::{machine::Machine, trace::traced, writers::Acknowledged};
+
+/// Rows that the policy lets a failover lose: `max_lag_on_failover` in rows of the weight that [`super::world`] gives them.
+pub(crate) const MAX_LAG_ROWS: usize = 128;
+/// Before the last acknowledgement of a reign: for so long it may have gone on acknowledging what nobody received (rule P4).
+const LAST_LEASE: Duration = Duration::from_secs(6);
+
+/// What must not have happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Violation {
+    /// Which sentence of the oracle.
+    pub(crate) kind: Kind,
+    /// What happened.
+    pub(crate) detail: String,
+}
+
+/// The sentences of the oracle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// Two nodes could acknowledge writes at one time.
+    TwoPrimaries,
+    /// A row of an older reign was acknowledged after one of a newer.
+    OldReign,
+    /// A prepared member had an acknowledged row that the candidate has not.
+    PreparedLost,
+    /// A failover lost more than the policy allows.
+    LostBeyondPolicy,
+    /// An acknowledged row is gone, and no change of primary explains it.
+    Vanished,
+    /// An operation did not end.
+    OperationNeverEnds,
+    /// The faults were over, and nobody accepts writes.
+    NoPrimary,
+    /// The product panicked, or ended where it should not.
+    Broken,
+}
+
+/// The judge of one simulation.
+#[derive(Debug, Default)]
+pub(crate) struct Oracle {
+    acknowledged: Vec<Acknowledged>,
+    /// Rows that a change of primary has lost.
+    lost: BTreeSet<u64>,
+    newest_reign: u64,
+    highest_promoted: u64,
+    able: Vec<usize>,
+    violations: Vec<Violation>,
+}
+
+// === impl Violation ===
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.kind, self.detail)
+    }
+}
+
+// === impl Oracle ===
+
+impl Oracle {
+    /// What must not have happened and did.
+    pub(crate) fn violations(&self) -> &[Violation] {
+        &self.violations
+    }
+
+    /// Number of acknowledged rows.
+    pub(crate) fn acknowledged(&self) -> usize {
+        self.acknowledged.len()
+    }
+
+    /// When a row was acknowledged last.
+    pub(crate) fn last_acknowledged(&self) -> Option<Duration> {
+        self.acknowledged.last().map(|row| row.at)
+    }
+
+    /// Rows that were lost by changes of primary.
+    pub(crate) fn lost(&self) -> usize {
+        self.lost.len()
+    }
+
+    /// The nodes that were able to acknowledge writes when it looked last.
+    pub(crate) fn able(&self) -> &[usize] {
+        &self.able
+    }
+
+    /// Adds a violation that somebody else has seen.
+    pub(crate) fn complain(&mut self, kind: Kind, detail: impl Into<String>) {
+        let violation = Violation { kind, detail: detail.into() };
+        traced!("VIOLATION {violation}");
+        self.violations.push(violation);
+    }
+
+    /// Looks at the engines and their machines.
+    pub(crate) fn look(&mut self, engines: &FakeWorld, machines: &[Arc<Machine>]) {
+        let is_able = |machine: &Machine| {
+            machine.stalls.runs()
+                && engines.accepts_writes(&machine.endpoint())
+                && machine.passage.lets_in()
+                && machine.passage.lets_out()
+        };
+        let able: Vec<usize> = (0..machines.len()).filter(|index| is_able(&machines[*index])).collect();
+        if able != self.able {
+            let names: Vec<_> = able.iter().map(|index| machines[*index].name.as_str()).collect();
+            traced!(
+                "able to acknowledge writes: {}",
+                if names.is_empty() { "nobody".to_owned() } else { names.join(", ") }
+            );
+            if able.len() > 1 {
+                self.complain(Kind::TwoPrimaries, format!("{} at one time", names.join(" and ")));
+            }
+        }
+        for index in &able {
+            let endpoint = machines[*index].endpoint();
+            let branch = engines.branch(&endpoint).unwrap_or_default();
+            if branch > self.highest_promoted {
+                self.highest_promoted = branch;
+                self.promoted(&machines[*index].name, branch, &engines.stored_rows(&endpoint));
+            }
+        }
+        self.able = able;
+    }
+
+    /// Rows were acknowledged.
+    pub(crate) fn note(&mut self, rows: Vec<Acknowledged>, machines: &[Arc<Machine>]) {
+        for row in rows {
+            if row.branch < self.newest_reign {
+                let detail = format!(
+                    "{} acknowledged row {} of reign {} after reign {} had begun to",
+                    machines[row.node].name, row.row, row.branch, self.newest_reign
+                );
+                self.complain(Kind::OldReign, detail);
+            }
+            self.newest_reign = self.newest_reign.max(row.branch);
+            self.acknowledged.push(row);
+        }
+    }
+
+    /// The cluster is gone, with all that was in it: its making failed, or it was deleted.
+    pub(crate) fn forget_rows(&mut self) {
+        traced!("the cluster is gone, and {} acknowledged rows with it", self.acknowledged.len());
+        self.acknowledged.clear();
+        self.lost.clear();
+    }
+
+    /// Members were prepared together; the first is the candidate.
+    pub(crate) fn prepared(&mut self, names: &[String], rows: impl Fn(&str) -> Vec<u64>) {
+        let Some((candidate, others)) = names.split_first() else { return };
+        let has: BTreeSet<u64> = rows(candidate).into_iter().collect();
+        let acknowledged: BTreeSet<u64> = self.acknowledged.iter().map(|row| row.row).collect();
+        for other in others {
+            let missing =
+                rows(other).into_iter().filter(|row| !has.contains(row) && acknowledged.contains(row)).count();
+            if missing > 0 {
+                let detail =
+                    format!("{other} was prepared and has {missing} acknowledged rows that {candidate} has not");
+                self.complain(Kind::PreparedLost, detail);
+            }
+        }
+    }
+
+    /// A node has begun a reign with these rows.
+    fn promoted(&mut self, node: &str, branch: u64, rows: &[u64]) {
+        let has: BTreeSet<u64> = rows.iter().copied().collect();
+        let missing: BTreeSet<u64> = self
+            .acknowledged
+            .iter()
+            .map(|row| row.row)
+            .filter(|row| !has.contains(row) && !self.lost.contains(row))
+            .collect();
+        let end = self.last_acknowledged().unwrap_or_default();
+        let recent = self.acknowledged.iter().rev().take_while(|row| row.at + LAST_LEASE >= end).count();
+        traced!("{node} begins reign {branch} with {} rows; {} acknowledged rows are lost", rows.len(), missing.len());
+        if missing.len() > MAX_LAG_ROWS + recent {
+            let detail = format!("{node} begins reign {branch} without {} acknowledged rows", missing.len());
+            self.complain(Kind::LostBeyondPolicy, detail);
+        }
+        self.lost.extend(missing);
+    }
+
+    /// All is over: this is what the final primary has.
+    pub(crate) fn account(&mut self, node: &str, rows: &[u64]) {
+        let has: BTreeSet<u64> = rows.iter().copied().collect();
+        let gone = self.acknowledged.iter().filter(|row| !has.contains(&row.row) && !self.lost.contains(&row.row));
+        let gone: Vec<u64> = gone.map(|row| row.row).collect();
+        if !gone.is_empty() {
+            let detail = format!("{} acknowledged rows are not on {node}, the first {}", gone.len(), gone[0]);
+            self.complain(Kind::Vanished, detail);
+        }
+        if has.len() != rows.len() {
+            self.complain(Kind::Vanished, format!("{node} has rows twice"));
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Which seeds are run, and how: side by side on all processors, each on one thread.
+
+use std::{
+    io::Write as _,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use regent_common::{
+    clock::{Clock as _, SystemClock},
+    mutation::Rule,
+};
+
+use super::world::{self, Outcome};
+
+/// Which seeds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Wanted {
+    /// Those from 1 to this.
+    Count(u64),
+    /// As many as there is time for.
+    For(Duration),
+}
+
+/// Fails where two runs of a seed could differ.
+pub(crate) fn need_repeatable_runs() {
+    if !cfg!(tokio_unstable) {
+        panic!("a seed does not repeat itself in a build without --cfg tokio_unstable: run `tests/run simulation`");
+    }
+}
+
+/// A number in the environment.
+pub(crate) fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text:?}")))
+}
+
+/// What the environment wants; `usual` seeds when it says nothing.
+pub(crate) fn wanted(usual: u64) -> Wanted {
+    match number("REGENT_TEST_SOAK") {
+        Some(minutes) => Wanted::For(Duration::from_secs(60 * minutes)),
+        None => Wanted::Count(number("REGENT_TEST_SEEDS").unwrap_or(usual)),
+    }
+}
+
+/// Runs them all, in order of their numbers.
+pub(crate) fn run_all(wanted: Wanted, broken: Option<Rule>) -> Vec<Outcome> {
+    let begin = SystemClock.boottime();
+    let next = AtomicU64::new(1);
+    let outcomes = Mutex::new(Vec::new());
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    let goes_on = match wanted {
+                        Wanted::Count(count) => seed <= count,
+                        Wanted::For(time) => SystemClock.boottime() < begin + time,
+                    };
+                    if !goes_on {
+                        return;
+                    }
+                    let mut outcome = world::run(seed, broken);
+                    // The trace of a seed can be had again.
+                    outcome.trace = Vec::new();
+                    outcomes.lock().unwrap().push(outcome);
+                }
+            });
+        }
+    });
+    let mut outcomes = outcomes.into_inner().unwrap();
+    outcomes.sort_by_key(|outcome: &Outcome| outcome.seed);
+    outcomes
+}
+
+/// Prints, past the test's own capture of what passes.
+pub(crate) fn print(text: &str) {
+    // Nobody reading is no reason to fail.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}

@@ -1,0 +1,78 @@
+//! What the person with the API sees of the cluster, the way `cluster show` says it.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use regent_proto::coordinator::v1 as wire;
+
+use super::{time, trace::traced};
+
+/// What the person sees.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Shown(Arc<Mutex<Seen>>);
+
+#[derive(Debug, Default)]
+struct Seen {
+    cluster: Option<wire::Cluster>,
+    at: Duration,
+    said: String,
+    /// Whether faults may still come: the person leaves a cluster alone that has to recover.
+    disturbed: bool,
+}
+
+// === impl Shown ===
+
+impl Shown {
+    /// The API has answered.
+    pub(crate) fn answered(&self, cluster: wire::Cluster) {
+        let mut seen = self.lock();
+        let said = format!(
+            "{:?} {} {} {}",
+            cluster.health(),
+            cluster.reasons.join("; "),
+            cluster.failover_note,
+            if cluster.operation.is_empty() { "" } else { "an operation runs" },
+        );
+        if said != seen.said {
+            traced!("cluster show: {}", said.trim());
+        }
+        (seen.said, seen.at, seen.cluster) = (said, time::now(), Some(cluster));
+    }
+
+    /// The API has not answered, or refused.
+    pub(crate) fn not_answered(&self, problem: &str) {
+        let mut seen = self.lock();
+        let said = format!("no answer: {problem}");
+        if said != seen.said {
+            traced!("cluster show: {said}");
+        }
+        (seen.said, seen.cluster) = (said, None);
+    }
+
+    /// Whether the person may ask for something.
+    pub(crate) fn disturbed(&self) -> bool {
+        self.lock().disturbed
+    }
+
+    /// Lets the person ask for things, or only look.
+    pub(crate) fn disturb(&self, disturbed: bool) {
+        self.lock().disturbed = disturbed;
+    }
+
+    /// What it says.
+    pub(crate) fn said(&self) -> String {
+        self.lock().said.clone()
+    }
+
+    /// Whether a healthy cluster was shown after `begin`.
+    pub(crate) fn is_healthy_since(&self, begin: Duration) -> bool {
+        let seen = self.lock();
+        seen.at >= begin && seen.cluster.as_ref().is_some_and(|cluster| cluster.health() == wire::Health::Healthy)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,332 @@
+//! One simulation: the hosts, the engines, the clients, what goes wrong, and the judgement.
+//!
+//! Between two steps of 10 ms of virtual time the world beside the daemons goes on: streams bring rows, clients write, faults begin
+//! and end, the oracle looks. All of it runs on one thread and draws from the seed.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
+
+use regent_agent::engine::fake::FakeWorld;
+use regent_common::{chance::repeatable, mutation, mutation::Rule};
+use regent_coordinator::model::cluster::Phase;
+use turmoil::Sim;
+use ulid::Ulid;
+
+use super::{
+    chance::Chance,
+    engine,
+    faults::{self, Fault},
+    hosts,
+    machine::Machine,
+    network::Network,
+    oracle::{Kind, MAX_LAG_ROWS, Oracle, Violation},
+    shown::Shown,
+    store::StoreDisk,
+    time,
+    trace::{self, traced},
+    writers::Writers,
+};
+
+/// Most nodes of a cluster.
+pub(crate) const MOST_NODES: usize = 5;
+/// Host of the coordinator.
+pub(crate) const COORDINATOR: &str = "coordinator";
+/// Host of the clients.
+pub(crate) const CLIENTS: &str = "clients";
+/// Name of the cluster.
+pub(crate) const CLUSTER: &str = "db";
+
+const TICK: Duration = Duration::from_millis(10);
+/// Shortest time of a simulation, and fewest acknowledged rows.
+const LEAST: (Duration, usize) = (Duration::from_secs(30), 100);
+/// How long a cluster may take to be well after all faults.
+const RECOVERY: Duration = Duration::from_secs(180);
+/// What a row weighs: so many are what the policy lets a failover lose.
+const ROW_WEIGHT: u64 = 16 * 1024 * 1024 / MAX_LAG_ROWS as u64;
+/// What `cluster show` says when only a person can go on.
+const A_PERSON: &[&str] = &["a person must", "would be lost", "in quarantine", "needs a resync"];
+
+/// What one seed came to.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) seed: u64,
+    pub(crate) violations: Vec<Violation>,
+    pub(crate) trace: Vec<String>,
+    pub(crate) acknowledged: usize,
+    pub(crate) lost: usize,
+    pub(crate) failovers: usize,
+    pub(crate) virtual_time: Duration,
+    /// How often which fault struck in which state.
+    pub(crate) reached: BTreeMap<(faults::Kind, &'static str), usize>,
+    /// What a person was told to do, when the end was that.
+    pub(crate) person: Option<String>,
+}
+
+/// One simulation.
+pub(crate) struct Simulation<'a> {
+    pub(crate) sim: Sim<'a>,
+    pub(crate) machines: Vec<Arc<Machine>>,
+    pub(crate) network: Network,
+    pub(crate) engines: FakeWorld,
+    pub(crate) store: StoreDisk,
+    shown: Shown,
+    writers: Writers,
+    pub(crate) oracle: Oracle,
+    chance: Chance,
+    streams: Chance,
+    /// Reasons for which a host's process is down, and an engine hangs.
+    pub(crate) down: BTreeMap<String, u32>,
+    pub(crate) hung: BTreeMap<String, u32>,
+    pub(crate) slow_streams: BTreeMap<String, u32>,
+    pub(crate) reached: BTreeMap<(faults::Kind, &'static str), usize>,
+}
+
+/// Runs a seed, with a rule broken or none.
+pub(crate) fn run(seed: u64, broken: Option<Rule>) -> Outcome {
+    trace::take();
+    time::set_between(Duration::ZERO);
+    mutation::break_on_this_thread(broken);
+    let mut ids = Chance::of(seed, "ids");
+    let next = move || {
+        let millis = u64::try_from(time::wall(time::now()).as_millisecond()).unwrap_or(0);
+        Ulid::from_parts(millis, u128::from(ids.next()) << 16)
+    };
+    repeatable::use_on_this_thread(Some(Box::new(next)));
+    let mut outcome = catch_unwind(AssertUnwindSafe(|| Simulation::new(seed).run())).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        let detail = format!("panic: {}", text.unwrap_or_default());
+        Outcome { violations: vec![Violation { kind: Kind::Broken, detail }], ..Outcome::default() }
+    });
+    repeatable::use_on_this_thread(None);
+    mutation::break_on_this_thread(None);
+    engine::forget();
+    outcome.seed = seed;
+    outcome.trace = trace::take();
+    outcome
+}
+
+fn nodes_of(chance: &mut Chance) -> usize {
+    match chance.within(0..10) {
+        0 => 1,
+        1 => 2,
+        2 => MOST_NODES,
+        _ => 3,
+    }
+}
+
+// === impl Simulation ===
+
+impl<'a> Simulation<'a> {
+    fn new(seed: u64) -> Self {
+        let mut chance = Chance::of(seed, "world");
+        let names: Vec<String> = (1..=nodes_of(&mut chance)).map(|number| format!("n{number}")).collect();
+        let machines: Vec<_> = names.iter().map(|name| Arc::new(Machine::new(name, seed))).collect();
+        let own = Arc::new(Machine::new(COORDINATOR, seed));
+        let engines = FakeWorld::new();
+        engines.stream_by_hand();
+        engines.weigh_rows(ROW_WEIGHT);
+        let stalls = machines.iter().map(|machine| (machine.name.clone(), machine.stalls.clone())).collect();
+        engine::use_on_this_thread(engines.clone(), stalls, seed);
+        let store = StoreDisk::new(seed);
+        let (shown, hosts) = (Shown::default(), [COORDINATOR.to_owned(), CLIENTS.to_owned()]);
+        let network = Network::new(hosts.into_iter().chain(names.iter().cloned()).collect());
+
+        let mut sim = turmoil::Builder::new()
+            .rng_seed(seed)
+            .tick_duration(TICK)
+            .simulation_duration(Duration::from_secs(24 * 3600))
+            .min_message_latency(Duration::from_millis(1))
+            .max_message_latency(Duration::from_millis(8))
+            .tcp_capacity(4096)
+            .build();
+        let (disk, installed) = (store.clone(), machines.clone());
+        sim.host(COORDINATOR, move || {
+            let (own, disk, installed) = (own.clone(), disk.clone(), installed.clone());
+            async move {
+                if disk.is_empty() {
+                    hosts::install(&disk.open(), &installed).await;
+                }
+                hosts::coordinator(own, disk).await
+            }
+        });
+        for machine in &machines {
+            let machine = machine.clone();
+            let beside = engines.clone();
+            sim.host(machine.name.clone(), move || hosts::agent(machine.clone(), beside.clone()));
+        }
+        let (nodes, person) = (names, shown.clone());
+        sim.host(CLIENTS, move || hosts::person(nodes.clone(), person.clone(), seed));
+        let writers = Writers::new(machines.len(), seed);
+        let streams = Chance::of(seed, "streams");
+        let (down, hung, slow_streams, reached) = Default::default();
+        let oracle = Oracle::default();
+        Self {
+            sim,
+            machines,
+            network,
+            engines,
+            store,
+            shown,
+            writers,
+            oracle,
+            chance,
+            streams,
+            down,
+            hung,
+            slow_streams,
+            reached,
+        }
+    }
+
+    fn run(mut self) -> Outcome {
+        self.follow_network();
+        self.shown.disturb(true);
+        let mut chance = Chance::of(self.chance.next(), "faults");
+        let early = chance.percent(25);
+        let wanted = chance.within(4..25);
+        let begin = self.live_until(Duration::from_secs(60), |world| early || world.is_active());
+        let mut active: Vec<Fault> = Vec::new();
+        let mut struck = 0;
+        let mut next = begin + chance.millis(200..3000);
+        while struck < wanted && self.oracle.violations().is_empty() {
+            self.step();
+            self.end_faults(&mut active);
+            if self.now() >= next {
+                active.extend(faults::strike(&mut self, &mut chance));
+                struck += 1;
+                next = self.now() + if chance.percent(35) { chance.millis(10..600) } else { chance.millis(600..6000) };
+            }
+            if chance.within(0..400) == 0 {
+                self.store.back_up();
+            }
+        }
+        while !active.is_empty() && self.oracle.violations().is_empty() {
+            self.step();
+            self.end_faults(&mut active);
+        }
+        traced!("all faults are over");
+        self.shown.disturb(false);
+        let person = self.recover();
+        Outcome {
+            violations: self.oracle.violations().to_vec(),
+            acknowledged: self.oracle.acknowledged(),
+            lost: self.oracle.lost(),
+            failovers: self.store.operations().ended("failover"),
+            virtual_time: self.now(),
+            reached: self.reached,
+            person,
+            ..Outcome::default()
+        }
+    }
+
+    fn end_faults(&mut self, active: &mut Vec<Fault>) {
+        let now = self.now();
+        let (over, left): (Vec<_>, Vec<_>) = active.drain(..).partition(|fault| fault.until <= now);
+        *active = left;
+        for fault in over {
+            fault.end(self);
+        }
+    }
+
+    /// Waits until all is well, and accounts for every row; what a person is told when that is the end.
+    fn recover(&mut self) -> Option<String> {
+        let begin = self.now();
+        let end = self.live_until(RECOVERY, |world| {
+            world.is_well(begin) && world.now() >= LEAST.0 && world.oracle.acknowledged() >= LEAST.1
+        });
+        if !self.oracle.violations().is_empty() {
+            return None;
+        }
+        let well = self.is_well(begin);
+        let said = self.shown.said();
+        if !well {
+            let named = A_PERSON.iter().any(|words| said.contains(words));
+            let running = self.store.operations().running();
+            if self.oracle.able().is_empty() && !named {
+                self.oracle
+                    .complain(Kind::NoPrimary, format!("{} s after all faults: {said}", (end - begin).as_secs()));
+            } else if !running.is_empty() {
+                self.oracle.complain(Kind::OperationNeverEnds, format!("{}: {said}", running.join(", ")));
+            } else if !named {
+                self.oracle.complain(Kind::NoPrimary, format!("a primary, but not well: {said}"));
+            }
+        }
+        if let [primary] = *self.oracle.able() {
+            let rows = self.engines.stored_rows(&self.machines[primary].endpoint());
+            let name = self.machines[primary].name.clone();
+            self.oracle.account(&name, &rows);
+        }
+        (!well).then_some(said)
+    }
+
+    /// Goes on until something holds, at most for so long; the time then.
+    fn live_until(&mut self, at_most: Duration, holds: impl Fn(&Self) -> bool) -> Duration {
+        let end = self.now() + at_most;
+        while self.now() < end && !holds(self) && self.oracle.violations().is_empty() {
+            self.step();
+        }
+        self.now()
+    }
+
+    fn step(&mut self) {
+        let before = self.store.exists();
+        if let Err(error) = self.sim.step() {
+            self.oracle.complain(Kind::Broken, error.to_string());
+        }
+        let now = self.sim.elapsed();
+        time::set_between(now);
+        if before && !self.store.exists() {
+            self.oracle.forget_rows();
+        }
+        self.stream();
+        let rows = self.writers.step(now, &self.engines, &self.network, &self.machines);
+        self.oracle.look(&self.engines, &self.machines);
+        self.oracle.note(rows, &self.machines);
+        for names in self.store.take_prepared() {
+            let rows =
+                |member: &str| match self.store.cluster().as_ref().and_then(|c| c.members.get(&member.parse().ok()?)) {
+                    Some(record) => {
+                        let machine = self.machines.iter().find(|machine| machine.name == record.node.as_str());
+                        machine.map(|machine| self.engines.stored_rows(&machine.endpoint())).unwrap_or_default()
+                    }
+                    None => Vec::new(),
+                };
+            self.oracle.prepared(&names, rows);
+        }
+    }
+
+    fn stream(&mut self) {
+        for machine in &self.machines {
+            let slow = self.slow_streams.get(&machine.name).is_some_and(|reasons| *reasons > 0);
+            // A burst every few steps, so that an acknowledged row is mostly, but not always, on a replica soon.
+            let (often, rows) = if slow { (8, 1..2) } else { (45, 1..12) };
+            if self.streams.percent(often) {
+                let rows = usize::try_from(self.streams.within(rows)).expect("a small number");
+                self.engines.advance(&machine.endpoint(), rows);
+            }
+        }
+    }
+
+    /// Virtual time.
+    pub(crate) fn now(&self) -> Duration {
+        self.sim.elapsed()
+    }
+
+    fn is_active(&self) -> bool {
+        self.store.cluster().is_some_and(|cluster| cluster.phase == Phase::Active)
+    }
+
+    /// Whether the person saw a healthy cluster after `begin`, and it takes writes and runs nothing.
+    fn is_well(&self, begin: Duration) -> bool {
+        let writes = self.oracle.last_acknowledged().is_some_and(|at| at + Duration::from_secs(1) >= self.now());
+        self.shown.is_healthy_since(begin + Duration::from_secs(2))
+            && self.oracle.able().len() == 1
+            && writes
+            && self.store.operations().running().is_empty()
+    }
+}
