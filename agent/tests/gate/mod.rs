@@ -265,7 +265,7 @@ impl Process {
         words.push(program.as_os_str());
         let mut child = Command::new(words[0])
             .args(&words[1..])
-            .args(["--exact", "child", "--ignored", "--nocapture", "--test-threads", "1"])
+            .args(["--exact", "child", "--nocapture", "--test-threads", "1"])
             .env(ROLE, role)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -306,11 +306,15 @@ impl Process {
         kill(pid, signal).expect("it lives");
     }
 
-    /// Waits for its end.
-    pub(crate) fn ended(mut self) {
-        let mut rest = String::new();
-        self.output.read_to_string(&mut rest).expect("its output can be read");
-        assert!(self.child.wait().expect("it is ours").success(), "the child failed: {rest}");
+    /// Waits for its end; whether it succeeded.
+    pub(crate) fn succeeded(mut self) -> bool {
+        self.output.read_to_string(&mut String::new()).expect("its output can be read");
+        self.child.wait().expect("it is ours").success()
+    }
+
+    /// Waits for its end, which has to be a success.
+    pub(crate) fn ended(self) {
+        assert!(self.succeeded(), "the child failed");
     }
 
     /// Kills it, and returns when it is gone.
