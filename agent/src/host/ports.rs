@@ -1,5 +1,5 @@
 //! The TCP ports on which a process and what belongs to it listen, read from the kernel: never from a configuration, which
-//! may say less than the engine does (MySQL's 33060, an included file, an option on the command line).
+//! may say less than the engine does (a second protocol, an included file, an option on the command line).
 //!
 //! What belongs to a process: its descendants, and the members of the process group that it leads, whose parent may have
 //! ended. Only sockets of the calling thread's network namespace are seen.

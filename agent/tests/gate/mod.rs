@@ -6,7 +6,7 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio},
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Mutex, Weak, mpsc},
     thread,
     time::Duration,
 };
@@ -75,7 +75,10 @@ pub(crate) async fn over(end: Moment) {
 
 /// The gate of these tests, with a system clock.
 pub(crate) fn gate() -> NftablesGate {
-    NftablesGate::open(TABLE, Arc::new(SystemClock))
+    let gate = NftablesGate::open(TABLE, Arc::new(SystemClock));
+    // A child without rights says so itself.
+    assert!(role().is_some() || gate.abilities().survives_flush, "{:?}", gate.abilities().problems);
+    gate
 }
 
 /// The same as on a kernel that cannot keep others from changing it.
@@ -127,6 +130,65 @@ pub(crate) fn answers(address: IpAddr, port: u16) -> bool {
 
 /// The addresses of loopback.
 pub(crate) const LOOPBACKS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
+/// Another machine: a network namespace that a cable joins to the calling thread's.
+pub(crate) struct Elsewhere {
+    wanted: mpsc::Sender<SocketAddr>,
+    connected: mpsc::Receiver<TcpStream>,
+}
+
+impl Elsewhere {
+    /// The addresses of the calling thread's namespace as that machine sees it.
+    pub(crate) const HERE: [IpAddr; 2] =
+        [IpAddr::V4(Ipv4Addr::new(10, 9, 0, 1)), IpAddr::V6(Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 1))];
+
+    /// Makes it, for as long as this value lives.
+    pub(crate) fn new() -> Self {
+        let (wanted, requests) = mpsc::channel();
+        let (answers, connected) = mpsc::channel();
+        let (made, thread) = mpsc::channel();
+        let (plugged, cable) = mpsc::channel();
+        thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("root may make a network namespace");
+            made.send(nix::unistd::gettid().to_string()).expect("the test waits");
+            cable.recv().expect("the test plugs it in");
+            Self::address("gate1", 2);
+            for address in requests {
+                answers.send(dial(address)).expect("the test waits");
+            }
+        });
+        let thread: String = thread.recv().expect("it says who it is");
+        command("ip", &["link", "add", "gate0", "type", "veth", "peer", "name", "gate1"]);
+        command("ip", &["link", "set", "gate1", "netns", &thread]);
+        Self::address("gate0", 1);
+        plugged.send(()).expect("it waits");
+        Self { wanted, connected }
+    }
+
+    /// A connection from there.
+    pub(crate) fn connect(&self, address: SocketAddr) -> TcpStream {
+        self.wanted.send(address).expect("it lives");
+        self.connected.recv().expect("it answers")
+    }
+
+    fn address(end: &str, number: u8) {
+        command("ip", &["address", "add", &format!("10.9.0.{number}/24"), "dev", end]);
+        command("ip", &["address", "add", &format!("fd09::{number}/64"), "dev", end, "nodad"]);
+        command("ip", &["link", "set", end, "up"]);
+    }
+}
+
+/// A connection over a cable that may have been plugged in just now.
+fn dial(address: SocketAddr) -> TcpStream {
+    let deadline = after(20_000);
+    loop {
+        match TcpStream::connect_timeout(&address, Duration::from_secs(5)) {
+            Ok(connection) => return connection,
+            Err(error) if deadline.held_for(now()).is_zero() => panic!("{address} cannot be reached: {error}"),
+            Err(_) => thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
 
 /// A network namespace as the conformance suite wants it.
 pub(crate) struct KernelWorld {
@@ -203,7 +265,7 @@ impl Process {
         words.push(program.as_os_str());
         let mut child = Command::new(words[0])
             .args(&words[1..])
-            .args(["--exact", "child", "--ignored", "--nocapture", "--test-threads", "1"])
+            .args(["--exact", "child", "--nocapture", "--test-threads", "1"])
             .env(ROLE, role)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -242,6 +304,17 @@ impl Process {
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().expect("process ids are small"));
         kill(pid, signal).expect("it lives");
+    }
+
+    /// Waits for its end; whether it succeeded.
+    pub(crate) fn succeeded(mut self) -> bool {
+        self.output.read_to_string(&mut String::new()).expect("its output can be read");
+        self.child.wait().expect("it is ours").success()
+    }
+
+    /// Waits for its end, which has to be a success.
+    pub(crate) fn ended(self) {
+        assert!(self.succeeded(), "the child failed");
     }
 
     /// Kills it, and returns when it is gone.

@@ -98,7 +98,7 @@ impl NftablesGate {
     /// The gate in this table, of the calling thread's network namespace. Takes over what an earlier process left, as it
     /// is; makes nothing. Never fails: what cannot be done is said by [`Gate::abilities`].
     ///
-    /// Tries out the kernel, which takes some 50 ms.
+    /// Tries out the kernel, which takes some 50 ms; a second more while another process has the table.
     pub fn open(table: &str, clock: Arc<dyn Clock>) -> Self {
         let abilities = probe::abilities(table, clock.as_ref());
         Self::with_abilities(table, clock, abilities)
@@ -275,7 +275,7 @@ impl NftablesGate {
     fn destroy_in(&self, kernel: &mut Kernel) -> Result<u32, Refusal> {
         let ports = kernel.gated(&self.table)?;
         let Some(sockets) = &mut kernel.sockets else {
-            return Err(Refusal::of("list the sockets", "this kernel has no sock_diag"));
+            return Err(Refusal::of(Errno::EOPNOTSUPP, "list the sockets", "this kernel has no sock_diag"));
         };
         sockets.destroy_all(&ports)
     }
@@ -340,13 +340,13 @@ impl Gate for NftablesGate {
     }
 }
 
-/// Deletes a table of this kind with all that it gates, also one whose process has ended. For uninstalling; refused while
-/// its process lives.
+/// Deletes a table of this kind with all that it gates, also one whose process has ended. For uninstalling; refused, after
+/// a second, while its process lives.
 pub fn remove(table: &str) -> Result<(), GateError> {
     const DOING: &str = "remove the gate";
     let mut netlink = Netlink::open(NETLINK_NETFILTER)
         .map_err(|error| GateError::Kernel { doing: DOING, detail: error.to_string() })?;
-    table::remove(&mut netlink, table).map_err(|refusal| says(DOING, &refusal))
+    table::patiently(|| table::remove(&mut netlink, table)).map_err(|refusal| says(DOING, &refusal))
 }
 
 fn says(doing: &'static str, refusal: &Refusal) -> GateError {
@@ -367,8 +367,8 @@ impl Kernel {
     fn open(table: &str, own: bool) -> io::Result<Self> {
         let mut netlink = Netlink::open(NETLINK_NETFILTER)?;
         let refused = |refusal: Refusal| io::Error::other(refusal.text());
-        // Another owner may be about to end; each verification tries again.
-        let _ = table::keep(&mut netlink, table, own);
+        // While another process has it each verification tries again.
+        let _ = table::keep_soon(&mut netlink, table, own);
         let left = table::ports(&mut netlink, table, GATED).map_err(refused)?;
         let mut process = [0; 4];
         SystemRandom::new().fill(&mut process).map_err(|_| io::Error::other("the kernel gives no random numbers"))?;

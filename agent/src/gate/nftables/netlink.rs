@@ -10,6 +10,7 @@
 use std::{io, mem};
 
 use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
 
 /// The message is a request.
 const REQUEST: u16 = 0x1;
@@ -167,7 +168,7 @@ impl Netlink {
                 return Ok(answers);
             }
         }
-        Err(Refusal::of(message.what, "it changes all the time"))
+        Err(Refusal::of(Errno::EBUSY, message.what, "it changes all the time"))
     }
 
     /// Makes these changes, all or none; done and visible to packets when this returns.
@@ -213,7 +214,11 @@ impl Netlink {
     fn send(&self, bytes: &[u8], what: &'static str) -> Result<(), Refusal> {
         let sent =
             retry(|| self.socket.send_to(bytes, &SocketAddr::new(0, 0), 0)).map_err(|e| Refusal::io(what, &e))?;
-        if sent == bytes.len() { Ok(()) } else { Err(Refusal::of(what, "the socket took only a part of the message")) }
+        if sent == bytes.len() {
+            Ok(())
+        } else {
+            Err(Refusal::of(Errno::EIO, what, "the socket took only a part of the message"))
+        }
     }
 
     /// Hands out all that is in the socket's queue.
@@ -247,7 +252,7 @@ fn settle(confirmed: bool, failures: Vec<Failure>, what: &'static str) -> Result
     if !failures.is_empty() {
         return Err(Refusal(failures));
     }
-    if confirmed { Ok(()) } else { Err(Refusal::of(what, "the kernel did not answer")) }
+    if confirmed { Ok(()) } else { Err(Refusal::of(Errno::EIO, what, "the kernel did not answer")) }
 }
 
 fn put(bytes: &mut Vec<u8>, message: &Message, flags: u16, sequence: u32) {
@@ -312,9 +317,9 @@ impl Failure {
 }
 
 impl Refusal {
-    /// A refusal that is not the kernel's.
-    pub(super) fn of(what: &'static str, text: &str) -> Self {
-        Self(vec![Failure { place: None, code: 0, text: format!("{what}: {text}") }])
+    /// A refusal in our own words.
+    pub(super) fn of(code: Errno, what: &'static str, text: &str) -> Self {
+        Self(vec![Failure { place: None, code: code as i32, text: format!("{what}: {text}") }])
     }
 
     fn io(what: &'static str, error: &io::Error) -> Self {
@@ -323,12 +328,12 @@ impl Refusal {
     }
 
     /// Whether every failure is this error.
-    pub(super) fn is(&self, code: nix::errno::Errno) -> bool {
+    pub(super) fn is(&self, code: Errno) -> bool {
         self.0.iter().all(|failure| failure.code == code as i32)
     }
 
     /// Whether this message was the only one that failed, and with this error.
-    pub(super) fn is_only(&self, place: usize, code: nix::errno::Errno) -> bool {
+    pub(super) fn is_only(&self, place: usize, code: Errno) -> bool {
         matches!(self.0.as_slice(), [one] if one.place == Some(place) && one.code == code as i32)
     }
 

@@ -100,7 +100,7 @@ fn survives_flush(trial: &str) -> Result<(), String> {
             return Err("another process could delete an owned table".to_owned());
         }
         drop(owner);
-        match table::keep(&mut other, trial, true).map_err(|refusal| refused(&refusal))? {
+        match table::keep_soon(&mut other, trial, true).map_err(|refusal| refused(&refusal))? {
             Kept::Owned => Ok(()),
             Kept::Shared => Err("an owned table could not be taken over from a process that ended".to_owned()),
             Kept::Absent => Err("an owned table did not stay when its owner ended".to_owned()),

@@ -59,12 +59,12 @@ impl Sockets {
     /// Whether sockets can be destroyed, tried on one that is made for it and waits on loopback.
     pub(super) fn can_destroy(&mut self) -> Result<(), Refusal> {
         const WHAT: &str = "make a socket to destroy";
-        let of = |error: io::Error| Refusal::of(WHAT, &error.to_string());
+        let of = |error: io::Error| Refusal::of(Errno::EIO, WHAT, &error.to_string());
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(of)?;
         let port = listener.local_addr().map_err(of)?.port();
         match self.list(FAMILIES[0], LISTEN, port)?.first() {
             Some(entry) => self.destroy(entry),
-            None => Err(Refusal::of(WHAT, "the kernel does not list it")),
+            None => Err(Refusal::of(Errno::EIO, WHAT, "the kernel does not list it")),
         }
     }
 

@@ -3,7 +3,7 @@
 //! **Invariant:** making it anew happens in one transaction with the gated ports in it, so that at no moment rules stand
 //! without the ports, nor the ports without rules, and nothing is open then.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, thread, time::Duration};
 
 use nix::errno::Errno;
 
@@ -35,7 +35,11 @@ pub(super) fn keep(netlink: &mut Netlink, table: &str, own: bool) -> Result<Kept
         return Ok(Kept::Owned);
     }
     if owned {
-        return Err(Refusal::of("take over the table", "another process owns it; is a second agent running?"));
+        return Err(Refusal::of(
+            Errno::EPERM,
+            "take over the table",
+            "another process owns it; is a second agent running?",
+        ));
     }
     if !own || found.flags & TABLE_PERSISTS == 0 {
         return Ok(Kept::Shared);
@@ -45,6 +49,25 @@ pub(super) fn keep(netlink: &mut Netlink, table: &str, own: bool) -> Result<Kept
         Err(refusal) if refusal.is(Errno::EOPNOTSUPP) || refusal.is(Errno::EINVAL) => Ok(Kept::Shared),
         Err(refusal) => Err(refusal),
     }
+}
+
+/// As [`keep`], for an owner that may have ended just now.
+pub(super) fn keep_soon(netlink: &mut Netlink, table: &str, own: bool) -> Result<Kept, Refusal> {
+    patiently(|| keep(netlink, table, own))
+}
+
+/// Tries again what an owner of the table prevents that may have ended just now: while any thread of its process is between
+/// fork and exec, the new process has the owner's socket as well, for milliseconds.
+pub(super) fn patiently<T>(mut attempt: impl FnMut() -> Result<T, Refusal>) -> Result<T, Refusal> {
+    const ATTEMPTS: usize = 500;
+    const PAUSE: Duration = Duration::from_millis(2);
+    for _ in 1..ATTEMPTS {
+        match attempt() {
+            Err(refusal) if refusal.is(Errno::EPERM) => thread::sleep(PAUSE),
+            other => return other,
+        }
+    }
+    attempt()
 }
 
 /// What is not as it has to be, a sentence each. Contents of the sets are not looked at.
