@@ -377,10 +377,8 @@ impl Running {
         };
         let wanted = Opened { epoch: standing.epoch, end: standing.end, inherited: false };
         if self.opened != Some(wanted) {
-            if let Err(error) = self.keeper.gate.open(standing.end).await {
-                // What stood open before ends by itself; it is tried again at the next look.
-                return Err(error);
-            }
+            // What stood open before ends by itself if this fails; it is tried again at the next look.
+            self.keeper.gate.open(standing.end).await?;
             self.opened = Some(wanted);
         }
         self.confirm(standing.epoch, judged.version);
