@@ -78,8 +78,8 @@ rules! {
     M2Joining = "m2-joining";
     /// A member in a resync stays in the electorate.
     M3Resync = "m3-resync";
-    /// Nothing is checked again before the first prepare.
-    P1Again = "p1-again";
+    /// A failover begins without evidence that no lease stands.
+    P1Evidence = "p1-evidence";
     /// A second candidate is promoted under the same epoch.
     P2Candidate = "p2-candidate";
     /// An epoch that was never established is taken for the base of the next.

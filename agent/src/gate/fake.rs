@@ -15,7 +15,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use regent_common::clock::{Clock, Moment};
+use regent_common::{
+    clock::{Clock, Moment},
+    mutation::{self, Rule},
+};
 use tokio::sync::watch;
 
 use super::{Abilities, GUARD_END, GUARD_LIFE, Gate, GateError, GateState, Open, timeout};
@@ -241,7 +244,7 @@ impl Gate for FakeGate {
             let Some(table) = &mut state.table else {
                 return Err(GateError::Kernel { doing: "open the gate", detail: "the table is missing".to_owned() });
             };
-            if decided.age(now) >= GUARD_LIFE {
+            if decided.age(now) >= GUARD_LIFE && !mutation::broken(Rule::G2Late) {
                 state.late += 1;
                 return Err(GateError::Late);
             }

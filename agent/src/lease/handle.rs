@@ -13,6 +13,7 @@ use regent_common::{
     clock::Clock,
     ids::Epoch,
     lease::{Authority, FenceStages, Grant, LeaseReport, Timing},
+    mutation::{self, Rule},
 };
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
@@ -171,7 +172,7 @@ impl LeaseHandle {
             if let Some(timing) = answer.timing {
                 holder.set_timing(timing);
             }
-            holder.answered(answer.nonce, answer.grant, answer.stored_epoch)
+            holder.answered(self.shared.clock.now(), answer.nonce, answer.grant, answer.stored_epoch)
         };
         self.shared.wake.notify_one();
         counted
@@ -223,10 +224,12 @@ impl LeaseHandle {
         let Abilities { timed_gate, destroys_sockets, survives_flush, problems } = self.shared.abilities.clone();
         let fence = FenceStages { timed_gate, destroys_sockets, survives_flush, problems };
         let Some(membership) = &ledger.membership else { return Authority { fence, ..Authority::default() } };
-        let (standing, reigns) = {
+        let (standing, reigns, obeyed) = {
             let holder = self.shared.holder();
-            (holder.standing(now), holder.reign().is_some())
+            (holder.standing(now), holder.reign().is_some(), holder.obeyed().cloned())
         };
+        // What is acknowledged is what the ledger has (rule M1), not what is merely obeyed.
+        let recorded = if mutation::broken(Rule::M1Ledger) { obeyed } else { membership.electorate.clone() };
         let kernel = self.shared.kernel().clone();
         // A lease behind a gate that the kernel does not open is of no use to anybody.
         let open = !self.has_gate() || kernel.open_for == Some(membership.epoch);
@@ -244,7 +247,7 @@ impl LeaseHandle {
             role: membership.role,
             established: membership.established,
             writable_epoch: membership.writable_epoch,
-            electorate: membership.electorate.clone().filter(|electorate| fits(electorate.version)),
+            electorate: recorded.filter(|electorate| fits(electorate.version)),
             lease,
             heard: promises.heard(now),
             prepare_in: promises.prepare_in(now, membership.epoch.next(), membership.longest_ttl()),

@@ -11,6 +11,7 @@ use regent_common::{
     clock::{Clock, Moment},
     ids::{ClusterId, Epoch, MemberName},
     lease::{LeaseReport, Timing},
+    mutation::{self, Rule},
     position::Position,
     topology::{Peer, Role},
 };
@@ -125,12 +126,11 @@ const LEAST: Duration = Duration::from_millis(1);
 /// What the ledger says of this member as a primary: it is one of the present epoch if its engine was, or is being, made
 /// writable in it.
 fn reign_of(membership: &Membership, boot_id: &str) -> Option<Reign> {
-    if membership.role != Some(Role::Primary) || membership.writable_epoch != Some(membership.epoch) {
-        return None;
-    }
+    let present = membership.writable_epoch == Some(membership.epoch) || mutation::broken(Rule::P5Old);
+    let epoch = membership.writable_epoch.filter(|_| present && membership.role == Some(Role::Primary))?;
     let others = membership.spec.members.iter().map(|peer| peer.member.clone());
     Some(Reign {
-        epoch: membership.epoch,
+        epoch,
         established: membership.established,
         recorded: membership.electorate.clone(),
         others: others.filter(|member| *member != membership.member).collect(),

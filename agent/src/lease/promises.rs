@@ -10,6 +10,7 @@ use regent_common::{
     clock::Moment,
     ids::{Epoch, MemberName},
     lease::{HeardLease, LeaseReport, margin},
+    mutation::{self, Rule},
     position::Position,
 };
 
@@ -87,7 +88,7 @@ impl Promises {
     /// `stream_lives` whether a stream from the asker still comes in.
     pub fn endorse(&mut self, now: Moment, asker: Asker, known: Epoch, stream_lives: bool) -> Result<(), NoPromise> {
         let known = known.max(self.barred_below);
-        if known > asker.epoch {
+        if known > asker.epoch && !mutation::broken(Rule::E3Prepared) {
             return Err(NoPromise::HigherEpoch { asked: asker.epoch, known });
         }
         // What it says of its lease is passed on whether or not it is endorsed (rule E4).
@@ -123,6 +124,9 @@ impl Promises {
 
     /// How long a promise stands that keeps this member from being used at `epoch`.
     pub fn promised_for(&self, now: Moment, epoch: Epoch) -> Duration {
+        if mutation::broken(Rule::E2Promise) {
+            return Duration::ZERO;
+        }
         let promise = self.promise.as_ref().filter(|promise| promise.epoch < epoch);
         promise.map_or(Duration::ZERO, |promise| promise.end.awaited_for(now))
     }
@@ -130,6 +134,7 @@ impl Promises {
     /// How long a preparation at `epoch` has to wait: for a promise, and after a start for those that an earlier process may
     /// have given. `longest_ttl` is the longest lease that this member ever heard of; `None` when it has heard of none.
     pub fn prepare_in(&self, now: Moment, epoch: Epoch, longest_ttl: Option<Duration>) -> Duration {
+        let longest_ttl = longest_ttl.filter(|_| !mutation::broken(Rule::E2Start));
         let forgotten = longest_ttl.map_or(Duration::ZERO, |ttl| self.started.plus(ttl + margin(ttl)).awaited_for(now));
         self.promised_for(now, epoch).max(forgotten)
     }

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use regent_common::{
     ids::{ClusterId, OperationToken},
+    mutation::{self, Rule},
     position::Position,
     topology::{ClusterSpec, Peer},
 };
@@ -106,6 +107,9 @@ impl StepContext {
     pub(super) async fn begin_reign(&self, driver: &dyn Driver) -> Result<(), StepError> {
         let (epoch, boot_id, before) = (self.header.epoch, self.boot_id.clone(), self.membership()?);
         self.mark(move |membership| membership.begin_reign(epoch, &boot_id)).await?;
+        if mutation::broken(Rule::L6Boot) {
+            return Ok(());
+        }
         if let Err(error) = self.lease.take(epoch, [driver.endpoint().port].into(), LEASE_WITHIN).await {
             // Nothing was asked of the engine: it did not become writable, and that has to be known (rule P2).
             self.mark(move |membership| membership.take_reign_back(before)).await?;
@@ -134,6 +138,9 @@ impl StepContext {
 
     /// Before this node's own copy goes: the one that must survive has just confirmed that it is whole (rule T2).
     pub(super) async fn confirm_survivor(&self, source: &Peer) -> Result<(), StepError> {
+        if mutation::broken(Rule::T2Wipe) {
+            return Ok(());
+        }
         let confirmed = self.peers.confirm_whole(source, self.header.cluster_id, self.header.token).await;
         match confirmed {
             Ok(position) => self.mark(move |membership| membership.hear_primary_position(position)).await,

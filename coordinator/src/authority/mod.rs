@@ -15,6 +15,7 @@ use regent_common::{
     clock::{Clock, Moment},
     ids::{ClusterId, Epoch, MemberName, NodeName},
     lease::{Grant, margin},
+    mutation::{self, Rule},
     topology::Observation,
 };
 use regent_proto::agent::v1::{self as wire, HeartbeatAnswer};
@@ -55,6 +56,7 @@ impl Authorities {
     /// Makes a cluster's authority. For one that this coordinator found in its store a lease of an earlier process may stand.
     pub fn register(&self, cluster: &Arc<ClusterHandle>, found: bool) -> Arc<Authority> {
         let record = cluster.record();
+        let found = found && !mutation::broken(Rule::L2Restart);
         let longest = record.as_ref().filter(|_| found).map(|record| record.longest_ttl());
         let latest_end =
             longest.map_or_else(Moment::default, |longest| self.clock.now().plus(longest + margin(longest)));
@@ -132,7 +134,8 @@ impl Authority {
             let acknowledges = seen.epoch == record.epoch && seen.authority.electorate.is_some();
             let withheld = state.frozen || state.suspended == Some(record.epoch);
             if !withheld || acknowledges {
-                state.latest_end = state.latest_end.later(now.plus(grant.ttl + margin(grant.ttl)));
+                let end = now.plus(grant.ttl + margin(grant.ttl));
+                state.latest_end = if mutation::broken(Rule::L2Maximum) { end } else { state.latest_end.later(end) };
             }
             (!withheld).then_some(grant)
         });
@@ -169,6 +172,9 @@ impl Authority {
 
     /// How long a lease that was granted may still stand, for who waits for its end.
     pub fn lease_left(&self) -> Duration {
+        if mutation::broken(Rule::L2Wait) {
+            return Duration::ZERO;
+        }
         let now = self.clock.now();
         self.state().latest_end.awaited_for(now)
     }

@@ -6,7 +6,10 @@
 
 use std::sync::Arc;
 
-use regent_common::ids::{ClusterName, OperationId};
+use regent_common::{
+    ids::{ClusterName, OperationId},
+    mutation::{self, Rule},
+};
 use tokio::sync::{Mutex, watch};
 
 use crate::{
@@ -91,6 +94,9 @@ impl ClusterHandle {
         let transaction = change(&mut next)?;
         let key = keys::cluster(&self.name);
         let transaction = transaction.require_version(key.clone(), *version).put_json(key, &next);
+        if mutation::broken(Rule::T3Store) {
+            self.snapshot.send_replace(Some(Arc::new(next.clone())));
+        }
         let revision = self.store.commit(transaction).await?;
         let shared = Arc::new(next.clone());
         *current = Some((next, revision.0));

@@ -6,7 +6,11 @@ use std::{
     time::Duration,
 };
 
-use regent_common::{ids::MemberName, position::Position};
+use regent_common::{
+    ids::MemberName,
+    mutation::{self, Rule},
+    position::Position,
+};
 
 use crate::{model::cluster::ClusterRecord, nodes::NodeView};
 
@@ -62,7 +66,7 @@ pub fn gather(
             && report.is_some_and(|report| {
                 report.member == reign.primary
                     && report.lease.epoch == reign.epoch
-                    && report.lease.stands
+                    && (report.lease.stands || mutation::broken(Rule::E4Alive))
                     && report.age + since(view) < timing.ttl
             })
     });

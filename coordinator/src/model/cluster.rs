@@ -15,6 +15,7 @@ use regent_common::{
     convert::to_millis,
     ids::{ClusterId, ClusterName, Epoch, MemberName, NodeName, OperationId, OperationToken},
     lease::Profile,
+    mutation::{self, Rule},
     position::Position,
     topology::{ConnectionFormat, Divergence, Endpoint, Role},
 };
@@ -221,7 +222,7 @@ impl ClusterRecord {
 
     /// Takes members out of the electorate; in force when it is stored, complete when it is acknowledged (rule M3).
     pub fn leave_electorate(&mut self, members: &[MemberName]) {
-        if let Some(reign) = &mut self.reign {
+        if let Some(reign) = self.reign.as_mut().filter(|_| !mutation::broken(Rule::M3Resync)) {
             reign.leave(members);
         }
     }

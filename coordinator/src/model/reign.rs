@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use regent_common::{
     ids::{Epoch, MemberName},
     lease::Electorate,
+    mutation::{self, Rule},
 };
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +46,12 @@ impl Reign {
     /// Who may be promoted in place of the primary: who is in the last acknowledged version *and* in every one that was stored
     /// since. Leaving counts when it is stored, joining when it is acknowledged (rule M2).
     pub fn promotable(&self) -> BTreeSet<MemberName> {
+        if mutation::broken(Rule::M2Leaving) {
+            return self.electorates.first().map(|electorate| electorate.members.clone()).unwrap_or_default();
+        }
+        if mutation::broken(Rule::M2Joining) {
+            return self.newest().members.clone();
+        }
         let mut versions = self.electorates.iter();
         let first = versions.next().map(|electorate| electorate.members.clone()).unwrap_or_default();
         versions.fold(first, |kept, electorate| kept.intersection(&electorate.members).cloned().collect())

@@ -5,7 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use regent_common::{ids::MemberName, position::Position};
+use regent_common::{
+    ids::MemberName,
+    mutation::{self, Rule},
+    position::Position,
+};
 
 use crate::{
     detector::{Judgement, Verdict},
@@ -39,6 +43,9 @@ pub fn wanted(
         let dirty = view.and_then(|view| view.observation.as_ref()).is_some_and(|seen| seen.dirty);
         let beside_us = own_boot_id
             .is_some_and(|own| view.and_then(|view| view.host.as_ref()).is_some_and(|host| host.boot_id == own));
+        if mutation::broken(Rule::M3Resync) && reign.newest().members.contains(member) {
+            return true;
+        }
         if *state != MemberState::Ready || dirty || beside_us {
             return false;
         }

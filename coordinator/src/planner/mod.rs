@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
-use regent_common::{ids::MemberName, topology::Role};
+use regent_common::{
+    ids::MemberName,
+    mutation::{self, Rule},
+    topology::Role,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -144,6 +148,9 @@ fn succeed(reason: &str, cluster: &ClusterRecord, succession: &Succession) -> De
         return no(format!(
             "the best of the reachable members lacks {loss} of its changes, and the policy allows {allowed}: bring its node back"
         ));
+    }
+    if mutation::broken(Rule::P1Evidence) {
+        return Decision::Failover { cause: Cause::LeaseOver, why: reason.to_owned() };
     }
     if !succession.lease_left.is_zero() {
         return Decision::AwaitLease {

@@ -42,7 +42,7 @@ pub(crate) const NOT_YET: &[Rule] = &[
     Rule::M2Leaving,
     Rule::M2Joining,
     Rule::M3Resync,
-    Rule::P1Again,
+    Rule::P1Evidence,
     Rule::P2Candidate,
     Rule::P2Base,
     Rule::P3Cut,

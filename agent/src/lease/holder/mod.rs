@@ -21,6 +21,7 @@ use regent_common::{
     clock::Moment,
     ids::{Epoch, MemberName},
     lease::{Electorate, Grant, LeaseSource, Timing},
+    mutation::{self, Rule},
 };
 
 /// Questions that are remembered; an answer to an older one comes too late to matter.
@@ -167,14 +168,20 @@ impl Holder {
 
     /// A version is obeyed from its receipt, and versions never go back (rule M1).
     fn obey(&mut self, electorate: Electorate) {
-        if self.obeyed.as_ref().is_none_or(|known| known.version < electorate.version) {
+        let older = self.obeyed.as_ref().is_some_and(|known| known.version >= electorate.version);
+        if !older || mutation::broken(Rule::M1Monotone) {
             self.obeyed = Some(electorate);
         }
     }
 
     /// Takes the coordinator's answer to a heartbeat. One whose nonce is not known is dropped (rule L1); true when it counted.
-    pub fn answered(&mut self, nonce: u64, grant: Option<Grant>, stored_epoch: Epoch) -> bool {
-        let Some(stamp) = self.heartbeats.remove(&nonce) else { return false };
+    pub fn answered(&mut self, now: Moment, nonce: u64, grant: Option<Grant>, stored_epoch: Epoch) -> bool {
+        let stamp = match self.heartbeats.remove(&nonce) {
+            Some(_) if mutation::broken(Rule::L1Stamp) => now,
+            Some(stamp) => stamp,
+            None if mutation::broken(Rule::L1Nonce) => now,
+            None => return false,
+        };
         self.stored_epoch = self.stored_epoch.max(stored_epoch);
         let Some(grant) = grant else { return true };
         let Some(reign) = &self.reign else { return true };
@@ -269,7 +276,8 @@ impl Holder {
     fn goes_on_alone(&self, reign: &Reign) -> bool {
         let recorded_empty = reign.recorded.as_ref().is_some_and(Electorate::is_empty);
         let obeyed_empty = self.obeyed.as_ref().is_some_and(Electorate::is_empty);
-        let confirmed = !reign.rebooted || self.confirmed_alone || reign.others.is_empty();
+        let confirmed =
+            !reign.rebooted || self.confirmed_alone || reign.others.is_empty() || mutation::broken(Rule::E1Reboot);
         reign.established && recorded_empty && obeyed_empty && confirmed
     }
 
@@ -281,7 +289,11 @@ impl Holder {
         }
         let mut oldest: Option<Moment> = None;
         for member in &electorate.members {
-            let stamp = *self.endorsed.get(member)?;
+            let stamp = match self.endorsed.get(member) {
+                Some(stamp) => *stamp,
+                None if mutation::broken(Rule::E1Some) => continue,
+                None => return None,
+            };
             oldest = Some(oldest.map_or(stamp, |oldest| oldest.earlier(stamp)));
         }
         oldest.map(|stamp| stamp.plus(self.timing.ttl))

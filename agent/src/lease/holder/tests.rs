@@ -45,7 +45,7 @@ fn a_lease_ends_at_the_stamp_however_late_the_answer_comes() {
     let mut holder = holder(None);
     let nonce = holder.stamp(at(1000));
     assert_eq!(holder.standing(at(1000)), None);
-    assert!(holder.answered(nonce, grant(3, both()), Epoch(3)));
+    assert!(holder.answered(at(1), nonce, grant(3, both()), Epoch(3)));
     let standing = holder.standing(at(2400)).unwrap();
     assert_eq!((standing.end, standing.source), (Some(at(2500)), LeaseSource::Coordinator));
     assert_eq!(holder.standing(at(2500)), None, "the end itself is over");
@@ -54,10 +54,10 @@ fn a_lease_ends_at_the_stamp_however_late_the_answer_comes() {
 #[test]
 fn an_answer_counts_once_and_only_to_a_question_of_this_process() {
     let mut holder = holder(None);
-    assert!(!holder.answered(7, grant(3, both()), Epoch(3)), "nobody asked that");
+    assert!(!holder.answered(at(1), 7, grant(3, both()), Epoch(3)), "nobody asked that");
     let nonce = holder.stamp(at(0));
-    assert!(holder.answered(nonce, grant(3, both()), Epoch(3)));
-    assert!(!holder.answered(nonce, grant(3, both()), Epoch(3)), "a duplicate");
+    assert!(holder.answered(at(1), nonce, grant(3, both()), Epoch(3)));
+    assert!(!holder.answered(at(1), nonce, grant(3, both()), Epoch(3)), "a duplicate");
     assert_eq!(holder.standing(at(100)).unwrap().end, Some(at(1500)));
 }
 
@@ -66,12 +66,12 @@ fn a_grant_of_another_epoch_or_an_earlier_one_changes_nothing() {
     let mut holder = holder(None);
     for epoch in [2, 4] {
         let nonce = holder.stamp(at(0));
-        holder.answered(nonce, grant(epoch, both()), Epoch(epoch));
+        holder.answered(at(1), nonce, grant(epoch, both()), Epoch(epoch));
         assert_eq!(holder.standing(at(1)), None, "epoch {epoch}");
     }
     let (early, late) = (holder.stamp(at(10)), holder.stamp(at(500)));
-    holder.answered(late, grant(3, both()), Epoch(3));
-    holder.answered(early, grant(3, electorate(1, &[])), Epoch(3));
+    holder.answered(at(1), late, grant(3, both()), Epoch(3));
+    holder.answered(at(1), early, grant(3, electorate(1, &[])), Epoch(3));
     assert_eq!(holder.standing(at(600)).unwrap().end, Some(at(2000)), "a reordered answer shortens nothing");
     assert_eq!(holder.obeyed(), Some(&both()), "and versions never go back");
 }
@@ -98,7 +98,7 @@ fn nobody_is_asked_before_the_epoch_is_established() {
     let mut holder = holder(None);
     assert!(holder.ask(at(5000)).is_empty());
     let nonce = holder.stamp(at(5000));
-    holder.answered(nonce, grant(3, both()), Epoch(3));
+    holder.answered(at(1), nonce, grant(3, both()), Epoch(3));
     assert!(holder.ask(at(9000)).is_empty(), "obeyed, but the ledger has not said that it is established");
     holder.set_reign(Some(reign(Some(both()))));
     assert_eq!(holder.ask(at(9000)).len(), 2);
@@ -110,7 +110,7 @@ fn only_a_recorded_empty_electorate_lets_it_go_on_alone() {
     let alone = holder.standing(at(100_000)).unwrap();
     assert_eq!((alone.end, alone.source), (None, LeaseSource::Alone));
     let nonce = holder.stamp(at(100_000));
-    holder.answered(nonce, grant(3, electorate(2, &["db2"])), Epoch(3));
+    holder.answered(at(1), nonce, grant(3, electorate(2, &["db2"])), Epoch(3));
     let timed = holder.standing(at(100_001)).unwrap();
     assert_eq!(timed.source, LeaseSource::Coordinator, "the newer version is obeyed from its receipt");
     assert!(holder.standing(at(101_500)).is_none());
@@ -136,7 +136,7 @@ fn what_is_revoked_stays_revoked() {
     holder.revoke(Epoch(4));
     assert_eq!(holder.standing(at(0)), None);
     let nonce = holder.stamp(at(1));
-    holder.answered(nonce, grant(3, both()), Epoch(3));
+    holder.answered(at(1), nonce, grant(3, both()), Epoch(3));
     holder.revoke(Epoch(2));
     assert_eq!(holder.standing(at(2)), None);
     assert!(holder.ask(at(9000)).is_empty());
@@ -146,7 +146,7 @@ fn what_is_revoked_stays_revoked() {
 fn a_new_epoch_begins_with_nothing() {
     let mut holder = holder(Some(both()));
     let nonce = holder.stamp(at(0));
-    holder.answered(nonce, grant(3, both()), Epoch(3));
+    holder.answered(at(1), nonce, grant(3, both()), Epoch(3));
     assert!(holder.standing(at(1)).is_some());
     holder.set_reign(Some(Reign { epoch: Epoch(4), ..reign(None) }));
     assert_eq!((holder.standing(at(1)), holder.obeyed()), (None, None));

@@ -4,6 +4,8 @@
 //! fence is on disk before the engine is killed, and it is answered only when no process is left that could acknowledge a
 //! write, and no socket through which an acknowledgement could leave.
 
+use regent_common::mutation::{self, Rule};
+
 use super::super::{StepContext, StepError, context::Done};
 use crate::{engine::Stop, ledger::StepOutcome};
 
@@ -16,6 +18,10 @@ pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
             detail: format!("this member reigns at epoch {epoch}; no reign below it stands"),
             ..StepOutcome::default()
         }));
+    }
+    if mutation::broken(Rule::G5Ledger) {
+        context.driver()?.stop(Stop::Kill).await?;
+        return Ok(Done::new(StepOutcome { became_writable: true, ..StepOutcome::default() }));
     }
     // The epochs below were revoked in the lease future, and the gate closed, before this step was admitted.
     context

@@ -5,7 +5,10 @@
 //! that it can be the candidate. Without a gate it is fenced in full: its engine is killed, then started isolated to find
 //! out its position.
 
-use regent_common::topology::Role;
+use regent_common::{
+    mutation::{self, Rule},
+    topology::Role,
+};
 
 use super::super::{StepContext, StepError, context::Done};
 use crate::{engine::Stop, ledger::StepOutcome};
@@ -26,12 +29,16 @@ pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
                 membership.fenced = true;
             })
             .await?;
-        if context.lease.has_gate() {
+        if mutation::broken(Rule::P5Old) {
+            // Its reign goes on.
+        } else if context.lease.has_gate() {
             // The engine goes on behind a closed gate: a blip must not end with nobody.
             context.lease.revoke(epoch).await?;
         } else {
             driver.stop(Stop::Kill).await?;
         }
+        driver.examine().await?
+    } else if mutation::broken(Rule::P3Cut) {
         driver.examine().await?
     } else {
         driver.cut().await?

@@ -15,7 +15,13 @@ use std::{
 };
 
 use async_trait::async_trait;
-use regent_common::{error::Reason, ids::MemberName, lease::margin, position::Position};
+use regent_common::{
+    error::Reason,
+    ids::MemberName,
+    lease::margin,
+    mutation::{self, Rule},
+    position::Position,
+};
 use regent_proto::agent::v1::{self as wire, StepResult, action::Action};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -103,7 +109,13 @@ impl Kind for Failover {
     fn begin(&self, cluster: &mut ClusterRecord, parameters: &Value) {
         let parameters: Parameters =
             serde_json::from_value(parameters.clone()).expect("parameters were written by this kind");
-        cluster.epoch = cluster.epoch.next();
+        if !(mutation::broken(Rule::P2Candidate) && cluster.candidate.is_some()) {
+            cluster.epoch = cluster.epoch.next();
+        }
+        if mutation::broken(Rule::L5Established) && cluster.candidate.take().is_some() {
+            // The candidate's reign was never stored as established: the one before it counts.
+            cluster.reign = cluster.base.take().or(cluster.reign.take());
+        }
         let reigned = cluster.primary.take().into_iter().chain(cluster.candidate.take());
         for member in reigned.collect::<Vec<_>>() {
             cluster.set_state(&member, MemberState::NeedsRejoin);
@@ -173,7 +185,9 @@ async fn fence(context: &StepContext<'_>, members: &[MemberName]) -> Result<Step
             cluster.note_reign(member.clone(), position.clone());
         }
         // A reign whose engine never became writable never was: the one before it counts (rule P2).
-        if cluster.base.is_some() && cluster.reign.as_ref().is_some_and(|reign| never_reigned.contains(&reign.primary))
+        if cluster.base.is_some()
+            && !mutation::broken(Rule::P2Base)
+            && cluster.reign.as_ref().is_some_and(|reign| never_reigned.contains(&reign.primary))
         {
             cluster.reign = cluster.base.take();
         }
@@ -200,6 +214,11 @@ async fn secure(context: &StepContext<'_>, member: &MemberName, cause: Cause) ->
         }
     };
     let mut over = std::pin::pin!(over);
+    let unsecured = mutation::broken(Rule::P1Evidence) && cause == Cause::LeaseOver;
+    if unsecured || (mutation::broken(Rule::G5Event) && cause == Cause::EngineFailed) {
+        let position = context.view(member)?.last_position.map(|(_, position)| position);
+        return Ok(Secured::Fenced { position, became_writable: true });
+    }
     let fence = context.call(member, Action::Fence(wire::Fence {}), PATIENCE);
     let fenced = |result: StepResult| Secured::Fenced {
         position: result.position.map(Position::from),
@@ -288,7 +307,7 @@ async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -> Result<St
     let output = Prepare { candidate: candidate.clone(), others };
     let mut done = StepDone::new().output(&output).change(move |cluster| {
         let begun = cluster.reign.as_ref().is_some_and(|reign| reign.epoch == cluster.epoch);
-        if !begun {
+        if !begun || mutation::broken(Rule::P2Candidate) {
             cluster.begin_reign(candidate.clone(), electorate.clone(), gated);
         }
         cluster.may_be_writable.insert(candidate.clone());
