@@ -215,13 +215,7 @@ impl Fault {
                 simulation.network.stand(host, begins);
             }
             Kind::MachinePause | Kind::Sleep => {
-                let machine = simulation.machine(host);
-                if begins {
-                    machine.clock.stop()
-                } else {
-                    machine.clock.go_on(self.kind == Kind::Sleep)
-                }
-                machine.stalls.stop_machine(begins);
+                simulation.machine(host).stop(begins, self.kind == Kind::Sleep);
                 simulation.network.stand(host, begins);
                 simulation.hang(host, begins);
             }
