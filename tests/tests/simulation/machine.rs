@@ -5,7 +5,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -31,16 +31,25 @@ pub(crate) struct Machine {
     boots: AtomicU32,
 }
 
-/// What keeps the agent of a machine from acting; clones are the same.
+/// What keeps the agent of a machine from acting; clones are the same. Each is counted: faults overlap, and what several of them
+/// stop goes on when the last of them is over.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Stalls(Arc<Flags>);
 
 #[derive(Debug, Default)]
 struct Flags {
-    off: AtomicBool,
-    agent: AtomicBool,
-    machine: AtomicBool,
-    disk: AtomicBool,
+    off: AtomicU32,
+    agent: AtomicU32,
+    machine: AtomicU32,
+    disk: AtomicU32,
+}
+
+fn change(count: &AtomicU32, more: bool) -> u32 {
+    if more { count.fetch_add(1, Ordering::Relaxed) + 1 } else { count.fetch_sub(1, Ordering::Relaxed) - 1 }
+}
+
+fn any(count: &AtomicU32) -> bool {
+    count.load(Ordering::Relaxed) > 0
 }
 
 // === impl Machine ===
@@ -80,28 +89,32 @@ impl Machine {
 
     /// Stops the agent as SIGSTOP does, or lets it go on: what it had decided then reaches the kernel late.
     pub(crate) fn stop_agent(&self, stopped: bool) {
-        self.stalls.0.agent.store(stopped, Ordering::Relaxed);
-        self.stall_kernel();
-    }
-
-    /// Stops the whole machine as a hypervisor does, or lets it go on.
-    pub(crate) fn stop_machine(&self, stopped: bool) {
-        self.stalls.0.machine.store(stopped, Ordering::Relaxed);
+        change(&self.stalls.0.agent, stopped);
         self.stall_kernel();
     }
 
     fn stall_kernel(&self) {
         let flags = &self.stalls.0;
-        if flags.agent.load(Ordering::Relaxed) || flags.machine.load(Ordering::Relaxed) {
+        if any(&flags.agent) || any(&flags.machine) {
             self.passage.kernel().stall();
         } else {
             self.passage.kernel().resume();
         }
     }
 
+    /// Stops the whole machine, its clocks too, or lets it go on; `slept` when CLOCK_BOOTTIME has counted meanwhile.
+    pub(crate) fn stop(&self, stopped: bool, slept: bool) {
+        match (stopped, change(&self.stalls.0.machine, stopped)) {
+            (true, 1) => self.clock.stop(),
+            (false, 0) => self.clock.go_on(slept),
+            (_, _) => {}
+        }
+        self.stall_kernel();
+    }
+
     /// The power goes: memory is lost, and what the disk had not flushed.
     pub(crate) fn power_off(&self) {
-        self.stalls.0.off.store(true, Ordering::Relaxed);
+        change(&self.stalls.0.off, true);
         self.disk.cut_power();
         self.passage.cut_power();
     }
@@ -110,7 +123,7 @@ impl Machine {
     pub(crate) fn power_on(&self) {
         self.boots.fetch_add(1, Ordering::Relaxed);
         self.clock.boot();
-        self.stalls.0.off.store(false, Ordering::Relaxed);
+        change(&self.stalls.0.off, false);
     }
 }
 
@@ -119,17 +132,17 @@ impl Machine {
 impl Stalls {
     /// Whether the machine is on and its kernel runs.
     pub(crate) fn runs(&self) -> bool {
-        !self.0.off.load(Ordering::Relaxed) && !self.0.machine.load(Ordering::Relaxed)
+        !any(&self.0.off) && !any(&self.0.machine)
     }
 
     /// Lets the disk answer nothing, or answer again.
     pub(crate) fn stop_disk(&self, stopped: bool) {
-        self.0.disk.store(stopped, Ordering::Relaxed);
+        change(&self.0.disk, stopped);
     }
 
     /// Returns when the agent may go on.
     pub(crate) async fn agent(&self) {
-        while self.0.agent.load(Ordering::Relaxed) || self.0.machine.load(Ordering::Relaxed) {
+        while any(&self.0.agent) || any(&self.0.machine) {
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -137,7 +150,7 @@ impl Stalls {
     /// Returns when the agent may go on and the disk answers.
     pub(crate) async fn disk(&self) {
         self.agent().await;
-        while self.0.disk.load(Ordering::Relaxed) {
+        while any(&self.0.disk) {
             tokio::time::sleep(LOOK).await;
             self.agent().await;
         }

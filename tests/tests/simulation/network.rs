@@ -5,12 +5,7 @@
 //! sockets follow ([`Network::apply`]), so that a partition cuts agents and engines alike. A process that stands still keeps its
 //! sockets, whose packets are held until it goes on; that is apart, because it does not concern the engine beside it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-    net::SocketAddr,
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, net::SocketAddr, time::Duration};
 
 use async_trait::async_trait;
 use futures::Stream;
@@ -32,8 +27,8 @@ pub(crate) struct Network {
     cut: BTreeMap<(String, String), u32>,
     /// Faults that hold packets, both ways, in order of names.
     held: BTreeMap<(String, String), u32>,
-    /// Hosts whose daemon stands still.
-    standing: BTreeSet<String>,
+    /// Reasons for which a host's daemon stands still.
+    standing: BTreeMap<String, u32>,
     slow: BTreeMap<(String, String), Duration>,
 }
 
@@ -110,11 +105,8 @@ impl Network {
 
     /// A host's daemon stands still, or goes on.
     pub(crate) fn stand(&mut self, host: &str, standing: bool) {
-        if standing {
-            self.standing.insert(host.to_owned());
-        } else {
-            self.standing.remove(host);
-        }
+        let reasons = self.standing.entry(host.to_owned()).or_default();
+        *reasons = if standing { *reasons + 1 } else { reasons.saturating_sub(1) };
     }
 
     /// Whether a packet gets from one host to another now.
@@ -132,6 +124,10 @@ impl Network {
         self.slow.get(&pair(one, other)).copied().unwrap_or(LATENCY)
     }
 
+    fn stands(&self, host: &str) -> bool {
+        self.standing.get(host).is_some_and(|reasons| *reasons > 0)
+    }
+
     fn count(&self, counts: &BTreeMap<(String, String), u32>, key: &(String, String)) -> u32 {
         counts.get(key).copied().unwrap_or(0)
     }
@@ -143,9 +139,7 @@ impl Network {
                 let (one, other) = (one.as_str(), other.as_str());
                 let there = self.count(&self.cut, &(one.to_owned(), other.to_owned())) > 0;
                 let back = self.count(&self.cut, &(other.to_owned(), one.to_owned())) > 0;
-                let held = self.count(&self.held, &pair(one, other)) > 0
-                    || self.standing.contains(one)
-                    || self.standing.contains(other);
+                let held = self.count(&self.held, &pair(one, other)) > 0 || self.stands(one) || self.stands(other);
                 match (there, back, held) {
                     (true, true, _) => sim.partition(one, other),
                     (true, false, _) => {
