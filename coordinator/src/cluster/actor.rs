@@ -637,7 +637,7 @@ pub fn judge_all(environment: &Environment, record: &ClusterRecord) -> (BTreeMap
     let views = views(environment, record);
     let lease_left = environment.authority(record).map_or(Duration::ZERO, |authority| authority.lease_left());
     let succession = succession::gather(record, &views, lease_left, now);
-    let suspect = record.primary.as_ref().or(record.reign.as_ref().map(|reign| &reign.primary));
+    let suspect = record.primary.as_ref().or_else(|| record.reign.as_ref().map(|reign| &reign.primary));
     let judgements = views.into_iter().map(|(member, view)| {
         let expected = Expected {
             cluster_id: record.id,

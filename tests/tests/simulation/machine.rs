@@ -70,7 +70,7 @@ impl Machine {
         let clock = MachineClock::new(drift, chance.millis(0..5000));
         Self {
             name: name.to_owned(),
-            profile: if seed % 3 == 0 { Profile::Standard } else { Profile::Fast },
+            profile: if seed.is_multiple_of(3) { Profile::Standard } else { Profile::Fast },
             disk: SimulatedDisk::new(Chance::of(seed, &format!("disk {name}")), stalls.clone()),
             stalls,
             passage: Passage::new(clock.clone()),
