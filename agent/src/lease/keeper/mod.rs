@@ -216,7 +216,12 @@ impl Running {
         let armed = self.arm(ports).await;
         self.note(armed);
         match (state.open, reign) {
-            (Open::Closed, _) | (_, None) => {}
+            (Open::Closed, _) => {}
+            // Opened for a reign that the ledger does not know any more: the process that was to close it died before.
+            (Open::Until(_) | Open::Untimed, None) => {
+                let cut = self.cut().await;
+                self.note(cut);
+            }
             (Open::Until(end), Some(epoch)) => self.opened = Some(Opened { epoch, end: Some(end), inherited: true }),
             (Open::Untimed, Some(epoch)) => self.opened = Some(Opened { epoch, end: None, inherited: true }),
         }
@@ -495,3 +500,6 @@ impl Running {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
