@@ -106,11 +106,14 @@ impl Endorsers for Answers {
             exchange.waiting_since = exchange.waiting_since.or(Some(now));
         }
         let answer = self.inner.ask(question).await;
-        self.ended(&member, match &answer {
-            Ok(Word { endorsed: true, .. }) => Answering::Endorses,
-            Ok(Word { endorsed: false, .. }) => Answering::Refuses,
-            Err(_) => Answering::Silent,
-        });
+        self.ended(
+            &member,
+            match &answer {
+                Ok(Word { endorsed: true, .. }) => Answering::Endorses,
+                Ok(Word { endorsed: false, .. }) => Answering::Refuses,
+                Err(_) => Answering::Silent,
+            },
+        );
         answer
     }
 }
