@@ -113,9 +113,18 @@ fn answer(shown: &Shown, wanted: Wanted) -> (StatusCode, Json<Health>) {
         fenced: seen.as_ref().is_some_and(|seen| seen.fenced),
         writable: seen.as_ref().is_some_and(|seen| Wanted::Primary.is(seen)),
         lease_stands: seen.as_ref().and_then(|seen| seen.authority.lease.as_ref()).map(|lease| lease.stands),
-        reason: seen.map(|seen| seen.engine.reason).unwrap_or_default(),
+        reason: seen.map(reason).unwrap_or_default(),
     };
     (if found { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(health))
+}
+
+/// Why it is not as it should be; empty when it is.
+fn reason(seen: Observation) -> String {
+    let lapsed = seen.authority.lease.is_some_and(|lease| !lease.stands);
+    if lapsed && seen.engine.reason.is_empty() {
+        return "no lease stands: nothing passes to the engine's ports".to_owned();
+    }
+    seen.engine.reason
 }
 
 async fn render(State(shown): State<Shown>) -> String {
@@ -165,6 +174,7 @@ mod tests {
         });
         let mut engine = observe::not_yet();
         (engine.state, engine.role, engine.streaming) = (EngineState::Running, Some(role), Ternary::Yes);
+        engine.reason.clear();
         Observation {
             cluster_id: ClusterId::from_parts(1, 1),
             member: "db1".parse().unwrap(),
@@ -183,6 +193,7 @@ mod tests {
         let is = |seen: &Observation| [Wanted::Serving, Wanted::Primary, Wanted::Replica].map(|wanted| wanted.is(seen));
         assert_eq!(is(&seen(Role::Primary, Some(true))), [true, true, false]);
         assert_eq!(is(&seen(Role::Primary, Some(false))), [false, false, false], "its gate is closed");
+        assert!(reason(seen(Role::Primary, Some(false))).starts_with("no lease stands"));
         assert_eq!(is(&seen(Role::Primary, None)), [true, false, false], "it does not reign by its ledger");
         assert_eq!(is(&seen(Role::Replica, None)), [true, false, true]);
         let mut cut = seen(Role::Replica, None);

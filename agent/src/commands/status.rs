@@ -4,6 +4,7 @@ use regent_common::{
     identity::{IdentityDirectory, Principal},
     lease::LeaseSource,
     tls::ReloadingIdentity,
+    topology::Role,
 };
 
 use super::{Common, Failure, Output, output};
@@ -98,11 +99,19 @@ fn of_member(member: &MemberStatus) -> Vec<(&'static str, String)> {
         ("role", member.role.map_or_else(none, |role| format!("{role:?}").to_lowercase())),
         ("epoch", member.epoch.to_string()),
         ("writable in epoch", member.writable_epoch.map_or_else(none, |epoch| epoch.to_string())),
-        ("electorate", member.electorate.as_ref().map_or_else(|| "not known".to_owned(), ToString::to_string)),
+        ("electorate", of_electorate(member)),
         ("fenced", yes_no(member.fenced)),
         ("data must not start", yes_no(member.dirty)),
         ("port", member.port.to_string()),
     ]
+}
+
+fn of_electorate(member: &MemberStatus) -> String {
+    match (&member.electorate, member.role) {
+        (Some(electorate), _) => electorate.to_string(),
+        (None, Some(Role::Replica)) => "told to the primary alone".to_owned(),
+        (None, Some(Role::Primary) | None) => "not known".to_owned(),
+    }
 }
 
 /// Lease, gate, promises, fence, and what becomes of them without a coordinator.

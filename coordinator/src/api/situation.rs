@@ -101,8 +101,11 @@ pub fn sentence(facts: &ClusterFacts<'_>, decision: &Decision) -> String {
         return of_frozen(frozen);
     }
     let running = record.operation.map(|id| format!("`regentctl operation watch {id}` follows it"));
-    if let (None, Some(candidate), Some(follow)) = (&record.primary, &record.candidate, &running) {
-        return format!("{candidate} is being made the primary: {follow}");
+    if let (None, Some(follow)) = (&record.primary, &running) {
+        return match &record.candidate {
+            Some(candidate) => format!("failing over: {candidate} is being made the primary; {follow}"),
+            None => format!("failing over: the other members are being prepared; {follow}"),
+        };
     }
     match decision {
         Decision::AwaitLease { why, .. } => {
@@ -221,7 +224,11 @@ fn why_not(facts: &ClusterFacts<'_>, member: &MemberName) -> Option<String> {
     match stored.state {
         MemberState::Creating => return Some(format!("{member} is being made")),
         MemberState::Resyncing => return Some(format!("{member} is being resynced")),
-        MemberState::NeedsRejoin => return Some(format!("{member} has to be brought back first")),
+        MemberState::NeedsRejoin => {
+            return Some(format!(
+                "{member} has to be brought back first, which happens by itself once its agent is heard"
+            ));
+        }
         MemberState::NeedsResync { .. } => return Some(format!("{member} needs a resync")),
         MemberState::Ready => {}
     }
@@ -396,7 +403,11 @@ mod tests {
         let mut crowning = Scene::new();
         (crowning.record.primary, crowning.record.candidate) = (None, Some(name(2)));
         crowning.record.operation = Some(regent_common::ids::OperationId::generate());
+        let mut preparing = Scene::new();
+        preparing.record.primary = None;
+        preparing.record.operation = crowning.record.operation;
         let states = [
+            (preparing, "failing over: the other members are being prepared; `regentctl operation watch "),
             (waits, "failing over, and nothing is to be done: db1 is silent; its lease may stand for 800 ms yet"),
             (Scene::new().judged(Verdict::NodeLost, "db1 is silent"), "a failover is due and begins by itself"),
             (paused, "pauses: db1 is silent; many fail at once"),
@@ -406,7 +417,7 @@ mod tests {
             (Scene::new().judged(Verdict::WithoutLease, "-"), "check what is sent there"),
             (Scene::new().judged(Verdict::Suspect, "db1 is called"), "nothing is to be done"),
             (frozen, "bring back the agent of db2"),
-            (crowning, "db2 is being made the primary: `regentctl operation watch "),
+            (crowning, "db2 is being made the primary; `regentctl operation watch "),
         ];
         for (scene, expected) in states {
             let said = scene.said();

@@ -26,7 +26,7 @@ pub fn lease(cluster: &wire::Cluster) -> String {
     }
     if !lease.stands {
         return format!(
-            "NONE, by the last word, {} ago: nobody can write to it; {may_stand}",
+            "NONE by what was last heard, {} ago: nobody can write to it; {may_stand}",
             millis(lease.age_millis)
         );
     }
@@ -169,7 +169,7 @@ mod tests {
         });
         assert!(alone.starts_with("db1 holds it without an end, of epoch 3, alone"), "{alone}");
         let none = held(|lease| lease.stands = false);
-        assert!(none.starts_with("NONE, by the last word, 300 ms ago"), "{none}");
+        assert!(none.starts_with("NONE by what was last heard, 300 ms ago"), "{none}");
         let unknown = held(|lease| (lease.reported_by, lease.may_stand_millis) = (String::new(), 900));
         assert!(unknown.starts_with("not known") && unknown.ends_with("may stand for 900 ms yet"), "{unknown}");
         assert_eq!(lease(&wire::Cluster::default()), "not known");
