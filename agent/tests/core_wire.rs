@@ -12,10 +12,11 @@ use regent_common::{
 };
 use regent_proto::{
     agent::v1::{
-        self as wire, CancelJobRequest, ConfirmWholeRequest, CoordinatorHello, ExecuteRequest, GetLedgerRequest,
-        ListJobsRequest, OpenRequest, Revocations, StepHeader, execute_response::Event,
-        job_service_client::JobServiceClient, open_request, open_response, peer_service_client::PeerServiceClient,
-        session_service_client::SessionServiceClient, step_service_client::StepServiceClient,
+        self as wire, CancelJobRequest, ConfirmWholeRequest, CoordinatorHello, EndorseRequest, EndorseResponse,
+        ExecuteRequest, GetLedgerRequest, HeartbeatAnswer, ListJobsRequest, OpenRequest, Revocations, StepHeader,
+        execute_response::Event, job_service_client::JobServiceClient, open_request, open_response,
+        peer_service_client::PeerServiceClient, session_service_client::SessionServiceClient,
+        step_service_client::StepServiceClient,
     },
     types::v1::EngineState,
 };
@@ -446,4 +447,132 @@ async fn a_wipe_is_refused_when_the_other_agent_is_away_or_another() {
     let status = execute(&to_second, wipe(upstream, 3)).await.unwrap_err();
     assert_eq!(reason_of(&status), Some(Reason::CopyNotWhole));
     assert_eq!(second.machine.count("clone"), 0);
+}
+
+fn question() -> EndorseRequest {
+    let lease = regent_proto::types::v1::LeaseReport { epoch: 1, stands: true, ..Default::default() };
+    EndorseRequest {
+        cluster_id: cluster_id().to_string(),
+        member: "db1".to_owned(),
+        epoch: 1,
+        nonce: 77,
+        boot_id: "boot".to_owned(),
+        ttl_millis: 60_000,
+        lease: Some(lease),
+        position: None,
+    }
+}
+
+async fn endorse(channel: &Channel, question: EndorseRequest) -> Result<EndorseResponse, Status> {
+    within(PeerServiceClient::new(channel.clone()).endorse(question)).await.map(tonic::Response::into_inner)
+}
+
+#[tokio::test]
+async fn who_has_endorsed_is_not_prepared_meanwhile_and_endorses_nothing_lower_afterwards() {
+    let authority = Authority::new();
+    let coordinator = authority.issue("coordinator/c1");
+    let ((_first, _), (second, to_second)) = pair(&authority, &coordinator).await;
+    let from_first = second.channel(&authority.issue("node/n1")).await;
+    let answer = endorse(&from_first, question()).await.unwrap();
+    assert_eq!((answer.endorsed, answer.nonce, answer.known_epoch), (true, 77, 1));
+    let longest = second.node.ledger().read().membership.as_ref().unwrap().longest_ttl_millis;
+    assert_eq!(longest, Some(60_000), "it is on disk before the promise is given");
+    let prepare = |old_primary_fenced, token| {
+        let prepare = wire::action::Action::Prepare(wire::Prepare { old_primary_fenced });
+        request("db2", 2, token, "prepare", prepare)
+    };
+    let refused = execute(&to_second, prepare(false, 2)).await.unwrap_err();
+    assert_eq!(reason_of(&refused), Some(Reason::PromiseStands));
+    assert_eq!(second.machine.count("cut"), 0);
+    // The higher epoch is kept all the same: what asked before is not endorsed again.
+    let answer = endorse(&from_first, question()).await.unwrap();
+    assert_eq!((answer.endorsed, answer.known_epoch), (false, 2));
+    // With the old primary's fence answer the promise is released.
+    execute(&to_second, prepare(true, 3)).await.unwrap();
+    assert_eq!(second.machine.count("cut"), 1);
+}
+
+#[tokio::test]
+async fn questions_for_endorsement_that_make_no_sense_are_refused() {
+    let authority = Authority::new();
+    let coordinator = authority.issue("coordinator/c1");
+    let ((_first, _), (second, to_second)) = pair(&authority, &coordinator).await;
+    let from_first = second.channel(&authority.issue("node/n1")).await;
+    let from_stranger = second.channel(&authority.issue("node/n9")).await;
+    let other_cluster = regent_common::ids::ClusterId::from_parts(9, 9).to_string();
+    for (channel, question, reason) in [
+        (&from_stranger, question(), Reason::WrongCaller),
+        (&to_second, question(), Reason::WrongCaller),
+        (&from_first, EndorseRequest { cluster_id: other_cluster, ..question() }, Reason::WrongCluster),
+        (&from_first, EndorseRequest { member: "db2".to_owned(), ..question() }, Reason::WrongMember),
+        (&from_first, EndorseRequest { member: "No Name".to_owned(), ..question() }, Reason::InvalidField),
+        (&from_first, EndorseRequest { ttl_millis: 0, ..question() }, Reason::InvalidField),
+        (&from_first, EndorseRequest { lease: None, ..question() }, Reason::InvalidField),
+    ] {
+        let status = endorse(channel, question.clone()).await.unwrap_err();
+        assert_eq!(reason_of(&status), Some(reason), "{question:?}");
+    }
+    let promised = second.node.lease.promises().promised_for(second.node.lease.clock().now(), Epoch(9));
+    assert!(promised.is_zero(), "nothing was promised to any of them");
+}
+
+#[tokio::test]
+async fn an_engine_becomes_writable_only_under_a_grant_that_is_meant_for_it() {
+    let authority = Authority::new();
+    let coordinator = authority.issue("coordinator/c1");
+    let agent = authority.agent_without_leases("n1", Machine::new(), tempfile::tempdir().unwrap()).await;
+    let channel = agent.channel(&coordinator).await;
+    let assign = wire::Assign { spec: Some(spec_of(&[&agent])), port: 0 };
+    execute(&channel, request("db1", 1, 1, "assign", wire::action::Action::Assign(assign))).await.unwrap();
+    let mut session = Session::open(&channel, hello(7)).await;
+    let open_response::Message::Hello(_) = session.next().await.unwrap() else { panic!("no hello") };
+    let initialize = request("db1", 1, 1, "initialize", wire::action::Action::Initialize(wire::Initialize {}));
+    let initializing = tokio::spawn({
+        let channel = channel.clone();
+        async move { execute(&channel, initialize).await.map(|_| ()) }
+    });
+    let grant = || wire::Grant {
+        cluster_id: cluster_id().to_string(),
+        member: "db1".to_owned(),
+        epoch: 1,
+        ttl_millis: 60_000,
+        electorate: Some(regent_proto::types::v1::Electorate { version: 1, members: Vec::new() }),
+        established: true,
+    };
+    let answer = |nonce, grant| {
+        let answer = HeartbeatAnswer { nonce, grant, stored_epoch: 1, heartbeat_millis: 50, ttl_millis: 60_000 };
+        OpenRequest { message: Some(open_request::Message::Answer(answer)) }
+    };
+    let other_cluster = regent_common::ids::ClusterId::from_parts(9, 9).to_string();
+    let mut replayed = 0;
+    for wrong in [
+        wire::Grant { cluster_id: other_cluster, ..grant() },
+        wire::Grant { member: "db2".to_owned(), ..grant() },
+        wire::Grant { epoch: 2, ..grant() },
+        wire::Grant { epoch: 0, ..grant() },
+        wire::Grant { established: false, ..grant() },
+        wire::Grant { ttl_millis: 0, ..grant() },
+        wire::Grant { electorate: None, ..grant() },
+    ] {
+        replayed = session.heartbeat().await.nonce;
+        session.out.send(answer(replayed, Some(wrong.clone()))).await.unwrap();
+        session.heartbeat().await;
+        assert!(agent.node.lease.standing().is_none(), "{wrong:?}");
+    }
+    // An answer to a heartbeat that was answered already, and one to none at all.
+    for nonce in [replayed, 1] {
+        session.out.send(answer(nonce, Some(grant()))).await.unwrap();
+        session.heartbeat().await;
+        assert!(agent.node.lease.standing().is_none());
+    }
+    assert_eq!(agent.machine.count("initialize"), 0, "the engine was not made writable");
+    let nonce = session.until(|heartbeat| heartbeat.member.is_some()).await.nonce;
+    session.out.send(answer(nonce, Some(grant()))).await.unwrap();
+    within(initializing).await.unwrap().unwrap();
+    assert_eq!(agent.machine.count("initialize"), 1);
+    let told = session.until(|heartbeat| {
+        let authority = heartbeat.member.as_ref().and_then(|member| member.authority.as_ref());
+        authority.is_some_and(|authority| authority.established && authority.electorate.is_some())
+    });
+    told.await;
 }

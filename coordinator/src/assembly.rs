@@ -7,12 +7,12 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use regent_common::{
     clock::Clock,
     error::ErrorChain,
-    ids::{NodeName, Revision},
+    ids::NodeName,
     lease::Profile,
     tls::ReloadingIdentity,
     transport::{Dialer, Revocations},
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -39,8 +39,6 @@ use crate::{
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How often old records are looked for.
 const TIDY_PERIOD: Duration = Duration::from_secs(3600);
-/// How often the store's revision is read for the sessions' hello.
-const REVISION_PERIOD: Duration = Duration::from_secs(1);
 
 /// What a coordinator is made of.
 pub struct Assembly {
@@ -90,7 +88,6 @@ impl Assembly {
         let store = Arc::clone(&self.store);
         let clock = Arc::clone(&self.clock);
         let table = Arc::new(NodeTable::default());
-        let (revision, revisions) = watch::channel(store.revision().await?);
         let (dial, dialled) = mpsc::unbounded_channel();
         let identities = self.identities(&dial).await?;
         let authorities = Arc::new(Authorities::new(Arc::clone(&clock)));
@@ -102,7 +99,7 @@ impl Assembly {
             authorities: Arc::clone(&authorities),
             heartbeat: HEARTBEAT,
             term: store.term().0,
-            revision: revisions,
+            store: Arc::clone(&store),
             revoked: identities.revoked(),
             stop: stop.clone(),
         }));
@@ -132,7 +129,6 @@ impl Assembly {
         let directory = Directory::open(environment, table.changes(), stop.clone()).await?;
         tokio::spawn(reaper::run(Arc::clone(&store), agents, Arc::clone(&table), stop.clone()));
         tokio::spawn(joiner::run(directory.clone(), Arc::clone(&table), stop.clone()));
-        tokio::spawn(follow_revision(Arc::clone(&store), revision, stop.clone()));
         tokio::spawn(tidy_up(store, clock, Arc::clone(&identities), stop.clone()));
         let api = Arc::new(Api { directory, table });
         let routes = routes(&api, &identities).await?;
@@ -168,20 +164,6 @@ async fn follow_words(links: Arc<Links>, mut words: mpsc::UnboundedReceiver<Word
         match word {
             Word::Dial(node, address) => links.dial(&node, &address),
             Word::HangUp(node) => links.hang_up(&node),
-        }
-    }
-}
-
-/// Keeps the revision at hand, so that a session's hello needs no read of the store.
-async fn follow_revision(store: Arc<dyn Store>, revision: watch::Sender<Revision>, stop: CancellationToken) {
-    let mut period = tokio::time::interval(REVISION_PERIOD);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = period.tick() => {}
-        }
-        if let Ok(now) = store.revision().await {
-            revision.send_replace(now);
         }
     }
 }

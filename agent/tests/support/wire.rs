@@ -119,6 +119,13 @@ impl Authority {
 
     /// The agent of a machine and a state directory.
     pub async fn agent_on(&self, name: &str, machine: Arc<Machine>, directory: TempDir) -> Agent {
+        let agent = self.agent_without_leases(name, machine, directory).await;
+        lease::grant_all(&agent.node.lease, agent.node.ledger());
+        agent
+    }
+
+    /// The same, with leases only from who has a session.
+    pub async fn agent_without_leases(&self, name: &str, machine: Arc<Machine>, directory: TempDir) -> Agent {
         let identity = self.issue(&format!("node/{name}")).identity;
         let ledger = LedgerStore::open(Arc::new(RealDisk), directory.path().to_owned(), None).unwrap();
         let stop = CancellationToken::new();
@@ -137,7 +144,6 @@ impl Authority {
             clock: Arc::new(SystemClock),
         })
         .await;
-        lease::grant_all(&node.lease, node.ledger());
         let steps = node.executor.table().changes();
         // A period that no test waits for: what arrives sooner was pushed.
         let period = std::time::Duration::from_secs(3600);

@@ -99,6 +99,8 @@ pub struct Actor {
     without_lease_since: Option<Duration>,
     /// Why nothing is granted and nothing fails over (rule T4).
     frozen: Option<String>,
+    /// Revision above everything that was reported when what the ledgers say was adopted.
+    adopted: Revision,
     /// When to look again at the latest, by CLOCK_BOOTTIME.
     look_at: Duration,
     /// When an operation that stopped without an end is gone on with.
@@ -139,6 +141,7 @@ pub fn spawn(
         budget: Budget::default(),
         without_lease_since: None,
         frozen: None,
+        adopted: Revision(0),
         look_at: Duration::ZERO,
         again_at: Duration::ZERO,
     };
@@ -370,10 +373,7 @@ impl Actor {
     /// Rule T4: whether this store is older than what agents have seen. Then nothing is granted and nothing is decided, until
     /// all have reported and what their ledgers say is adopted.
     async fn look_at_store(&mut self, record: &Arc<ClusterRecord>, views: &BTreeMap<MemberName, NodeView>) -> bool {
-        // The store is asked only when somebody has a word against it.
-        let suspected = views.values().any(|view| view.stale_store);
-        let revision = if suspected { self.environment.revision().await } else { Revision(u64::MAX) };
-        let Some(why) = adoption::frozen(record, views, revision) else {
+        let Some(why) = adoption::frozen(record, views, self.adopted) else {
             if self.frozen.take().is_some() {
                 self.authority.freeze(false);
             }
@@ -387,24 +387,33 @@ impl Actor {
         }
         self.frozen = Some(why);
         if let Some(running) = self.running.take() {
-            // It was begun from what is not true any more.
+            // It was begun from what is not true any more; the log hears of it with the adoption.
             running.task.abort();
         }
         let Ok(reports) = adoption::reports(record, views) else { return true };
         let reports: BTreeMap<_, _> = reports.into_iter().map(|(member, seen)| (member, seen.clone())).collect();
         let highest = views.values().map(|view| view.revision.0).max().unwrap_or_default();
-        let raised = self.environment.store.raise_revision(Revision(highest + adoption::LEAP)).await;
+        let above = Revision(highest + adoption::LEAP);
+        let raised = self.environment.store.raise_revision(above).await;
         if let Err(error) = raised {
             tracing::error!(error = %ErrorChain(&error), "the store's revision cannot be raised");
             return true;
         }
+        let transaction = match self.end_of_operation(record).await {
+            Ok(transaction) => transaction,
+            Err(error) => {
+                tracing::error!(error = %ErrorChain(&*error), "the operation of before cannot be ended");
+                return true;
+            }
+        };
         let mut said = String::new();
         let adopted = self.cluster.change(|record| {
             said = adoption::adopt(record, &reports);
-            Ok(Transaction::default())
+            Ok(transaction)
         });
         match adopted.await {
             Ok(_) => {
+                self.adopted = above;
                 tracing::warn!(said, "what the ledgers say is adopted");
                 self.write_down("ADOPTED", &record.name.resource(), "decided", &said).await;
                 self.tell("ADOPTED", &record.name.resource(), &said, BTreeMap::new()).await;
@@ -413,6 +422,19 @@ impl Actor {
             Err(error) => tracing::error!(error = %ErrorChain(&error), "what the ledgers say could not be adopted"),
         }
         true
+    }
+
+    /// What ends the operation that the record names, in its log.
+    async fn end_of_operation(
+        &self,
+        record: &ClusterRecord,
+    ) -> Result<Transaction, Box<dyn std::error::Error + Send + Sync>> {
+        let Some(id) = record.operation else { return Ok(Transaction::default()) };
+        let stored = get_json::<OperationRecord>(self.environment.store.as_ref(), &keys::operation(&id)).await?;
+        let Some(operation) = stored else { return Ok(Transaction::default()) };
+        let message = "the store was older than the cluster: what the ledgers say was adopted instead".to_owned();
+        let failure = Failure { reason: Reason::StepSuperseded.as_str().to_owned(), message };
+        Ok(executor::end_in_log(&self.environment, &operation.value, &failure).await?)
     }
 
     /// Counts what the primary has acknowledged and stores the next version of its electorate (rules M1, M3).
@@ -615,7 +637,7 @@ pub fn judge_all(environment: &Environment, record: &ClusterRecord) -> (BTreeMap
     let views = views(environment, record);
     let lease_left = environment.authority(record).map_or(Duration::ZERO, |authority| authority.lease_left());
     let succession = succession::gather(record, &views, lease_left, now);
-    let suspect = record.primary.as_ref().or(record.reign.as_ref().map(|reign| &reign.primary));
+    let suspect = record.primary.as_ref().or_else(|| record.reign.as_ref().map(|reign| &reign.primary));
     let judgements = views.into_iter().map(|(member, view)| {
         let expected = Expected {
             cluster_id: record.id,

@@ -23,8 +23,11 @@ use crate::{
 /// How far above the highest reported numbers the new ones begin: what an unheard message may carry is below.
 pub const LEAP: u64 = 1000;
 
-/// Why a cluster is frozen; `None` when it is not. `revision` is this store's.
-pub fn frozen(record: &ClusterRecord, views: &BTreeMap<MemberName, NodeView>, revision: Revision) -> Option<String> {
+/// Why a cluster is frozen; `None` when it is not.
+///
+/// What a node said of the store when its session opened counts until something above it is `adopted`: that this store has
+/// passed the revision since, by commits of its own, makes it no newer.
+pub fn frozen(record: &ClusterRecord, views: &BTreeMap<MemberName, NodeView>, adopted: Revision) -> Option<String> {
     if mutation::broken(Rule::T4Stale) {
         return None;
     }
@@ -37,9 +40,9 @@ pub fn frozen(record: &ClusterRecord, views: &BTreeMap<MemberName, NodeView>, re
                 seen.epoch, record.epoch
             ));
         }
-        if view.stale_store && view.revision > revision {
+        if view.stale_store && view.revision > adopted {
             return Some(format!(
-                "the node of {member} has seen revision {} of the store and this one has {revision}: an old backup was put back",
+                "the node of {member} has seen revision {} of the store, which this one had not: an old backup was put back",
                 view.revision
             ));
         }
@@ -146,13 +149,13 @@ mod tests {
     fn a_higher_epoch_or_revision_freezes_and_nothing_else() {
         let record = cluster();
         let views = |seen| BTreeMap::from([(name(2), view(seen))]);
-        assert_eq!(frozen(&record, &views(observation(name(2))), Revision(5)), None);
-        assert!(frozen(&record, &views(primary_at(2, true)), Revision(5)).is_some());
+        assert_eq!(frozen(&record, &views(observation(name(2))), Revision(0)), None);
+        assert!(frozen(&record, &views(primary_at(2, true)), Revision(0)).is_some());
         let mut stale = views(observation(name(2)));
         let stale_view = stale.get_mut(&name(2)).unwrap();
         (stale_view.stale_store, stale_view.revision) = (true, Revision(9));
         assert!(frozen(&record, &stale, Revision(5)).is_some());
-        assert_eq!(frozen(&record, &stale, Revision(9)), None, "the revision is not lower any more");
+        assert_eq!(frozen(&record, &stale, Revision(1009)), None, "something above it was adopted");
     }
 
     #[test]

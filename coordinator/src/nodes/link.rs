@@ -30,7 +30,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel};
 
-use crate::authority::Authorities;
+use crate::{authority::Authorities, store::Store};
 
 use super::{AgentError, Agents, JobView, NodeTable, NodeView, StepCall};
 
@@ -48,7 +48,7 @@ pub struct Links {
     authorities: Arc<Authorities>,
     heartbeat: Duration,
     term: u64,
-    revision: watch::Receiver<Revision>,
+    store: Arc<dyn Store>,
     revoked: watch::Receiver<Vec<String>>,
     links: Mutex<BTreeMap<NodeName, Link>>,
     stop: CancellationToken,
@@ -78,8 +78,8 @@ pub struct LinkSettings {
     pub heartbeat: Duration,
     /// Term of this coordinator's leadership.
     pub term: u64,
-    /// Present revision of the store (rule T4).
-    pub revision: watch::Receiver<Revision>,
+    /// The store: a session names its present revision (rule T4).
+    pub store: Arc<dyn Store>,
     /// Serial numbers of revoked certificates.
     pub revoked: watch::Receiver<Vec<String>>,
     /// Ends all links.
@@ -91,7 +91,7 @@ pub struct LinkSettings {
 impl Links {
     /// No links yet.
     pub fn new(settings: LinkSettings) -> Self {
-        let LinkSettings { dialer, identity, clock, table, authorities, heartbeat, term, revision, revoked, stop } =
+        let LinkSettings { dialer, identity, clock, table, authorities, heartbeat, term, store, revoked, stop } =
             settings;
         Self {
             dialer,
@@ -101,7 +101,7 @@ impl Links {
             authorities,
             heartbeat,
             term,
-            revision,
+            store,
             revoked,
             links: Mutex::default(),
             stop,
@@ -188,7 +188,10 @@ impl Links {
             Err(error) => return regent_common::error::ErrorChain(&error).to_string(),
         };
         let (sender, receiver) = mpsc::channel(16);
-        let revision = self.revision.borrow().0;
+        let revision = match self.store.revision().await {
+            Ok(revision) => revision.0,
+            Err(error) => return regent_common::error::ErrorChain(&error).to_string(),
+        };
         let hello = ToAgent::Hello(CoordinatorHello {
             coordinator_id,
             term: self.term,

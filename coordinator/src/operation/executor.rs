@@ -151,6 +151,40 @@ pub async fn status(environment: &Environment, operation: &OperationRecord) -> R
         .map_err(|e| failed(Box::new(e)))
 }
 
+/// What ends an operation in the log without carrying on with it, as part of another commit: what it was begun from is not
+/// true any more. Nothing when it has ended.
+pub async fn end_in_log(
+    environment: &Environment,
+    operation: &OperationRecord,
+    failure: &Failure,
+) -> Result<Transaction, RunError> {
+    let status = status(environment, operation).await?;
+    if status.has_ended() {
+        return Ok(Transaction::default());
+    }
+    let events = [Event::Cancelled { failure: failure.clone() }, Event::Ended { outcome: Outcome::Cancelled }];
+    entries(environment, operation, &status, events).map(|(_, transaction)| transaction)
+}
+
+/// The status after these events, and what writes them.
+fn entries(
+    environment: &Environment,
+    operation: &OperationRecord,
+    status: &Status,
+    events: impl IntoIterator<Item = Event>,
+) -> Result<(Status, Transaction), RunError> {
+    let mut status = status.clone();
+    let mut transaction = Transaction::default();
+    for event in events {
+        let key = keys::operation_log(&operation.id, status.next_entry);
+        let entry = Entry { at: environment.clock.wall(), event };
+        status =
+            status.apply(&entry).map_err(|error| RunError::Log { operation: operation.id, source: Box::new(error) })?;
+        transaction = transaction.require_absent(key.clone()).put_json(key, &entry);
+    }
+    Ok((status, transaction))
+}
+
 // === impl Runner ===
 
 impl<'a> Runner<'a> {
@@ -389,22 +423,8 @@ impl<'a> Runner<'a> {
         }
     }
 
-    fn entries(&self, events: Vec<Event>) -> Result<(Status, Transaction), RunError> {
-        let mut status = self.status.clone();
-        let mut transaction = Transaction::default();
-        for event in events {
-            let key = keys::operation_log(&self.operation.id, status.next_entry);
-            let entry = Entry { at: self.environment.clock.wall(), event };
-            status = status
-                .apply(&entry)
-                .map_err(|e| RunError::Log { operation: self.operation.id, source: Box::new(e) })?;
-            transaction = transaction.require_absent(key.clone()).put_json(key, &entry);
-        }
-        Ok((status, transaction))
-    }
-
     async fn commit(&mut self, events: Vec<Event>, change: Change) -> Result<(), RunError> {
-        let (status, transaction) = self.entries(events)?;
+        let (status, transaction) = entries(self.environment, self.operation, &self.status, events)?;
         loop {
             let outcome = self
                 .cluster
@@ -424,7 +444,7 @@ impl<'a> Runner<'a> {
     }
 
     async fn commit_removal(&mut self, events: Vec<Event>) -> Result<(), RunError> {
-        let (status, mut transaction) = self.entries(events)?;
+        let (status, mut transaction) = entries(self.environment, self.operation, &self.status, events)?;
         if let Some(record) = self.cluster.record() {
             for member in record.members.values() {
                 transaction = transaction.delete(keys::assignment(&member.node));

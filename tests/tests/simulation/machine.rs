@@ -4,7 +4,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -12,7 +12,12 @@ use std::{
 
 use regent_common::{lease::Profile, topology::Endpoint};
 
-use super::{chance::Chance, disk::SimulatedDisk, passage::Passage, time::MachineClock};
+use super::{
+    chance::Chance,
+    disk::SimulatedDisk,
+    passage::Passage,
+    time::{MachineClock, now},
+};
 
 /// Port of every engine.
 pub(crate) const ENGINE_PORT: u16 = 5432;
@@ -29,6 +34,8 @@ pub(crate) struct Machine {
     pub(crate) stalls: Stalls,
     pub(crate) passage: Passage,
     boots: AtomicU32,
+    /// When the machine was let go on last, by virtual time.
+    went_on_at: Mutex<Option<Duration>>,
 }
 
 /// What keeps the agent of a machine from acting; clones are the same. Each is counted: faults overlap, and what several of them
@@ -63,12 +70,13 @@ impl Machine {
         let clock = MachineClock::new(drift, chance.millis(0..5000));
         Self {
             name: name.to_owned(),
-            profile: if seed % 3 == 0 { Profile::Standard } else { Profile::Fast },
+            profile: if seed.is_multiple_of(3) { Profile::Standard } else { Profile::Fast },
             disk: SimulatedDisk::new(Chance::of(seed, &format!("disk {name}")), stalls.clone()),
             stalls,
             passage: Passage::new(clock.clone()),
             clock,
             boots: AtomicU32::new(1),
+            went_on_at: Mutex::new(None),
         }
     }
 
@@ -106,10 +114,20 @@ impl Machine {
     pub(crate) fn stop(&self, stopped: bool, slept: bool) {
         match (stopped, change(&self.stalls.0.machine, stopped)) {
             (true, 1) => self.clock.stop(),
-            (false, 0) => self.clock.go_on(slept),
+            (false, 0) => {
+                self.clock.go_on(slept);
+                *self.went_on_at.lock().unwrap() = Some(now());
+            }
             (_, _) => {}
         }
         self.stall_kernel();
+    }
+
+    /// Whether it was stopped together with its clocks so short ago that it cannot know what has become of its lease: the rest
+    /// of one lease, and what the clocks differ.
+    pub(crate) fn may_not_know(&self) -> bool {
+        let ttl = self.profile.timing().ttl;
+        self.went_on_at.lock().unwrap().is_some_and(|at| now() < at + ttl + ttl / 50)
     }
 
     /// The power goes: memory is lost, and what the disk had not flushed.

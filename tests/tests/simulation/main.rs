@@ -42,6 +42,10 @@ const REPEATED: u64 = 20;
 fn many_seeds_without_a_violation() {
     seeds::need_repeatable_runs();
     if let Some(seed) = seeds::number("REGENT_TEST_SEED") {
+        // What the daemons say, as RUST_LOG chooses; the times beside it are those of the wall.
+        if std::env::var_os("RUST_LOG").is_some() {
+            regent_common::telemetry::init(regent_common::telemetry::LogFormat::Text).unwrap();
+        }
         let outcome = world::run(seed, None);
         seeds::print(&outcome.trace.join("\n"));
         seeds::print(&report::summary(std::slice::from_ref(&outcome)));

@@ -4,6 +4,8 @@
 //! - Never are two nodes able to acknowledge writes at one time, and no acknowledgement of an older reign leaves after one of a
 //!   newer.
 //! - No acknowledged row is lost but what the policy allows at a change of primary, and none that a prepared member had.
+//! - The stated limit: a machine that was stopped together with its clocks, which no guest can tell, may go on for the rest of
+//!   one lease after it goes on; not longer.
 //! - Every operation ends, and with the faults over a writable primary exists, or a person is told what to do.
 
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
@@ -56,6 +58,8 @@ pub(crate) struct Oracle {
     newest_reign: u64,
     highest_promoted: u64,
     able: Vec<usize>,
+    /// The two of whom it was said already.
+    two: Option<Vec<usize>>,
     violations: Vec<Violation>,
 }
 
@@ -111,15 +115,18 @@ impl Oracle {
                 && machine.passage.lets_out()
         };
         let able: Vec<usize> = (0..machines.len()).filter(|index| is_able(&machines[*index])).collect();
+        let names: Vec<_> = able.iter().map(|index| machines[*index].name.as_str()).collect();
         if able != self.able {
-            let names: Vec<_> = able.iter().map(|index| machines[*index].name.as_str()).collect();
             traced!(
                 "able to acknowledge writes: {}",
                 if names.is_empty() { "nobody".to_owned() } else { names.join(", ") }
             );
-            if able.len() > 1 {
-                self.complain(Kind::TwoPrimaries, format!("{} at one time", names.join(" and ")));
-            }
+        }
+        // Who has just been let go on may still be what it was; beside it there is one.
+        let sure = able.iter().filter(|index| !machines[**index].may_not_know()).count();
+        if sure > 1 && self.two.as_ref() != Some(&able) {
+            self.complain(Kind::TwoPrimaries, format!("{} at one time", names.join(" and ")));
+            self.two = Some(able.clone());
         }
         for index in &able {
             let endpoint = machines[*index].endpoint();
@@ -135,7 +142,11 @@ impl Oracle {
     /// Rows were acknowledged.
     pub(crate) fn note(&mut self, rows: Vec<Acknowledged>, machines: &[Arc<Machine>]) {
         for row in rows {
-            if row.branch < self.newest_reign {
+            if row.branch < self.highest_promoted && machines[row.node].may_not_know() {
+                // The stated limit; what it acknowledged then is lost when it learns better.
+                traced!("{} acknowledged row {} without knowing better", machines[row.node].name, row.row);
+                self.lost.insert(row.row);
+            } else if row.branch < self.newest_reign {
                 let detail = format!(
                     "{} acknowledged row {} of reign {} after reign {} had begun to",
                     machines[row.node].name, row.row, row.branch, self.newest_reign

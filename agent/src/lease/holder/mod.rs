@@ -255,7 +255,8 @@ impl Holder {
     /// The lease that stands now, if one does.
     pub fn standing(&self, now: Moment) -> Option<Standing> {
         let reign = self.reign.as_ref()?;
-        if reign.epoch < self.revoked_below {
+        // A higher epoch is raised only when no lease of this one can stand: that it is there says that our clocks do not.
+        if reign.epoch < self.revoked_below || reign.epoch < self.stored_epoch {
             return None;
         }
         let epoch = reign.epoch;

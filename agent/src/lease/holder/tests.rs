@@ -66,7 +66,7 @@ fn a_grant_of_another_epoch_or_an_earlier_one_changes_nothing() {
     let mut holder = holder(None);
     for epoch in [2, 4] {
         let nonce = holder.stamp(at(0));
-        holder.answered(at(1), nonce, grant(epoch, both()), Epoch(epoch));
+        holder.answered(at(1), nonce, grant(epoch, both()), Epoch(3));
         assert_eq!(holder.standing(at(1)), None, "epoch {epoch}");
     }
     let (early, late) = (holder.stamp(at(10)), holder.stamp(at(500)));
@@ -89,7 +89,7 @@ fn all_have_to_endorse_and_the_oldest_stamp_counts() {
     let standing = holder.standing(at(1300)).unwrap();
     assert_eq!((standing.end, standing.source), (Some(at(2500)), LeaseSource::Endorsement));
     holder.endorsed(at(1250), second[0].1, false, Epoch(4));
-    assert_eq!(holder.standing(at(1300)).unwrap().end, Some(at(2500)), "a refusal takes nothing back");
+    assert_eq!(holder.standing(at(1300)), None, "a member knows a higher epoch: this one is over");
     assert!(holder.ask(at(1500)).is_empty(), "a higher epoch is stored: nobody is asked any more");
 }
 
@@ -140,6 +140,16 @@ fn what_is_revoked_stays_revoked() {
     holder.revoke(Epoch(2));
     assert_eq!(holder.standing(at(2)), None);
     assert!(holder.ask(at(9000)).is_empty());
+}
+
+#[test]
+fn a_higher_epoch_says_that_this_one_is_over_whatever_the_clocks_say() {
+    let mut holder = holder(None);
+    let (first, second) = (holder.stamp(at(0)), holder.stamp(at(10)));
+    holder.answered(at(1), first, grant(3, both()), Epoch(3));
+    assert!(holder.standing(at(20)).is_some());
+    holder.answered(at(21), second, None, Epoch(4));
+    assert_eq!(holder.standing(at(21)), None);
 }
 
 #[test]

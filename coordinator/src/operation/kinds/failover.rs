@@ -114,7 +114,7 @@ impl Kind for Failover {
         }
         if mutation::broken(Rule::L5Established) && cluster.candidate.take().is_some() {
             // The candidate's reign was never stored as established: the one before it counts.
-            cluster.reign = cluster.base.take().or(cluster.reign.take());
+            cluster.reign = cluster.base.take().or_else(|| cluster.reign.take());
         }
         let reigned = cluster.primary.take().into_iter().chain(cluster.candidate.take());
         for member in reigned.collect::<Vec<_>>() {
