@@ -280,7 +280,7 @@ fn without_agent(ledger: &Ledger) -> &'static str {
     match ledger.membership.as_ref().and_then(|membership| membership.role) {
         None => "",
         Some(Role::Primary) => {
-            "the agent does not run: nothing renews the lease, and writes stop when its gate closes; start the agent"
+            "the agent does not run and renews no lease: where this host has a gate it closes, and writes stop; start the agent"
         }
         Some(Role::Replica) => "the agent does not run: the replica goes on, and endorses nobody; start the agent",
     }

@@ -115,6 +115,6 @@ fn a_status_of_an_older_agent_is_read() {
 
 #[test]
 fn what_the_end_of_the_agent_means_is_said_by_the_ledger_alone() {
-    assert!(Status::of_ledger(&ledger()).without_coordinator.contains("writes stop when its gate closes"));
+    assert!(Status::of_ledger(&ledger()).without_coordinator.contains("has a gate it closes, and writes stop"));
     assert_eq!(Status::of_ledger(&Ledger::default()).without_coordinator, "");
 }
