@@ -1,6 +1,7 @@
 //! The agent: owns the database engine of its node and obeys the coordinator. One module per concern.
 
 pub mod access;
+pub mod answers;
 pub mod commands;
 pub mod config;
 pub mod daemon;

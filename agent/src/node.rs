@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    answers::Answers,
     engine::Stop,
     gate::Gate,
     lease::{Endorsers, Keeper, LeaseHandle, recorder::Recorder},
@@ -51,6 +52,10 @@ pub struct Node {
     pub lease: LeaseHandle,
     /// Keeps what the coordinator's answers bring.
     pub recorder: Recorder,
+    /// What others answered when they were asked for endorsement, for display.
+    pub answers: Arc<Answers>,
+    /// The gate, for display: only the lease's keeper changes it.
+    pub gate: Arc<dyn Gate>,
     clock: Arc<dyn Clock>,
 }
 
@@ -117,9 +122,10 @@ impl Node {
         let Parts { name, coordinator_id, boot_id, ledger, member, peers, gate, endorsers, keeper, stop, clock } =
             parts;
         let seen = member.clone();
+        let answers = Arc::new(Answers::new(endorsers, clock.clone()));
         let (lease, task) = Keeper {
-            gate,
-            endorsers,
+            gate: gate.clone(),
+            endorsers: answers.clone(),
             ledger: ledger.watch(),
             position: Arc::new(move || seen.last_position()),
             boot_id: boot_id.clone(),
@@ -146,6 +152,8 @@ impl Node {
             host: watch::channel(HostFacts::default()).0,
             contact: watch::channel(Contact::default()).0,
             lease,
+            answers,
+            gate,
             clock,
         })
     }

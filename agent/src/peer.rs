@@ -103,6 +103,8 @@ impl PeerService for PeerAnswers {
             kept.await.map_err(|error| refuse(Reason::Internal, ErrorChain(&error).to_string()))?;
         }
         let word = self.promise(asker);
+        let answer = if word.is_ok() { "given" } else { "refused" };
+        metrics::counter!("regent_agent_endorsements_total", "answer" => answer).increment(1);
         let known_epoch = self.0.ledger().read().membership.as_ref().map_or(0, |membership| membership.epoch.0);
         Ok(Response::new(EndorseResponse {
             nonce,

@@ -250,6 +250,13 @@ async fn a_machine_joins_runs_tells_its_state_and_ends() {
 
     let health = home.get("/health").await;
     assert!(health.starts_with("HTTP/1.1 200") && health.contains("\"node\":\"n1\""), "{health}");
+    for wanted in ["/primary", "/replica"] {
+        let health = home.get(wanted).await;
+        assert!(health.starts_with("HTTP/1.1 503") && health.contains("\"writable\":false"), "{wanted}: {health}");
+    }
+    assert_eq!((&status["lease"], &status["promise"]), (&serde_json::Value::Null, &serde_json::Value::Null));
+    assert_eq!(status["gate"]["state"], "unarmed");
+    assert!(status["fence"]["timed_gate"].is_boolean());
     assert!(home.get("/metrics").await.starts_with("HTTP/1.1 200"));
 
     let (code, _, errors) = home.output("run", &[]).await;

@@ -35,7 +35,7 @@ pub use assembly::{Assembled, Assembly};
 use crate::{
     config::Config,
     enroll::{Addresses, Enrollment},
-    gate::{Gate, nftables::NftablesGate, none::NoGate},
+    gate::{Gate, measured::Measured, nftables::NftablesGate, none::NoGate},
     host, http,
     ledger::{LedgerError, LedgerStore, RealDisk},
     member::{Engines, Member, Place, data_in},
@@ -218,7 +218,7 @@ impl Daemon {
         for problem in gate.abilities().problems {
             tracing::warn!(problem, "the fence of this host is not complete");
         }
-        Arc::new(gate)
+        Arc::new(Measured::new(Arc::new(gate)))
     }
 
     fn coordinators(&self) -> Vec<String> {

@@ -12,6 +12,7 @@
 
 pub mod conformance;
 pub mod fake;
+pub mod measured;
 pub mod nftables;
 pub mod none;
 

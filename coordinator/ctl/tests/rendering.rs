@@ -10,7 +10,10 @@ use regentctl::{
 };
 use tonic::Status;
 
-use crate::fixtures::{at, credentials, degraded_cluster, healthy_cluster, node, now, running_operation};
+use crate::fixtures::{
+    at, credentials, degraded_cluster, healthy_cluster, node, node_without_gate, now, partitioned_cluster,
+    running_operation,
+};
 
 #[test]
 fn cluster_show_of_a_healthy_cluster() {
@@ -20,6 +23,11 @@ fn cluster_show_of_a_healthy_cluster() {
 #[test]
 fn cluster_show_says_why_a_cluster_is_not_healthy() {
     insta::assert_snapshot!(page::cluster(&degraded_cluster(), Some(&running_operation()), now()));
+}
+
+#[test]
+fn cluster_show_of_a_primary_that_serves_cut_off() {
+    insta::assert_snapshot!(page::cluster(&partitioned_cluster(), None, now()));
 }
 
 #[test]
@@ -55,12 +63,17 @@ fn cluster_credentials() {
 fn node_list() {
     let spare = wire::Node { name: "nodes/spare".into(), ..Default::default() };
     let revoked = wire::Node { name: "nodes/old".into(), revoked: true, ..Default::default() };
-    insta::assert_snapshot!(table::nodes(&[node(), spare, revoked], now()));
+    insta::assert_snapshot!(table::nodes(&[node(), node_without_gate(), spare, revoked], now()));
 }
 
 #[test]
 fn node_show() {
     insta::assert_snapshot!(page::node(&node(), now()));
+}
+
+#[test]
+fn node_show_of_a_host_without_a_gate() {
+    insta::assert_snapshot!(page::node(&node_without_gate(), now()));
 }
 
 #[test]

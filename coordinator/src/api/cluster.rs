@@ -7,7 +7,7 @@ use std::{
 
 use regent_common::{
     error::{Reason, bad_field, refuse},
-    ids::{ClusterId, ClusterName, MemberName, OperationId},
+    ids::{ClusterId, ClusterName, MemberName, NodeName, OperationId, Revision},
 };
 use regent_proto::agent::v1::CheckSettingsRequest;
 use regent_proto::coordinator::v1::{
@@ -24,16 +24,21 @@ use super::{
     create::{self, Asker, check},
     failed_change, failed_store,
     idempotency::is_request,
-    page, view,
+    page,
+    situation::Frozen,
+    view,
 };
 use crate::{
-    cluster::actor::{ActorHandle, judge_all},
+    cluster::{
+        actor::{ActorHandle, judge_all},
+        adoption,
+    },
     environment::secret_name,
     model::{
         cluster::ClusterRecord,
         operation::{OperationRecord, PlannedStep},
     },
-    nodes::AgentError,
+    nodes::{AgentError, NodeView},
     operation::{Kind, executor::NewOperation, kinds, log},
     secrets::generate_password,
     store::{StoreError, Transaction},
@@ -64,6 +69,8 @@ impl ClusterApi {
             }
         }
         let version = actor.cluster.version().await.unwrap_or_default();
+        let now = environment.clock.boottime();
+        let clusters = environment.authorities.len();
         Ok(view::cluster(&view::ClusterFacts {
             record,
             version,
@@ -71,7 +78,25 @@ impl ClusterApi {
             succession: &succession,
             views: &views,
             nodes: &nodes,
+            now,
+            frozen: self.frozen(record, &views).await,
+            paused: environment.brake.holds(clusters, now, &environment.limits),
         }))
+    }
+
+    /// Why nothing is granted and nothing fails over, and who has not reported yet (rule T4).
+    async fn frozen(&self, record: &ClusterRecord, views: &BTreeMap<NodeName, NodeView>) -> Option<Frozen> {
+        let by_member: BTreeMap<MemberName, NodeView> = record
+            .members
+            .iter()
+            .filter_map(|(member, stored)| Some((member.clone(), views.get(&stored.node)?.clone())))
+            .collect();
+        // The store is asked only when somebody has a word against it.
+        let suspected = by_member.values().any(|view| view.stale_store);
+        let revision = if suspected { self.0.directory.environment().revision().await } else { Revision(u64::MAX) };
+        let why = adoption::frozen(record, &by_member, revision)?;
+        let missing = adoption::reports(record, &by_member).err().unwrap_or_default();
+        Some(Frozen { why, missing })
     }
 
     /// Asks the first node whether its engine would take the settings.

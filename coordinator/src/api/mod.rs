@@ -29,6 +29,7 @@ pub mod identity;
 pub mod node;
 pub mod operation;
 pub mod routes;
+pub mod situation;
 pub mod view;
 
 /// Rows in one answer when none are asked for, and the most.

@@ -1,6 +1,6 @@
 //! Renders what is stored and what is heard as the messages that people and platforms read. Pure.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use regent_common::{
     convert::to_wire_time,
@@ -10,6 +10,7 @@ use regent_common::{
 };
 use regent_proto::{coordinator::v1 as wire, types::v1 as types};
 
+use super::situation::{self, Frozen};
 use crate::{
     detector::{Judgement, Succession, Verdict},
     model::{
@@ -37,6 +38,12 @@ pub struct ClusterFacts<'a> {
     pub views: &'a BTreeMap<NodeName, NodeView>,
     /// The stored nodes.
     pub nodes: &'a BTreeMap<NodeName, NodeRecord>,
+    /// Now, by this coordinator's CLOCK_BOOTTIME.
+    pub now: Duration,
+    /// Why the cluster is frozen; `None` when it is not.
+    pub frozen: Option<Frozen>,
+    /// Why automatic failovers of all clusters pause; `None` when they do not.
+    pub paused: Option<String>,
 }
 
 /// Renders a cluster.
@@ -44,7 +51,7 @@ pub fn cluster(facts: &ClusterFacts<'_>) -> wire::Cluster {
     let record = facts.record;
     let (health, reasons) = health(facts);
     let decision = planner::decide(record, facts.judgements, facts.succession);
-    let failover_note = match decision {
+    let failover_note = match &decision {
         Decision::NoFailover { why } => format!("no failover, because {why}"),
         Decision::Failover { why, .. } => format!("failover is due: {why}"),
         Decision::AwaitLease { why, .. } => format!("a failover waits: {why}"),
@@ -77,6 +84,10 @@ pub fn cluster(facts: &ClusterFacts<'_>) -> wire::Cluster {
         profile: record.policy.profile.to_string(),
         electorate: record.reign.as_ref().map(|reign| reign.newest().into()),
         electorate_acknowledged: record.reign.as_ref().is_some_and(Reign::is_acknowledged),
+        max_lag_on_failover: Some(record.policy.max_lag_on_failover),
+        automatic_failover: Some(record.policy.automatic_failover),
+        lease: situation::lease(facts),
+        situation: situation::sentence(facts, &decision),
     }
 }
 
@@ -86,7 +97,7 @@ fn running_version(facts: &ClusterFacts<'_>) -> String {
     said.filter(|version| !version.is_empty()).unwrap_or_else(|| facts.record.version.clone())
 }
 
-fn view_of<'a>(facts: &ClusterFacts<'a>, member: &MemberName) -> Option<&'a NodeView> {
+pub(super) fn view_of<'a>(facts: &ClusterFacts<'a>, member: &MemberName) -> Option<&'a NodeView> {
     facts.record.members.get(member).and_then(|record| facts.views.get(&record.node))
 }
 
@@ -112,6 +123,9 @@ fn health(facts: &ClusterFacts<'_>) -> (wire::Health, Vec<String>) {
         let judged = facts.judgements.get(name).map(|judgement| judgement.reason.clone());
         reasons.extend(judged.filter(|reason| !reason.is_empty() && !being_made));
         reasons.extend(state_reason(name, member));
+    }
+    if let Some(frozen) = &facts.frozen {
+        reasons.insert(0, frozen.why.clone());
     }
     let serves = record.primary.as_ref().and_then(|primary| facts.judgements.get(primary));
     let health = match serves {

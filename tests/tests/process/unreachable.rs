@@ -50,6 +50,7 @@ async fn a_primary_without_a_gate_is_not_replaced_before_its_agent_has_answered(
     trio.fleet.agent("n1").daemon().unwrap().kill().unwrap();
     let told = says_why(&trio, &before).await;
     assert!(told.failover_note.contains("db1"), "it names the member: {}", told.failover_note);
+    assert!(told.situation.contains("no gate that closes by itself"), "it names what is missing: {}", told.situation);
     // Clients notice nothing.
     writers.acknowledged(now_nanos(), 200, SOON).await.unwrap();
     let histories = writers.stop().await.unwrap();

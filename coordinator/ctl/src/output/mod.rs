@@ -8,6 +8,7 @@ use std::io::{self, IsTerminal, Write};
 use serde_json::Value;
 
 pub mod json;
+pub mod lease;
 pub mod operation;
 pub mod page;
 pub mod progress;

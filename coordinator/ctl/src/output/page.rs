@@ -17,13 +17,19 @@ use super::{
 pub fn cluster(cluster: &wire::Cluster, running: Option<&wire::Operation>, now: Timestamp) -> String {
     let mut lines = head(cluster, running, now);
     lines.push(String::new());
+    lines.push("If a node is lost".to_owned());
+    lines.push(indented(&succession(cluster)));
+    lines.push(String::new());
     lines.push("Members".to_owned());
     lines.push(indented(&members(cluster)));
     lines.push(String::new());
     lines.push("Machines".to_owned());
     lines.push(indented(&machines(cluster, now)));
     section(&mut lines, "Why not healthy", why_not_healthy(cluster, now));
-    section(&mut lines, "Failover", sentence(&cluster.failover_note));
+    // An older coordinator says no more than this.
+    if cluster.situation.is_empty() {
+        section(&mut lines, "Failover", sentence(&cluster.failover_note));
+    }
     section(
         &mut lines,
         "Divergence: what returning copies had that the primary had not",
@@ -40,6 +46,9 @@ fn head(cluster: &wire::Cluster, running: Option<&wire::Operation>, now: Timesta
     let mut fact = |name: &str, value: String| lines.push(format!("  {name:<12}{value}"));
     let engine = format!("{} {}", or_dash(&cluster.engine), or_dash(&cluster.version));
     fact("engine", if cluster.mode.is_empty() { engine } else { format!("{engine}, {}", cluster.mode) });
+    if !cluster.situation.is_empty() {
+        fact("now", cluster.situation.clone());
+    }
     fact("primary", primary(cluster));
     fact("epoch", format!("{} (raised at each change of primary)", cluster.epoch));
     fact("created", created(cluster, now));
@@ -211,6 +220,36 @@ fn action_line(what: &str, action: &wire::AvailableAction) -> String {
     }
 }
 
+/// What is done without a person: lease, electorate, and what may be lost.
+fn succession(cluster: &wire::Cluster) -> String {
+    let facts = [
+        ("profile", words::profile(&cluster.profile)),
+        ("lease", super::lease::lease(cluster)),
+        ("electorate", super::lease::electorate(cluster)),
+        ("failover", super::lease::failover(cluster)),
+    ];
+    facts.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect()
+}
+
+/// What the fence of a host can do, and what is missing.
+fn fence(fence: &types::FenceStages) -> Vec<String> {
+    let stage = |is: bool, what: &str| format!("{what:<40}{}", if is { "yes" } else { "NO" });
+    let mut lines = vec![
+        stage(fence.timed_gate, "the gate closes by itself"),
+        stage(fence.destroys_sockets, "established sockets are destroyed"),
+        stage(fence.survives_flush, "the gate survives a foreign flush"),
+    ];
+    if !fence.timed_gate {
+        lines.push(
+            "so: a frozen agent is not covered here, and a primary on this node is not failed over by itself when the node \
+             is lost"
+                .to_owned(),
+        );
+    }
+    lines.extend(fence.problems.iter().map(|problem| format!("problem: {problem}")));
+    lines
+}
+
 /// `node show`.
 pub fn node(node: &wire::Node, now: Timestamp) -> String {
     let connected = match (node.revoked, node.connected) {
@@ -252,6 +291,12 @@ pub fn node(node: &wire::Node, now: Timestamp) -> String {
             })
             .collect(),
     );
+    let stages = match &node.fence {
+        Some(stages) => fence(stages),
+        None if node.cluster.is_empty() => Vec::new(),
+        None => vec!["not known: its agent has not been heard as a member yet".to_owned()],
+    };
+    section(&mut lines, "Fence: what keeps a primary on this node from writing past its lease", stages);
     section(&mut lines, "Why not healthy", sentence(&node.reason));
     tidy(lines)
 }

@@ -95,6 +95,7 @@ pub fn nodes(nodes: &[wire::Node], now: Timestamp) -> String {
                 host.map_or_else(|| "-".to_owned(), memory),
                 host.map_or_else(|| "-".to_owned(), disk),
                 or_dash(&node.engines.iter().map(offer).collect::<Vec<_>>().join(", ")),
+                node.fence.as_ref().map_or_else(|| "-".to_owned(), |fence| words::fence(fence).to_owned()),
                 or_dash(&node.reason),
             ]
         })
@@ -111,6 +112,7 @@ pub fn nodes(nodes: &[wire::Node], now: Timestamp) -> String {
             "MEMORY USED",
             "DISK USED",
             "ENGINES",
+            "FENCE",
             "REASON",
         ],
         &[],

@@ -1,6 +1,7 @@
 //! Enums of the wire as words for people. Foreign numbers become "unknown(N)": a newer coordinator must not break an
 //! older command.
 
+use regent_common::lease::Profile;
 use regent_proto::{coordinator::v1 as wire, types::v1 as types};
 
 /// A name of the wire without its prefix, lower-case, with hyphens; "unknown" for the unspecified value.
@@ -64,6 +65,35 @@ pub fn user_role(number: i32) -> String {
 /// Such as "yes"; "unknown" is never "no".
 pub fn ternary(number: i32) -> String {
     word(types::Ternary::try_from(number).ok().map(|value| value.as_str_name()), number, "TERNARY_")
+}
+
+/// A profile with what it promises.
+pub fn profile(name: &str) -> String {
+    let within = match name.parse::<Profile>() {
+        Ok(Profile::Fast) => "2 s",
+        Ok(Profile::Standard) => "6 s",
+        Ok(Profile::Relaxed) => "17 s",
+        Err(_) => return or_dash(name),
+    };
+    format!("{name}: a lost node is replaced within {within}")
+}
+
+/// What a host can do of the fence, in a word or two.
+pub fn fence(fence: &types::FenceStages) -> &'static str {
+    match (fence.timed_gate, fence.destroys_sockets && fence.survives_flush) {
+        (true, true) => "complete",
+        (true, false) => "partial",
+        (false, _) => "NO GATE",
+    }
+}
+
+/// "db2", "db2 and db3", "db2, db3 and db4"; "nobody" for none.
+pub fn all_of(names: &[String]) -> String {
+    match names {
+        [] => "nobody".to_owned(),
+        [name] => name.clone(),
+        [first @ .., last] => format!("{} and {last}", first.join(", ")),
+    }
 }
 
 /// The last part of a resource name: "clusters/db" is "db".

@@ -1,0 +1,465 @@
+//! How a cluster stands and what a person can do about it: the primary's lease as far as it is known, and one sentence. Pure.
+//!
+//! It decides nothing: the sentence follows from the judgements and from the planner's decision, and says of each state
+//! whether it ends by itself, and if not, which hand it wants.
+
+use std::time::Duration;
+
+use regent_common::{
+    convert::to_millis,
+    ids::MemberName,
+    lease::{LeaseReport, LeaseSource},
+};
+use regent_proto::{coordinator::v1 as wire, types::v1 as types};
+
+use super::view::{ClusterFacts, view_of};
+use crate::{
+    detector::Verdict,
+    model::{
+        cluster::{MemberState, Phase},
+        reign::Reign,
+    },
+    planner::Decision,
+};
+
+/// Why nothing is granted and nothing fails over (rule T4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frozen {
+    /// Why.
+    pub why: String,
+    /// Members that have not reported yet.
+    pub missing: Vec<MemberName>,
+}
+
+/// What was said of a lease.
+struct Said<'a> {
+    report: &'a LeaseReport,
+    by: &'a MemberName,
+    age: Duration,
+}
+
+/// What is known of the primary's lease; `None` while nothing is.
+pub fn lease(facts: &ClusterFacts<'_>) -> Option<wire::PrimaryLease> {
+    let reign = facts.record.reign.as_ref()?;
+    let said = said(facts, reign);
+    let left = said.as_ref().map_or(Duration::ZERO, |said| said.report.remaining.saturating_sub(said.age));
+    let endless = said.as_ref().is_some_and(|said| said.report.remaining.is_zero());
+    let stands = said.as_ref().is_some_and(|said| said.report.stands && (endless || !left.is_zero()));
+    let source = said.as_ref().and_then(|said| said.report.source).filter(|_| stands);
+    Some(wire::PrimaryLease {
+        member: reign.primary.to_string(),
+        epoch: reign.epoch.0,
+        stands,
+        source: source.map_or(types::LeaseSource::Unspecified, wire_source).into(),
+        remaining_millis: if stands { to_millis(left) } else { 0 },
+        reported_by: said.as_ref().map(|said| said.by.to_string()).unwrap_or_default(),
+        age_millis: said.as_ref().map(|said| to_millis(said.age)).unwrap_or_default(),
+        may_stand_millis: to_millis(facts.succession.lease_left),
+    })
+}
+
+fn wire_source(source: LeaseSource) -> types::LeaseSource {
+    match source {
+        LeaseSource::Coordinator => types::LeaseSource::Coordinator,
+        LeaseSource::Endorsement => types::LeaseSource::Endorsement,
+        LeaseSource::Alone => types::LeaseSource::Alone,
+    }
+}
+
+/// The newest word about the lease of this reign: the primary's own, or what it told a member that it asked.
+fn said<'a>(facts: &'a ClusterFacts<'_>, reign: &'a Reign) -> Option<Said<'a>> {
+    let mut newest: Option<Said<'a>> = None;
+    for member in facts.record.members.keys() {
+        let Some(view) = view_of(facts, member) else { continue };
+        let (Some(seen), Some(last)) = (&view.observation, view.last_contact) else { continue };
+        if seen.cluster_id != facts.record.id {
+            continue;
+        }
+        let since = facts.now.saturating_sub(last);
+        let word = if *member == reign.primary {
+            seen.authority.lease.as_ref().map(|report| (report, since))
+        } else {
+            let heard = seen.authority.heard.as_ref().filter(|heard| heard.member == reign.primary);
+            heard.map(|heard| (&heard.lease, heard.age + since))
+        };
+        let Some((report, age)) = word.filter(|(report, _)| report.epoch == reign.epoch) else { continue };
+        if newest.as_ref().is_none_or(|known| age < known.age) {
+            newest = Some(Said { report, by: member, age });
+        }
+    }
+    newest
+}
+
+/// How the cluster stands and what a person can do about it. Empty only while it is being made or removed.
+pub fn sentence(facts: &ClusterFacts<'_>, decision: &Decision) -> String {
+    let record = facts.record;
+    match record.phase {
+        Phase::Creating | Phase::Deleting => return String::new(),
+        Phase::Active => {}
+    }
+    if let Some(frozen) = &facts.frozen {
+        return of_frozen(frozen);
+    }
+    let running = record.operation.map(|id| format!("`regentctl operation watch {id}` follows it"));
+    if let (None, Some(follow)) = (&record.primary, &running) {
+        return match &record.candidate {
+            Some(candidate) => format!("failing over: {candidate} is being made the primary; {follow}"),
+            None => format!("failing over: the other members are being prepared; {follow}"),
+        };
+    }
+    match decision {
+        Decision::AwaitLease { why, .. } => {
+            format!("failing over, and nothing is to be done: {why}; then another member takes over by itself")
+        }
+        Decision::Failover { why, .. } => match (&facts.paused, running) {
+            (Some(paused), _) => format!("a failover is due and pauses: {why}; {paused}"),
+            (None, Some(follow)) => format!("failing over: {why}; {follow}"),
+            (None, None) => format!(
+                "a failover is due and begins by itself: {why}; if it does not within a minute, too many happened of late or \
+                 the last one failed: `regentctl audit` says which"
+            ),
+        },
+        Decision::NoFailover { why } => cut_off(facts).unwrap_or_else(|| format!("no failover, because {why}")),
+        Decision::Nothing | Decision::Rejoin { .. } => of_primary(facts),
+    }
+}
+
+fn of_frozen(Frozen { why, missing }: &Frozen) -> String {
+    if missing.is_empty() {
+        return format!("frozen: {why}; every member has reported, and what they say is being adopted by itself");
+    }
+    format!(
+        "frozen: {why}; nothing is granted and nobody is promoted, and a primary whom the others endorse goes on; put the newest \
+         store of the coordinator back, or bring back the agent of {}, so that what all ledgers say is adopted",
+        names(missing)
+    )
+}
+
+/// The primary is not heard here, and others say that it serves.
+fn cut_off(facts: &ClusterFacts<'_>) -> Option<String> {
+    let primary = facts.record.primary.as_ref()?;
+    facts.judgements.get(primary).filter(|judgement| judgement.verdict == Verdict::Partitioned)?;
+    let (node, by) = (&facts.record.members.get(primary)?.node, facts.succession.reported_by.as_ref()?);
+    Some(format!(
+        "{primary} serves, cut off from here: {by} reports that its lease stands, so that nobody takes over; mend the \
+         connection between this coordinator and {node}"
+    ))
+}
+
+/// The primary is not lost: whether it serves, and what would happen if it were lost now.
+fn of_primary(facts: &ClusterFacts<'_>) -> String {
+    let record = facts.record;
+    let Some((primary, stored)) = record.primary.as_ref().and_then(|name| Some((name, record.members.get(name)?)))
+    else {
+        return "nobody is the primary and nothing says who should be: `regentctl audit` has what happened".to_owned();
+    };
+    let node = &stored.node;
+    let Some(judgement) = facts.judgements.get(primary) else { return String::new() };
+    match judgement.verdict {
+        Verdict::Healthy | Verdict::NotStreaming => {}
+        Verdict::WithoutLease => {
+            return format!(
+                "{primary} runs and nobody can write to it: it holds no lease and its gate is closed; it gets one as soon as \
+                 this coordinator's answers reach {node}, and is replaced if they do not: check what is sent there"
+            );
+        }
+        Verdict::Suspect => {
+            return format!("{}; it is too early to say more, and nothing is to be done", judgement.reason);
+        }
+        Verdict::Starting => return format!("{}; nothing is to be done", judgement.reason),
+        Verdict::EngineDown
+        | Verdict::EngineHung
+        | Verdict::StorageHung
+        | Verdict::NodeUnreachable
+        | Verdict::NodeLost
+        | Verdict::Partitioned
+        | Verdict::Astray
+        | Verdict::Dirty
+        | Verdict::Lost => return judgement.reason.clone(),
+    }
+    format!("{primary} serves; {}", if_lost(facts, primary))
+}
+
+/// What would happen if the node of a primary that serves were lost now.
+fn if_lost(facts: &ClusterFacts<'_>, primary: &MemberName) -> String {
+    let (record, succession) = (facts.record, facts.succession);
+    let node = &record.members[primary].node;
+    if record.members.len() == 1 {
+        return format!("it is the only member: if {node} is lost, so is the service until it is back");
+    }
+    if !record.policy.automatic_failover {
+        return "automatic failover is off for this cluster: if it is lost, a person has to act".to_owned();
+    }
+    if succession.promotable.is_empty() {
+        let why: Vec<String> = record.replicas().filter_map(|(member, _)| why_not(facts, member)).collect();
+        let why = if why.is_empty() { "none was taken in yet".to_owned() } else { why.join("; ") };
+        return format!("if it is lost nobody takes over by itself, because no replica is in its electorate: {why}");
+    }
+    if !succession.gated {
+        return format!(
+            "if {node} is lost nobody takes over by itself, because no gate closes there without its agent: `regentctl node \
+             show {node}` says what to do"
+        );
+    }
+    let unheard: Vec<&MemberName> =
+        succession.promotable.iter().filter(|member| !succession.reachable.contains(*member)).collect();
+    if succession.reachable.is_empty() {
+        return format!("if it is lost nobody takes over before {} is heard again", names(unheard));
+    }
+    let may = names(&succession.reachable);
+    let takes = format!("if it is lost, {may} takes over by itself");
+    if unheard.is_empty() {
+        return takes;
+    }
+    format!("{takes}; {} is not heard: while that is so, losing this coordinator as well stops writes", names(unheard))
+}
+
+/// Why a replica is not in the electorate; `None` when it is.
+fn why_not(facts: &ClusterFacts<'_>, member: &MemberName) -> Option<String> {
+    if facts.succession.promotable.contains(member) {
+        return None;
+    }
+    let record = facts.record;
+    let stored = record.members.get(member)?;
+    match stored.state {
+        MemberState::Creating => return Some(format!("{member} is being made")),
+        MemberState::Resyncing => return Some(format!("{member} is being resynced")),
+        MemberState::NeedsRejoin => {
+            return Some(format!(
+                "{member} has to be brought back first, which happens by itself once its agent is heard"
+            ));
+        }
+        MemberState::NeedsResync { .. } => return Some(format!("{member} needs a resync")),
+        MemberState::Ready => {}
+    }
+    let judgement = facts.judgements.get(member).filter(|judgement| judgement.verdict != Verdict::Healthy);
+    if let Some(judgement) = judgement {
+        return Some(judgement.reason.clone());
+    }
+    let position = |member| view_of(facts, member)?.observation.as_ref()?.engine.position.clone();
+    let allowed = record.policy.max_lag_on_failover;
+    let lag = record.primary.as_ref().and_then(|primary| Some(position(primary)?.minus(&position(member)?).amount()));
+    Some(match lag {
+        None => format!("how far {member} is behind is not known yet"),
+        Some(lag) if lag > allowed => {
+            format!("{member} lacks {lag} of the primary's changes, and the policy allows {allowed}")
+        }
+        Some(_) => format!(
+            "{member} was not taken in yet, or runs on this coordinator's machine and \"promote_on_this_machine\" is off"
+        ),
+    })
+}
+
+/// "db2", "db2 or db3", "db2, db3 or db4".
+fn names<'a>(members: impl IntoIterator<Item = &'a MemberName>) -> String {
+    let mut names: Vec<&str> = members.into_iter().map(MemberName::as_str).collect();
+    let Some(last) = names.pop() else { return "nobody".to_owned() };
+    if names.is_empty() { last.to_owned() } else { format!("{} or {last}", names.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use regent_common::{
+        ids::{Epoch, NodeName},
+        lease::HeardLease,
+        topology::{Observation, Role},
+    };
+
+    use super::*;
+    use crate::{
+        detector::{Judgement, Succession},
+        model::cluster::ClusterRecord,
+        nodes::NodeView,
+        planner::{
+            self,
+            fixtures::{cluster, name, observation},
+        },
+    };
+
+    /// db1 reigns at epoch 1 and its lease stands; db2 is its electorate. It was heard 100 ms ago.
+    struct Scene {
+        record: ClusterRecord,
+        judgements: BTreeMap<MemberName, Judgement>,
+        succession: Succession,
+        views: BTreeMap<NodeName, NodeView>,
+        frozen: Option<Frozen>,
+        paused: Option<String>,
+    }
+
+    fn report(stands: bool, source: LeaseSource, remaining: u64) -> LeaseReport {
+        let source = stands.then_some(source);
+        LeaseReport { epoch: Epoch(1), stands, source, remaining: Duration::from_millis(remaining) }
+    }
+
+    fn view(seen: Observation) -> NodeView {
+        let last_contact = Some(Duration::from_millis(9_900));
+        NodeView { connected: true, last_contact, observation: Some(seen), ..NodeView::default() }
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let mut primary = observation(name(1));
+            primary.authority.lease = Some(report(true, LeaseSource::Coordinator, 4000));
+            let mut replica = observation(name(2));
+            replica.engine.role = Some(Role::Replica);
+            let healthy = Judgement { verdict: Verdict::Healthy, reason: String::new() };
+            let node = |text: &str| text.parse().unwrap();
+            Self {
+                record: cluster(),
+                judgements: [(name(1), healthy.clone()), (name(2), healthy)].into(),
+                succession: Succession {
+                    gated: true,
+                    promotable: [name(2)].into(),
+                    reachable: [name(2)].into(),
+                    free: [name(2)].into(),
+                    ..Succession::default()
+                },
+                views: [(node("n1"), view(primary)), (node("n2"), view(replica))].into(),
+                frozen: None,
+                paused: None,
+            }
+        }
+
+        fn judged(mut self, verdict: Verdict, reason: &str) -> Self {
+            self.judgements.insert(name(1), Judgement { verdict, reason: reason.to_owned() });
+            self
+        }
+
+        fn view(&mut self, number: u32) -> &mut NodeView {
+            self.views.get_mut(&format!("n{number}").parse::<NodeName>().unwrap()).unwrap()
+        }
+
+        fn with<T>(&self, show: impl FnOnce(&ClusterFacts<'_>) -> T) -> T {
+            show(&ClusterFacts {
+                record: &self.record,
+                version: 1,
+                judgements: &self.judgements,
+                succession: &self.succession,
+                views: &self.views,
+                nodes: &BTreeMap::new(),
+                now: Duration::from_millis(10_000),
+                frozen: self.frozen.clone(),
+                paused: self.paused.clone(),
+            })
+        }
+
+        fn said(&self) -> String {
+            let decision = planner::decide(&self.record, &self.judgements, &self.succession);
+            self.with(|facts| sentence(facts, &decision))
+        }
+    }
+
+    #[test]
+    fn a_healthy_cluster_says_who_would_take_over() {
+        assert_eq!(Scene::new().said(), "db1 serves; if it is lost, db2 takes over by itself");
+    }
+
+    #[test]
+    fn what_keeps_a_healthy_cluster_from_a_failover_is_named_with_what_to_do() {
+        type Change = fn(&mut Scene);
+        let changes: [(Change, &str); 6] = [
+            (|scene| scene.succession.gated = false, "`regentctl node show n1` says what to do"),
+            (|scene| scene.succession.promotable.clear(), "how far db2 is behind is not known yet"),
+            (
+                |scene| {
+                    scene.succession.promotable.clear();
+                    scene.record.set_state(&name(2), MemberState::Resyncing);
+                },
+                "db2 is being resynced",
+            ),
+            (|scene| scene.succession.reachable.clear(), "nobody takes over before db2 is heard again"),
+            (|scene| scene.record.policy.automatic_failover = false, "a person has to act"),
+            (
+                |scene| {
+                    scene.succession.promotable.insert(name(3));
+                },
+                "db3 is not heard: while that is so, losing this coordinator as well stops writes",
+            ),
+        ];
+        for (change, expected) in changes {
+            let mut scene = Scene::new();
+            change(&mut scene);
+            let said = scene.said();
+            assert!(said.starts_with("db1 serves; ") && said.contains(expected), "{said}");
+        }
+    }
+
+    #[test]
+    fn every_state_without_a_serving_primary_says_whether_it_ends_by_itself() {
+        let mut waits = Scene::new().judged(Verdict::NodeUnreachable, "db1 is silent");
+        waits.succession.lease_left = Duration::from_millis(800);
+        let mut cut_off = Scene::new().judged(Verdict::Partitioned, "db1 is silent");
+        cut_off.succession.reported_by = Some(name(2));
+        let mut alone = Scene::new().judged(Verdict::NodeLost, "db1 is silent");
+        alone.succession.promotable.clear();
+        let mut ungated = Scene::new().judged(Verdict::NodeUnreachable, "db1 is silent");
+        ungated.succession.gated = false;
+        let mut paused = Scene::new().judged(Verdict::NodeLost, "db1 is silent");
+        paused.paused = Some("many fail at once".to_owned());
+        let mut frozen = Scene::new();
+        frozen.frozen = Some(Frozen { why: "the store is old".to_owned(), missing: vec![name(2)] });
+        let mut crowning = Scene::new();
+        (crowning.record.primary, crowning.record.candidate) = (None, Some(name(2)));
+        crowning.record.operation = Some(regent_common::ids::OperationId::generate());
+        let mut preparing = Scene::new();
+        preparing.record.primary = None;
+        preparing.record.operation = crowning.record.operation;
+        let states = [
+            (preparing, "failing over: the other members are being prepared; `regentctl operation watch "),
+            (waits, "failing over, and nothing is to be done: db1 is silent; its lease may stand for 800 ms yet"),
+            (Scene::new().judged(Verdict::NodeLost, "db1 is silent"), "a failover is due and begins by itself"),
+            (paused, "pauses: db1 is silent; many fail at once"),
+            (alone, "no member may be promoted in its place: bring its node or its agent back"),
+            (ungated, "its host has no gate that closes by itself"),
+            (cut_off, "db2 reports that its lease stands, so that nobody takes over; mend the connection between this"),
+            (Scene::new().judged(Verdict::WithoutLease, "-"), "check what is sent there"),
+            (Scene::new().judged(Verdict::Suspect, "db1 is called"), "nothing is to be done"),
+            (frozen, "bring back the agent of db2"),
+            (crowning, "db2 is being made the primary; `regentctl operation watch "),
+        ];
+        for (scene, expected) in states {
+            let said = scene.said();
+            assert!(said.contains(expected), "{expected:?} is not in {said:?}");
+        }
+    }
+
+    #[test]
+    fn the_lease_is_shown_by_the_newest_word_and_ages_with_it() {
+        let mut scene = Scene::new();
+        let own = scene.with(lease).unwrap();
+        assert_eq!((own.stands, own.source(), own.remaining_millis), (true, types::LeaseSource::Coordinator, 3900));
+        assert_eq!((own.reported_by.as_str(), own.age_millis), ("db1", 100));
+
+        // Cut off: the last own word is old, and what it told db2 is newer.
+        scene.view(1).last_contact = Some(Duration::from_millis(5_000));
+        let silent = scene.with(lease).unwrap();
+        assert!(!silent.stands, "four seconds were left five seconds ago");
+        let heard = HeardLease {
+            member: name(1),
+            lease: report(true, LeaseSource::Endorsement, 3000),
+            position: None,
+            age: Duration::from_millis(400),
+        };
+        let replica = scene.view(2);
+        replica.observation.as_mut().unwrap().authority.heard = Some(heard);
+        let reported = scene.with(lease).unwrap();
+        assert_eq!((reported.stands, reported.source()), (true, types::LeaseSource::Endorsement));
+        assert_eq!((reported.reported_by.as_str(), reported.age_millis), ("db2", 500));
+
+        // A word about an earlier reign says nothing.
+        scene.record.reign.as_mut().unwrap().epoch = Epoch(2);
+        let unknown = scene.with(lease).unwrap();
+        assert_eq!((unknown.stands, unknown.reported_by.as_str()), (false, ""));
+    }
+
+    #[test]
+    fn a_lease_without_an_end_stands() {
+        let mut scene = Scene::new();
+        let seen = scene.view(1).observation.as_mut().unwrap();
+        seen.authority.lease = Some(report(true, LeaseSource::Alone, 0));
+        let alone = scene.with(lease).unwrap();
+        assert_eq!((alone.stands, alone.source(), alone.remaining_millis), (true, types::LeaseSource::Alone, 0));
+    }
+}
