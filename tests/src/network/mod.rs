@@ -119,6 +119,10 @@ impl Network {
         let host = fs::read_link("/proc/self/ns/net")?;
         ensure!(own != host, "this is the host's own network: use network::inside");
         run(words(&["ip", "link", "set", "lo", "up"]))?;
+        if run(words(&["ip", "link", "show", HUB])).is_ok() {
+            // That of a network before, whose machines are gone.
+            run(words(&["ip", "link", "delete", HUB]))?;
+        }
         run(words(&["ip", "link", "add", HUB, "type", "bridge"]))?;
         run(words(&["ip", "address", "add", &format!("{HUB_ADDRESS}/24"), "dev", HUB]))?;
         run(words(&["ip", "link", "set", HUB, "up"]))?;
