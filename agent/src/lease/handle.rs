@@ -133,6 +133,10 @@ impl Shared {
         lock(&self.holder)
     }
 
+    pub(super) fn promises(&self) -> MutexGuard<'_, Promises> {
+        lock(&self.promises)
+    }
+
     pub(super) fn kernel(&self) -> MutexGuard<'_, Kernel> {
         lock(&self.kernel)
     }
@@ -169,10 +173,12 @@ impl LeaseHandle {
     pub fn answered(&self, answer: Answer) -> bool {
         let counted = {
             let mut holder = self.shared.holder();
-            if let Some(timing) = answer.timing {
+            let counted = holder.answered(self.shared.clock.now(), answer.nonce, answer.grant, answer.stored_epoch);
+            // Times that come with an answer to nothing may be of a profile that is over.
+            if let Some(timing) = answer.timing.filter(|_| counted) {
                 holder.set_timing(timing);
             }
-            holder.answered(self.shared.clock.now(), answer.nonce, answer.grant, answer.stored_epoch)
+            counted
         };
         self.shared.wake.notify_one();
         counted
@@ -190,7 +196,7 @@ impl LeaseHandle {
 
     /// The promises of this member.
     pub fn promises(&self) -> MutexGuard<'_, Promises> {
-        lock(&self.shared.promises)
+        self.shared.promises()
     }
 
     /// The clocks by which leases and promises end.

@@ -110,6 +110,11 @@ impl Promises {
         Ok(())
     }
 
+    /// Forgets what was promised in another cluster. When this process started is not forgotten.
+    pub fn change_cluster(&mut self) {
+        *self = Self::new(self.started);
+    }
+
     /// Endorses nothing below this epoch any more (rule E3). What was promised stands.
     pub fn bar(&mut self, below: Epoch) {
         self.barred_below = self.barred_below.max(below);

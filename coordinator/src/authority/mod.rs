@@ -121,6 +121,9 @@ impl Authority {
 
     fn answer(&self, node: &NodeName, nonce: u64, seen: &Observation) -> HeartbeatAnswer {
         let nothing = HeartbeatAnswer { nonce, ..HeartbeatAnswer::default() };
+        // Held from before the record is read until the grant is made: a lease that was suspended meanwhile, for a record that is
+        // newer than this one, is not granted again (rule L2).
+        let mut state = self.state();
         let Some(record) = self.cluster.record() else { return nothing };
         let known = record.members.get(&seen.member).is_some_and(|member| member.node == *node);
         if !known {
@@ -129,7 +132,6 @@ impl Authority {
         let timing = record.policy.profile.timing();
         let grant = grantee(&record).filter(|(member, _)| **member == seen.member).and_then(|(_, grant)| {
             let now = self.clock.now();
-            let mut state = self.state();
             // An acknowledgement counts like a grant, also one that gets none in return (rules M1, L2).
             let acknowledges = seen.epoch == record.epoch && seen.authority.electorate.is_some();
             let withheld = state.frozen || state.suspended == Some(record.epoch);

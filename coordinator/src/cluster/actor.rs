@@ -303,7 +303,7 @@ impl Actor {
         let decision = decide_but(&record, &judgements, &succession, &resting);
         let fails = matches!(decision, Decision::AwaitLease { .. } | Decision::Failover { .. });
         self.environment.brake.note(&record.name, fails, now);
-        if !matches!(decision, Decision::AwaitLease { .. }) {
+        if !fails {
             self.authority.resume();
         }
         match decision {
@@ -312,7 +312,12 @@ impl Actor {
             Decision::AwaitLease { left, .. } => {
                 // From here on the lease is not renewed, also when its holder is heard again: only a look that finds it alive
                 // changes that.
-                let left = self.authority.suspend(record.epoch).max(left.min(PERIOD));
+                let suspended = match record.primary {
+                    Some(_) => self.authority.suspend(record.epoch),
+                    // The candidate of a failover that runs is granted its lease; what is waited for is of the reign before.
+                    None => self.authority.lease_left(),
+                };
+                let left = suspended.max(left.min(PERIOD));
                 self.look_at = self.look_at.min(now + left);
             }
             Decision::Failover { cause, why } => self.fail_over(&record, cause, why).await,

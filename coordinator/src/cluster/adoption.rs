@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use regent_common::{
     ids::{Epoch, MemberName, OperationToken, Revision},
+    lease::Electorate,
     mutation::{self, Rule},
     topology::{Observation, Role},
 };
@@ -59,6 +60,13 @@ pub fn reports<'a>(
     for member in record.members.keys() {
         let view = views.get(member).filter(|view| view.connected);
         match view.and_then(|view| view.observation.as_ref()).filter(|seen| seen.cluster_id == record.id) {
+            // A holder that has not acknowledged its electorate with its ledger yet says in a moment whom it asks.
+            Some(seen)
+                if seen.authority.lease.as_ref().is_some_and(|lease| lease.stands)
+                    && seen.authority.electorate.is_none() =>
+            {
+                missing.push(member.clone());
+            }
             Some(observation) => drop(seen.insert(member.clone(), observation)),
             None => missing.push(member.clone()),
         }
@@ -81,8 +89,12 @@ pub fn adopt(record: &mut ClusterRecord, reports: &BTreeMap<MemberName, Observat
     for member in record.members.values_mut() {
         member.state = MemberState::NeedsRejoin;
     }
-    if let Some((holder, seen)) = reports.iter().find(|(_, seen)| stands(seen)) {
+    // A lease below the highest epoch stands for a reign that is over: its holder has not heard so yet.
+    let standing = reports.iter().find(|(_, seen)| stands(seen) && seen.epoch.0 == highest(|seen| seen.epoch.0));
+    if let Some((holder, seen)) = standing {
         let electorate = seen.authority.electorate.clone().unwrap_or_default();
+        // The newer store may have had a version that was sent and not acknowledged: what is stored next is above it.
+        let next = Electorate { version: electorate.version + LEAP, members: electorate.members.clone() };
         let followers: Vec<_> = reports
             .iter()
             .filter(|(_, other)| other.engine.upstream.as_ref() == Some(holder))
@@ -97,7 +109,7 @@ pub fn adopt(record: &mut ClusterRecord, reports: &BTreeMap<MemberName, Observat
         record.reign = Some(Reign {
             epoch: seen.epoch,
             primary: holder.clone(),
-            electorates: vec![electorate],
+            electorates: vec![electorate, next],
             gated: seen.authority.fence.timed_gate,
         });
         return format!("{holder} holds the lease of epoch {}: it is adopted as the primary", seen.epoch);
@@ -106,26 +118,25 @@ pub fn adopt(record: &mut ClusterRecord, reports: &BTreeMap<MemberName, Observat
     record.epoch = Epoch(epoch + LEAP);
     record.established = false;
     record.primary = None;
-    let mut gated = true;
     for (member, seen) in reports {
         if seen.authority.role == Some(Role::Primary) {
             record.may_be_writable.insert(member.clone());
             record.note_reign(member.clone(), seen.engine.position.clone());
-            gated &= seen.authority.fence.timed_gate;
         }
         record.set_state(member, MemberState::Ready);
     }
     let last = reports.iter().max_by_key(|(_, seen)| seen.authority.writable_epoch).map(|(member, _)| member.clone());
     record.reign = last.map(|primary| {
         let others = reports.keys().filter(|member| **member != primary).cloned().collect();
-        Reign::new(Epoch(epoch), primary, others, gated)
+        // What is known of a reign here is hearsay: only a fence's answer proves that nobody writes.
+        Reign::new(Epoch(epoch), primary, others, false)
     });
     format!("nobody holds a lease: all members are prepared above epoch {}", record.epoch)
 }
 
 #[cfg(test)]
 mod tests {
-    use regent_common::lease::{Electorate, LeaseReport};
+    use regent_common::lease::LeaseReport;
 
     use super::*;
     use crate::planner::fixtures::{cluster, name, observation};
@@ -169,7 +180,7 @@ mod tests {
             (Epoch(7), Some(name(2)), OperationToken(1040))
         );
         let reign = record.reign.as_ref().unwrap();
-        assert_eq!((reign.newest().version, reign.promotable()), (4, [name(1)].into()));
+        assert_eq!((reign.newest().version, reign.promotable()), (1004, [name(1)].into()));
         assert!(record.members.values().all(|member| member.state == MemberState::Ready));
     }
 

@@ -27,7 +27,7 @@ pub struct ClusterHandle {
     name: ClusterName,
     store: Arc<dyn Store>,
     /// The record and its version; `None` once it was removed.
-    current: Mutex<Option<(ClusterRecord, u64)>>,
+    current: Arc<Mutex<Option<(ClusterRecord, u64)>>>,
     snapshot: watch::Sender<Option<Arc<ClusterRecord>>>,
 }
 
@@ -59,7 +59,7 @@ impl ClusterHandle {
     /// The handle of a stored record.
     pub fn new(store: Arc<dyn Store>, record: ClusterRecord, version: u64) -> Self {
         let (snapshot, _) = watch::channel(Some(Arc::new(record.clone())));
-        Self { name: record.name.clone(), store, current: Mutex::new(Some((record, version))), snapshot }
+        Self { name: record.name.clone(), store, current: Arc::new(Mutex::new(Some((record, version)))), snapshot }
     }
 
     /// Name of the cluster.
@@ -83,12 +83,13 @@ impl ClusterHandle {
     }
 
     /// Changes the record and commits it together with what `change` returns; durable when this returns (rule T3).
-    /// `change` sees the newest record and may refuse.
+    /// `change` sees the newest record and may refuse. A caller that goes away meanwhile does not stop the commit from being
+    /// taken notice of: what is known here and what is stored stay the same.
     pub async fn change(
         &self,
         change: impl FnOnce(&mut ClusterRecord) -> Result<Transaction, ChangeError>,
     ) -> Result<Arc<ClusterRecord>, ChangeError> {
-        let mut current = self.current.lock().await;
+        let mut current = Arc::clone(&self.current).lock_owned().await;
         let (record, version) = current.as_ref().ok_or_else(|| ChangeError::Gone(self.name.clone()))?;
         let mut next = record.clone();
         let transaction = change(&mut next)?;
@@ -97,21 +98,30 @@ impl ClusterHandle {
         if mutation::broken(Rule::T3Store) {
             self.snapshot.send_replace(Some(Arc::new(next.clone())));
         }
-        let revision = self.store.commit(transaction).await?;
-        let shared = Arc::new(next.clone());
-        *current = Some((next, revision.0));
-        self.snapshot.send_replace(Some(Arc::clone(&shared)));
-        Ok(shared)
+        let (store, snapshot) = (Arc::clone(&self.store), self.snapshot.clone());
+        let commit = async move {
+            let revision = store.commit(transaction).await?;
+            let shared = Arc::new(next.clone());
+            *current = Some((next, revision.0));
+            snapshot.send_replace(Some(Arc::clone(&shared)));
+            Ok(shared)
+        };
+        tokio::spawn(commit).await.expect("a commit neither panics nor is aborted")
     }
 
     /// Removes the record together with `transaction`.
     pub async fn remove(&self, transaction: Transaction) -> Result<(), ChangeError> {
-        let mut current = self.current.lock().await;
+        let mut current = Arc::clone(&self.current).lock_owned().await;
         let (_, version) = current.as_ref().ok_or_else(|| ChangeError::Gone(self.name.clone()))?;
         let key = keys::cluster(&self.name);
-        self.store.commit(transaction.require_version(key.clone(), *version).delete(key)).await?;
-        *current = None;
-        self.snapshot.send_replace(None);
-        Ok(())
+        let transaction = transaction.require_version(key.clone(), *version).delete(key);
+        let (store, snapshot) = (Arc::clone(&self.store), self.snapshot.clone());
+        let commit = async move {
+            store.commit(transaction).await?;
+            *current = None;
+            snapshot.send_replace(None);
+            Ok(())
+        };
+        tokio::spawn(commit).await.expect("a commit neither panics nor is aborted")
     }
 }

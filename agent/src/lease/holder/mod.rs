@@ -130,8 +130,13 @@ impl Holder {
         self.next_nonce
     }
 
-    /// Takes the times of the cluster's profile.
+    /// Takes the times of the cluster's profile. An endorsement was promised for the length of lease that was asked for, so that
+    /// none of another length counts any more.
     pub fn set_timing(&mut self, timing: Timing) {
+        if self.timing.ttl != timing.ttl {
+            self.endorsed.clear();
+            self.asked.clear();
+        }
         self.timing = timing;
     }
 
@@ -154,6 +159,13 @@ impl Holder {
             self.obey(recorded);
         }
         self.reign = reign;
+    }
+
+    /// Forgets what was said of another cluster: its epochs are not this one's.
+    pub fn change_cluster(&mut self) {
+        self.set_reign(None);
+        (self.revoked_below, self.stored_epoch) = (Epoch(0), Epoch(0));
+        self.heartbeats.clear();
     }
 
     /// What the ledger says.

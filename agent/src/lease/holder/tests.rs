@@ -161,3 +161,13 @@ fn a_new_epoch_begins_with_nothing() {
     holder.set_reign(Some(Reign { epoch: Epoch(4), ..reign(None) }));
     assert_eq!((holder.standing(at(1)), holder.obeyed()), (None, None));
 }
+
+#[test]
+fn epochs_of_another_cluster_are_forgotten() {
+    let mut holder = Holder::new(Moment::default(), Timing::default(), 0);
+    holder.revoke(Epoch(1000));
+    let nonce = holder.stamp(Moment::default());
+    holder.answered(Moment::default(), nonce, None, Epoch(1000));
+    holder.change_cluster();
+    assert_eq!((holder.revoked_below, holder.stored_epoch), (Epoch(0), Epoch(0)));
+}

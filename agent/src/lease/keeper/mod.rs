@@ -87,6 +87,8 @@ struct Running {
     keeper: Keeper,
     shared: Arc<Shared>,
     orders: mpsc::UnboundedReceiver<Order>,
+    /// Cluster of which the ledger told last.
+    cluster_id: Option<ClusterId>,
     /// Ports that are gated; `None` while the gate is not armed.
     armed: Option<BTreeSet<u16>>,
     /// Ports on which the engine listens, by the kernel's word.
@@ -157,7 +159,9 @@ impl Keeper {
         let shared = Arc::new(Shared::new(self.clock.clone(), self.gate.abilities(), holder));
         let handle = LeaseHandle { shared: shared.clone(), orders };
         let listening = membership.map(|membership| membership.port).into_iter().collect();
+        let cluster_id = membership.map(|membership| membership.cluster_id);
         let running = Running {
+            cluster_id,
             keeper: self,
             shared,
             orders: receiver,
@@ -255,7 +259,16 @@ impl Running {
         let ledger = self.keeper.ledger.borrow_and_update().clone();
         let membership = ledger.membership.as_ref();
         let reign = membership.and_then(|membership| reign_of(membership, &self.keeper.boot_id));
+        let cluster_id = membership.map(|membership| membership.cluster_id);
+        let changed = self.cluster_id.is_some() && cluster_id.is_some() && self.cluster_id != cluster_id;
+        self.cluster_id = cluster_id.or(self.cluster_id);
+        if changed {
+            self.shared.promises().change_cluster();
+        }
         let mut holder = self.shared.holder();
+        if changed {
+            holder.change_cluster();
+        }
         if let Some(fenced) = membership.and_then(|membership| membership.fenced_epoch) {
             holder.revoke(fenced);
         }

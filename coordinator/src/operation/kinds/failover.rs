@@ -289,6 +289,9 @@ async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -> Result<St
             let others: Vec<_> =
                 reigned.keys().filter(|member| !unknown.contains(member) && fenced(member)).cloned().collect();
             examined.extend(examine(context, &others, &mut reigned, &mut report).await);
+            // Who reigned before the last reign may lack what that one acknowledged: while its primary is not fenced only who
+            // could be promoted is restarted either (rule P2).
+            examined.retain(|own| cluster.may_be_writable.is_empty() || eligible.contains(&own.member));
             restart_in_place(&examined, &reigned, max_lag, &report)?
         }
     };
@@ -309,6 +312,12 @@ async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -> Result<St
         let begun = cluster.reign.as_ref().is_some_and(|reign| reign.epoch == cluster.epoch);
         if !begun || mutation::broken(Rule::P2Candidate) {
             cluster.begin_reign(candidate.clone(), electorate.clone(), gated);
+        }
+        // What was found out is not asked a second time, should this failover not end.
+        for (member, position) in &reigned {
+            if cluster.reigned.contains_key(member) {
+                cluster.note_reign(member.clone(), position.clone());
+            }
         }
         cluster.may_be_writable.insert(candidate.clone());
     });
