@@ -34,7 +34,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "engine-stop",
         about: "SIGSTOP for every process of the primary's engine",
         faults: &[Fault::Stop(Part::Engine(Primary))],
-        expected: Expectation { failover: true, outage: Outage::Hung },
+        expected: Expectation { failover: true, outage: Outage::EngineHung },
     },
     Scenario {
         name: "agent-kill",
@@ -94,7 +94,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "disk-hang",
         about: "the disk of the primary's machine hangs",
         faults: &[Fault::FreezeDisk(Primary)],
-        expected: Expectation { failover: true, outage: Outage::Hung },
+        expected: Expectation { failover: true, outage: Outage::DiskHung },
     },
     Scenario {
         name: "coordinator-kill",
