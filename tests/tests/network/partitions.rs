@@ -1,7 +1,7 @@
 //! Every scenario of the list, each once, one after the other on the same machines: partitions, deaths, hangs. What is wrong
 //! is said of all of them at the end, by name.
 
-use regent_tests::scenario::{Bed, SCENARIOS, Scenario, Settings, run};
+use regent_tests::scenario::{Bed, Measured, SCENARIOS, Scenario, Settings, run};
 
 use crate::support::{PROFILE, SLACK, inside};
 
@@ -24,7 +24,19 @@ fn every_fault_ends_as_it_should_and_never_with_two_primaries() {
                 Some(bed) => bed,
                 None => Bed::start(PROFILE).await.unwrap(),
             };
-            match run(&mut used, scenario, 1, &SETTINGS).await {
+            let mut ended = run(&mut used, scenario, 1, &SETTINGS).await;
+            // The limits of time are those of a median: a busy machine misses one now and then, what is wrong misses it again.
+            // Two primaries and lost rows get no second chance.
+            let late = |measured: &Measured| {
+                measured.violations().is_empty() && !measured.complaints(scenario, SLACK).is_empty()
+            };
+            if let Ok(first) = ended.as_ref()
+                && late(first)
+            {
+                println!("{:<30} {}: once more", scenario.name, first.complaints(scenario, SLACK).join("; "));
+                ended = run(&mut used, scenario, 1, &SETTINGS).await;
+            }
+            match ended {
                 Ok(measured) => {
                     let wrong = measured.complaints(scenario, SLACK);
                     println!(
