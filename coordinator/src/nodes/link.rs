@@ -14,9 +14,9 @@ use regent_common::{
     clock::Clock,
     error::{Reason, reason_of},
     identity::{Identity, Principal},
-    ids::{NodeName, Revision},
+    ids::NodeName,
     tls::{ExpectedServer, ReloadingIdentity},
-    topology::{EngineOffer, HostFacts, Observation, Progress},
+    topology::{HostFacts, Observation, Progress},
     transport::{self, Dialer},
 };
 use regent_proto::agent::v1::{
@@ -165,10 +165,7 @@ impl Links {
             };
             channels.send_replace(None);
             tracing::debug!(problem, "no session");
-            self.table.update(&node, |view| {
-                view.connected = false;
-                view.problem = problem;
-            });
+            self.table.update(&node, |view| view.lost(problem));
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = redial.notified() => {}
@@ -233,18 +230,7 @@ impl Links {
                         );
                     }
                     channels.send_replace(Some(channel.clone()));
-                    let now = (self.clock.boottime(), self.clock.wall());
-                    self.table.update(node, |view| {
-                        view.connected = true;
-                        view.problem = String::new();
-                        view.last_contact = Some(now.0);
-                        view.last_contact_wall = Some(now.1);
-                        view.agent_version = hello.version;
-                        view.boot_id = hello.boot_id;
-                        view.revision = Revision(hello.revision);
-                        view.stale_store = hello.stale_store;
-                        view.engines = hello.engines.into_iter().map(EngineOffer::from).collect();
-                    });
+                    self.table.update(node, |view| view.greeted(hello));
                 }
                 Ok(Ok(Some(OpenResponse { message: Some(FromAgent::Heartbeat(heartbeat)) }))) => {
                     // First what it says, then the answer: what is decided meanwhile knows of both or of neither.
@@ -264,28 +250,14 @@ impl Links {
         let observation = heartbeat.member.map(Observation::try_from).transpose();
         let observation = observation.map_err(|error| format!("the agent sent what cannot be read: {error}"))?;
         let answer = self.authorities.answer(node, heartbeat.nonce, observation.as_ref());
-        let now = (self.clock.boottime(), self.clock.wall());
+        let (at, wall) = (self.clock.boottime(), self.clock.wall());
         self.table.update(node, |view| {
-            view.last_contact = Some(now.0);
-            view.last_contact_wall = Some(now.1);
-            if let Some(seen) = &observation
-                && let Some(position) = &seen.engine.position
-            {
-                view.last_position = Some((seen.cluster_id, position.clone()));
-            }
-            view.observation = observation;
+            view.last_contact_wall = Some(wall);
+            view.heard(at, observation);
             if let Some(host) = heartbeat.host {
                 view.host = Some(HostFacts::from(host));
             }
-            view.jobs = heartbeat
-                .jobs
-                .into_iter()
-                .map(|job| JobView {
-                    operation: job.operation,
-                    step: job.step,
-                    progress: job.progress.map(Progress::from).unwrap_or_default(),
-                })
-                .collect();
+            view.jobs = heartbeat.jobs.into_iter().map(JobView::from).collect();
         });
         Ok(answer)
     }

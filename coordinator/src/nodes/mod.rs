@@ -15,7 +15,7 @@ use regent_common::{
     position::Position,
     topology::{EngineOffer, HostFacts, Observation, Progress},
 };
-use regent_proto::agent::v1::{Action, CheckSettingsRequest, StepHeader, StepResult};
+use regent_proto::agent::v1::{Action, AgentHello, CheckSettingsRequest, Job, StepHeader, StepResult};
 use tokio::sync::{broadcast, watch};
 
 pub mod joiner;
@@ -25,7 +25,7 @@ pub mod reaper;
 /// The last word of a node.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct NodeView {
-    /// Whether a session stands.
+    /// Whether a session stands and has brought a heartbeat: then all that is said of the member below is of this session.
     pub connected: bool,
     /// When it was last heard, by the coordinator's CLOCK_BOOTTIME.
     pub last_contact: Option<Duration>,
@@ -125,6 +125,48 @@ pub trait Agents: Send + Sync {
     ) -> Result<StepResult, AgentError>;
 }
 
+// === impl NodeView ===
+
+impl NodeView {
+    /// A session has opened. The node counts as heard with its first heartbeat, not before: what is known of its member is of
+    /// before the silence, and a primary that others have endorsed since would look as if nobody did.
+    pub fn greeted(&mut self, hello: AgentHello) {
+        self.agent_version = hello.version;
+        self.boot_id = hello.boot_id;
+        self.revision = Revision(hello.revision);
+        self.stale_store = hello.stale_store;
+        self.engines = hello.engines.into_iter().map(EngineOffer::from).collect();
+    }
+
+    /// A heartbeat has come, at this time of the coordinator's CLOCK_BOOTTIME.
+    pub fn heard(&mut self, at: Duration, observation: Option<Observation>) {
+        self.connected = true;
+        self.problem = String::new();
+        self.last_contact = Some(at);
+        if let Some(seen) = &observation
+            && let Some(position) = &seen.engine.position
+        {
+            self.last_position = Some((seen.cluster_id, position.clone()));
+        }
+        self.observation = observation;
+    }
+
+    /// There is no session any more, or it could not be opened.
+    pub fn lost(&mut self, problem: String) {
+        self.connected = false;
+        self.problem = problem;
+    }
+}
+
+// === impl JobView ===
+
+impl From<Job> for JobView {
+    fn from(job: Job) -> Self {
+        let progress = job.progress.map(Progress::from).unwrap_or_default();
+        Self { operation: job.operation, step: job.step, progress }
+    }
+}
+
 // === impl NodeTable ===
 
 impl Default for NodeTable {
@@ -159,5 +201,35 @@ impl NodeTable {
     /// Names of nodes whose view has changed.
     pub fn changes(&self) -> broadcast::Receiver<NodeName> {
         self.changes.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        detector::succession,
+        model::reign::Reign,
+        planner::fixtures::{cluster, name, observation},
+    };
+
+    /// Regression: a coordinator that had been cut off from all three found one of them again, took what that one had said
+    /// before the cut (no promise, no lease heard of) for its word of now, and failed over a primary that served.
+    #[test]
+    fn a_node_whose_session_has_just_opened_again_says_nothing_yet() {
+        let mut view = NodeView::default();
+        view.heard(Duration::from_secs(1), Some(observation(name(2))));
+        view.lost("the connection broke".to_owned());
+        view.greeted(AgentHello::default());
+        let mut record = cluster();
+        record.reign = Some(Reign::new(record.epoch, name(1), [name(2)].into(), true));
+        let free = |view: &NodeView, now| {
+            let views = BTreeMap::from([(name(2), view.clone())]);
+            succession::gather(&record, &views, Duration::ZERO, now).free
+        };
+        assert_eq!(free(&view, Duration::from_secs(10)), [].into());
+        assert!(!view.connected && view.last_contact == Some(Duration::from_secs(1)));
+        view.heard(Duration::from_secs(10), Some(observation(name(2))));
+        assert_eq!(free(&view, Duration::from_secs(10)), [name(2)].into());
     }
 }

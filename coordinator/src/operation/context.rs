@@ -93,9 +93,8 @@ impl StepContext<'_> {
         loop {
             let view = self.environment.agents.view(&node);
             let dialling = view.last_contact.is_none() && view.problem.is_empty();
-            let known = !dialling && (view.observation.is_some() || !view.connected);
             let waited = self.environment.clock.boottime().saturating_sub(began);
-            if known || waited >= limit {
+            if !dialling || waited >= limit {
                 return Ok(view);
             }
             self.environment.agents.wait_for_change(&node, RETRY_PAUSE).await;
