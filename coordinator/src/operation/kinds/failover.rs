@@ -243,8 +243,10 @@ async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -> Result<St
     let cluster = context.cluster()?;
     // Who has answered a fence, in this failover or in one before it that did not end.
     let fenced = |member: &MemberName| !cluster.may_be_writable.contains(member);
-    // The old primary itself, unless its engine is dead: a blip must not end with nobody (rule P5).
-    let old = cluster.reign.as_ref().map(|reign| reign.primary.clone());
+    // The old primary itself, unless its engine is dead or hung: a blip must not end with nobody (rule P5). One whose agent
+    // did not answer the fence, because its disk hangs, would not answer this either.
+    let silent = context.parameters::<Parameters>().cause == Cause::LeaseOver;
+    let old = cluster.reign.as_ref().map(|reign| reign.primary.clone()).filter(|_| silent);
     let old = old.filter(|old| cluster.members.contains_key(old) && !fenced(old));
     let old = old.filter(|old| cluster.reigned.contains_key(old));
     let mut eligible = cluster.promotable();
