@@ -40,6 +40,9 @@ use crate::{
 /// How long a peer may take to answer; looking at its engine included.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
+/// A question for endorsement that was not answered within this part of a lease is not relied on to be answered in time.
+const PARTS_OF_A_LEASE: u32 = 5;
+
 /// PeerService of a node.
 #[derive(Debug, Clone)]
 pub struct PeerAnswers(pub Arc<Node>);
@@ -216,6 +219,12 @@ impl PeerCalls {
         Ok(channel)
     }
 
+    /// Opens a new connection for the next question. One whose other end has been powered off breaks only when its keepalive
+    /// fails, which is longer than a lease lasts.
+    fn distrust(&self, peer: &Peer) {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner).remove(&peer.agent_address);
+    }
+
     async fn confirm(&self, source: &Peer, question: ConfirmWholeRequest) -> Result<ConfirmWholeResponse, String> {
         let (dialer, identity) = (Arc::clone(&self.dialer), Some(self.identity.clone()));
         let channel = transport::connect_through(dialer, &source.agent_address, identity, self.expected(source))
@@ -241,7 +250,15 @@ impl Endorsers for PeerCalls {
             lease: Some((&question.lease).into()),
             position: question.position.as_ref().map(Into::into),
         };
-        let answer = PeerServiceClient::new(channel).endorse(request).await;
+        let mut client = PeerServiceClient::new(channel);
+        let mut asking = std::pin::pin!(client.endorse(request));
+        let answer = match tokio::time::timeout(question.ttl / PARTS_OF_A_LEASE, &mut asking).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                self.distrust(&question.peer);
+                asking.await
+            }
+        };
         let answer = answer.map_err(|status| status.message().to_owned())?.into_inner();
         if answer.nonce != nonce {
             return Err("the answer is to another question".to_owned());

@@ -31,17 +31,15 @@ const ANSWER: Duration = Duration::from_secs(1);
 const NEW_CONNECTION: Duration = Duration::from_secs(5);
 /// Between two looks at the size of the data.
 const SIZE: Duration = Duration::from_secs(60);
-/// How long a canary may take.
+/// How long a canary may take. A look waits for it so long: it has nothing more urgent to tell, and the end of the engine's
+/// process breaks it off.
 const CANARY: Duration = Duration::from_secs(2);
-/// How long one look waits for it.
-const CANARY_LOOK: Duration = Duration::from_millis(100);
 
 /// What the looks remember.
 #[derive(Debug, Default)]
 pub(super) struct Eyes {
     connection: Option<Connection>,
     canary: Option<(time::Instant, JoinHandle<std::io::Result<()>>)>,
-    canary_verdict: (Ternary, String),
     size: Option<(time::Instant, u64)>,
     identified: Option<(Identified, Names)>,
     /// Place and time of the last look at a primary, for its rate of writing.
@@ -95,7 +93,15 @@ impl Postgres {
         let mut facts = Facts::default();
         let mut state = self.state_of_process();
         let mut pid = None;
-        if let Status::Alive { pid: alive } = self.supervisor.status() {
+        if let Status::Alive { pid: alive } = self.supervisor.status()
+            && eyes.canary.is_some()
+        {
+            // Its sessions may wait for the same disk; what it answered while the disk did is all there is to say.
+            pid = Some(alive);
+            if eyes.connection.as_ref().is_some_and(|last| last.answer == Answer::Accepts) {
+                state = EngineState::Running;
+            }
+        } else if let Status::Alive { pid: alive } = self.supervisor.status() {
             pid = Some(alive);
             let mut sql = self.look_inside(eyes, &mut details).await;
             let answer = self.new_connection(eyes, sql.is_none()).await;
@@ -158,7 +164,7 @@ impl Postgres {
 
     /// A write that reaches the disk, on a thread that may wait for it. Also refreshes what is known of the files.
     async fn look_at_storage(&self, eyes: &mut Eyes) -> (Ternary, String) {
-        let (started, mut canary) = eyes.canary.take().unwrap_or_else(|| {
+        let (started, canary) = eyes.canary.take().unwrap_or_else(|| {
             let (path, layout, facts) = (self.layout.canary(), self.layout.clone(), Arc::clone(&self.facts));
             let canary = tokio::task::spawn_blocking(move || {
                 facts.refresh(&layout);
@@ -173,23 +179,19 @@ impl Postgres {
             });
             (time::Instant::now(), canary)
         });
-        let verdict = match time::timeout(CANARY_LOOK, &mut canary).await {
+        // Kept where a look that is broken off leaves it: there is at most one.
+        let (started, canary) = eyes.canary.insert((started, canary));
+        let ended = time::timeout_at(*started + CANARY, canary).await;
+        let since = started.elapsed();
+        if ended.is_ok() {
+            eyes.canary = None;
+        }
+        match ended {
             Ok(Ok(Ok(()))) => (Ternary::Yes, String::new()),
             Ok(Ok(Err(error))) => (Ternary::No, format!("the data volume cannot be written: {error}")),
             Ok(Err(error)) => (Ternary::Unknown, format!("the write canary broke: {error}")),
-            Err(_) => {
-                let since = started.elapsed();
-                let earlier = eyes.canary_verdict.clone();
-                eyes.canary = Some((started, canary));
-                if since < CANARY {
-                    earlier
-                } else {
-                    (Ternary::No, format!("a write to the data volume has not ended for {} s", since.as_secs()))
-                }
-            }
-        };
-        eyes.canary_verdict.clone_from(&verdict);
-        verdict
+            Err(_) => (Ternary::No, format!("a write to the data volume has not ended for {} s", since.as_secs())),
+        }
     }
 
     /// What a new connection tells, from the last one when nothing changed since.

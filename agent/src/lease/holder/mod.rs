@@ -243,8 +243,16 @@ impl Holder {
 
     /// Whether the coordinator renews the lease: one missed heartbeat is no reason to ask others.
     fn is_renewed(&self, now: Moment) -> bool {
-        let since = self.granted.map_or(self.started, |granted| granted.stamp);
-        since.age(now) < self.timing.heartbeat * 5 / 2
+        self.renewed_at().age(now) < self.patience()
+    }
+
+    fn renewed_at(&self) -> Moment {
+        self.granted.map_or(self.started, |granted| granted.stamp)
+    }
+
+    /// How old a renewal may become before others are asked.
+    fn patience(&self) -> Duration {
+        self.timing.heartbeat * 5 / 2
     }
 
     /// Takes a member's answer. One whose nonce is not known is dropped.
@@ -315,7 +323,8 @@ impl Holder {
     /// When to look again at the latest.
     pub fn next_look(&self, now: Moment) -> Duration {
         let left = self.standing(now).and_then(|standing| standing.end).map(|end| end.held_for(now));
-        left.map_or(self.timing.heartbeat, |left| left.min(self.timing.heartbeat))
+        let patience = self.patience().checked_sub(self.renewed_at().age(now)).filter(|left| !left.is_zero());
+        self.timing.heartbeat.min(left.unwrap_or(Duration::MAX)).min(patience.unwrap_or(Duration::MAX))
     }
 }
 
