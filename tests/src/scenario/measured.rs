@@ -51,6 +51,8 @@ pub struct Measured {
     pub epochs: u64,
     /// Longest time without an acknowledged row for the client that follows the primary.
     pub write_outage_ms: f64,
+    /// When that began.
+    pub outage_from_ms: f64,
     /// First row acknowledged by another member than the old primary; absent when there was none.
     pub elsewhere_ms: Option<f64>,
     /// When the fault was healed.
@@ -188,6 +190,7 @@ mod tests {
             new_primary: "db2".into(),
             epochs: 1,
             write_outage_ms: 1_800.0,
+            outage_from_ms: 5.0,
             elsewhere_ms: Some(1_750.0),
             healed_ms: 3_000.0,
             healthy_ms: 6_000.0,

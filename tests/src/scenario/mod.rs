@@ -119,8 +119,8 @@ pub struct Scenario {
 
 /// A blip that a busy machine makes without any fault.
 const NOISE: Duration = Duration::from_millis(500);
-/// What a frozen disk may take beyond a lost node, in each profile: two seconds until the agent's canary says so, and one until
-/// the next look.
+/// What a frozen disk may take beyond a lost node, in each profile: up to a second until the agent's next canary begins, and
+/// the two seconds that it is given.
 const DISK_HANGS: Duration = Duration::from_secs(3);
 /// From an engine's death until writes are accepted elsewhere.
 const ENGINE_DIED: Duration = Duration::from_secs(1);

@@ -157,6 +157,7 @@ fn measure(scenario: &Scenario, bed: &Bed, cast: &Cast, histories: &[History], t
         until_ms: since(times.fault, reign.until),
         rows: reign.rows,
     });
+    let outage = checker::longest_gap(&follower, begin, times.end);
     let overlap = checker::overlaps(histories, 0, u64::MAX).first().map_or(0, |overlap| overlap.nanos);
     Measured {
         scenario: scenario.name,
@@ -164,7 +165,8 @@ fn measure(scenario: &Scenario, bed: &Bed, cast: &Cast, histories: &[History], t
         old_primary: cast.primary.member.clone(),
         new_primary: String::new(),
         epochs: 0,
-        write_outage_ms: checker::longest_gap(&follower, begin, times.end).millis(),
+        write_outage_ms: outage.millis(),
+        outage_from_ms: since(times.fault, outage.from),
         elsewhere_ms: elsewhere.map(|(at, _)| at).min().map(|at| since(times.fault, at)),
         healed_ms: since(times.fault, times.healed),
         healthy_ms: since(times.fault, times.healthy),
