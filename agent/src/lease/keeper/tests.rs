@@ -65,7 +65,6 @@ fn reigning(recorded: Option<Electorate>) -> Ledger {
         },
         configured: true,
         epoch: Epoch(3),
-        epoch_before: Epoch(2),
         token: OperationToken(1),
         role: None,
         upstream: None,
