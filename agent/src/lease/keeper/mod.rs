@@ -97,6 +97,8 @@ struct Running {
     opened: Option<Opened>,
     /// Whether what an earlier process left was taken over.
     adopted: bool,
+    /// The reign that the ledger named when this process started, and when that was.
+    found: Option<(Epoch, Moment)>,
     asked_at: Option<Moment>,
     verified_at: Option<Moment>,
     /// The last trouble with the gate, so that it is logged once.
@@ -157,6 +159,7 @@ impl Keeper {
             holder.revoke(membership.fenced_epoch.unwrap_or_default());
             holder.set_reign(reign_of(membership, &self.boot_id));
         }
+        let found = holder.reign().map(|reign| reign.epoch);
         let (orders, receiver) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared::new(self.clock.clone(), self.gate.abilities(), holder));
         let handle = LeaseHandle { shared: shared.clone(), orders };
@@ -171,6 +174,7 @@ impl Keeper {
             listening,
             opened: None,
             adopted: false,
+            found: found.map(|epoch| (epoch, now)),
             asked_at: None,
             verified_at: None,
             trouble: None,
@@ -426,9 +430,12 @@ impl Running {
             Some(Standing { end: None, .. }) => false,
             Some(Standing { end: Some(end), .. }) => end.held_for(judged.now) < judged.timing.heartbeat,
         };
-        // Before the first grant of a reign its engine is not writable yet: there is nothing to stop.
+        // Before the first grant of a reign its engine is not writable yet: there is nothing to stop. What an earlier process
+        // was granted is over when a whole lease has passed since this one started.
         let reigned = self.shared.kernel().open_for;
-        let lapsed = judged.reign.filter(|epoch| ending && reigned == Some(*epoch));
+        let found = self.found.filter(|(_, started)| started.age(judged.now) >= judged.timing.ttl);
+        let is_over = |epoch: &Epoch| reigned == Some(*epoch) || found.is_some_and(|(found, _)| found == *epoch);
+        let lapsed = judged.reign.filter(|epoch| ending && is_over(epoch));
         self.shared.lapsed.send_if_modified(|known| {
             let changed = *known != lapsed;
             *known = lapsed;

@@ -212,6 +212,24 @@ async fn a_kernel_that_refuses_at_the_start_is_asked_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn without_a_gate_an_engine_that_was_found_running_is_stopped_when_no_lease_comes() {
+    let clock = Arc::new(ManualClock::default());
+    clock.advance(Duration::from_secs(10));
+    let kernel = FakeKernel::new(clock.clone());
+    kernel.set_abilities(Abilities { timed_gate: false, ..FakeGate::new(kernel.clone()).abilities() });
+    let bench = Bench::start(clock, kernel, reigning(Some(electorate(1, &["db2"]))));
+    bench.settle().await;
+    let lapsed = || *bench.lease.lapsed().borrow();
+    assert_eq!(lapsed(), None, "what the process before was granted may stand");
+    bench.clock.advance(Duration::from_millis(1500));
+    bench.settle().await;
+    assert_eq!(lapsed(), Some(Epoch(3)));
+    bench.grant(electorate(1, &["db2"]));
+    bench.settle().await;
+    assert_eq!(lapsed(), None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_electorate_is_acknowledged_when_ledger_and_kernel_have_it() {
     let bench = Bench::new(reigning(Some(electorate(1, &[]))));
     bench.settle().await;
