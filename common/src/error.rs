@@ -146,6 +146,9 @@ reasons! {
         "The cluster has no primary now." "Show the cluster; wait for a failover.";
     PrimaryUnhealthy "PRIMARY_UNHEALTHY" FailedPrecondition true
         "The primary is not healthy enough for this." "Show the cluster for what it lacks, then try again.";
+    FailoverRefused "FAILOVER_REFUSED" FailedPrecondition true
+        "The failover that was asked for is not called for, or not safe yet."
+        "Do as the message says: wait, switch a node off and confirm that, or accept the loss.";
     NoReplica "NO_REPLICA" FailedPrecondition false
         "No replica is fit for this." "Show the cluster; add or resync a replica.";
     MemberIsPrimary "MEMBER_IS_PRIMARY" FailedPrecondition false

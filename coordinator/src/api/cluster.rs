@@ -11,9 +11,9 @@ use regent_common::{
 };
 use regent_proto::agent::v1::CheckSettingsRequest;
 use regent_proto::coordinator::v1::{
-    self as wire, Cluster, CreateClusterRequest, Credentials, DeleteClusterRequest, GetClusterRequest,
-    GetCredentialsRequest, ListClustersRequest, ListClustersResponse, Operation, ResyncClusterRequest,
-    UpdateClusterRequest, cluster_service_server::ClusterService,
+    self as wire, Cluster, CreateClusterRequest, Credentials, DeleteClusterRequest, FailoverClusterRequest,
+    GetClusterRequest, GetCredentialsRequest, ListClustersRequest, ListClustersResponse, Operation,
+    ResyncClusterRequest, UpdateClusterRequest, cluster_service_server::ClusterService,
 };
 use secrecy::ExposeSecret;
 use serde_json::json;
@@ -33,6 +33,7 @@ use crate::{
         actor::{ActorHandle, judge_all},
         adoption,
     },
+    detector::{Judgement, Succession},
     environment::secret_name,
     model::{
         cluster::ClusterRecord,
@@ -40,6 +41,10 @@ use crate::{
     },
     nodes::{AgentError, NodeView},
     operation::{Kind, executor::NewOperation, kinds, log},
+    planner::{
+        Cause,
+        asked::{Consent, asked},
+    },
     secrets::generate_password,
     store::{StoreError, Transaction},
 };
@@ -372,6 +377,34 @@ impl ClusterService for ClusterApi {
         self.begin(&actor, &record, new, request.validate_only, report, transaction).await
     }
 
+    async fn failover_cluster(&self, request: Request<FailoverClusterRequest>) -> Result<Response<Operation>, Status> {
+        let caller = self.0.caller(&request);
+        let request = request.into_inner();
+        if let Some(operation) = self.0.repeated(&caller, "FailoverCluster", &request).await? {
+            return Ok(Response::new(operation));
+        }
+        let (actor, record) = self.find(&request.name)?;
+        check_etag(&request.etag, actor.cluster.version().await)?;
+        let environment = self.0.directory.environment();
+        let (judgements, succession) = judge_all(environment, &record);
+        let off = request.confirm_off.iter().map(|text| member_named(&record, text)).collect::<Result<_, _>>()?;
+        let consent = Consent { data_loss: request.accept_data_loss, off };
+        let cause = asked(&record, &judgements, &succession, &consent).map_err(|why| {
+            let message = format!("cluster {} cannot be failed over: {why}; nothing was changed", record.name);
+            refuse(Reason::FailoverRefused, message)
+        })?;
+        if !request.validate_only && consent != Consent::default() {
+            confirm(&request.confirm_name, record.name.as_str())?;
+        }
+        let report = failover_report(&record, &judgements, &succession, &consent, cause);
+        let known = kinds::failover::heard(environment, &record);
+        let parameters = kinds::failover::Parameters { cause, known, consent };
+        let parameters = serde_json::to_value(parameters).expect("parameters are plain data");
+        let new = new_operation(&kinds::failover::Failover, parameters, &caller, "asked for");
+        let transaction = self.0.remember(Transaction::default(), &caller, "FailoverCluster", &request, &new.id);
+        self.begin(&actor, &record, new, request.validate_only, report, transaction).await
+    }
+
     async fn get_credentials(&self, request: Request<GetCredentialsRequest>) -> Result<Response<Credentials>, Status> {
         let (_, record) = self.find(&request.get_ref().name)?;
         let spec = self.0.directory.environment().spec(&record).map_err(|e| Status::internal(e.to_string()))?;
@@ -406,6 +439,51 @@ impl ClusterService for ClusterApi {
     }
 }
 
+/// What a failover that is only planned would do, as far as it is known before anybody is prepared.
+fn failover_report(
+    record: &ClusterRecord,
+    judgements: &BTreeMap<MemberName, Judgement>,
+    succession: &Succession,
+    consent: &Consent,
+    cause: Cause,
+) -> Vec<String> {
+    let mut report: Vec<String> = record
+        .may_reign()
+        .filter_map(|member| Some(format!("{member}: {}", judgements.get(member)?.reason)))
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect();
+    report.push(match cause {
+        Cause::EngineFailed => "what is left of it is fenced first: its agent answers".to_owned(),
+        Cause::LeaseOver => {
+            format!("a lease may stand for {} ms yet, which is waited for", succession.lease_left.as_millis())
+        }
+    });
+    report.extend(consent.off.iter().map(|member| format!("{member} counts as off, on your word: keep it off")));
+    let names = |members: &BTreeSet<MemberName>| members.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    report.push(match (succession.reachable.is_empty(), consent.data_loss) {
+        (false, _) => format!("the most advanced of {} is promoted", names(&succession.reachable)),
+        (true, _) => "the most advanced of the members that are heard is promoted".to_owned(),
+    });
+    report.push(match succession.known_loss {
+        Some(0) => "nothing is known to be lost".to_owned(),
+        Some(loss) => format!("{loss} bytes of changes are known to be lost"),
+        None => "how much would be lost is not known".to_owned(),
+    });
+    report
+}
+
+/// The member that a name of a member or of its node means.
+fn member_named(record: &ClusterRecord, text: &str) -> Result<MemberName, Status> {
+    let found = record.members.iter().find(|(name, stored)| {
+        name.as_str() == text || stored.node.as_str() == text || text.ends_with(&format!("/{name}"))
+    });
+    found.map(|(name, _)| name.clone()).ok_or_else(|| {
+        let message = format!("{text:?} is neither a member nor a node of cluster {}", record.name);
+        refuse(Reason::MemberNotFound, message)
+    })
+}
+
 /// The members that are meant; all replicas when none is named.
 fn resync_members(request: &ResyncClusterRequest, record: &ClusterRecord) -> Result<Vec<MemberName>, Status> {
     if request.members.is_empty() {
@@ -413,19 +491,11 @@ fn resync_members(request: &ResyncClusterRequest, record: &ClusterRecord) -> Res
     }
     let mut members = Vec::new();
     for text in &request.members {
-        let found = record.members.iter().find(|(name, stored)| {
-            name.as_str() == text || stored.node.as_str() == text || text.ends_with(&format!("/{name}"))
-        });
-        let (name, _) = found.ok_or_else(|| {
-            refuse(
-                Reason::MemberNotFound,
-                format!("{text:?} is neither a member nor a node of cluster {}", record.name),
-            )
-        })?;
-        if members.contains(name) {
+        let name = member_named(record, text)?;
+        if members.contains(&name) {
             return Err(bad_field("members", format!("{name} is named twice")));
         }
-        members.push(name.clone());
+        members.push(name);
     }
     Ok(members)
 }

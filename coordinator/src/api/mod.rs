@@ -6,7 +6,9 @@ use regent_common::{
     error::{ErrorChain, Reason, bad_field, refuse},
     ids::{NodeName, OperationId},
 };
-use regent_proto::coordinator::v1::{CreateClusterRequest, DeleteClusterRequest, Operation, ResyncClusterRequest};
+use regent_proto::coordinator::v1::{
+    CreateClusterRequest, DeleteClusterRequest, FailoverClusterRequest, Operation, ResyncClusterRequest,
+};
 use tonic::{Request, Status};
 
 use crate::{
@@ -150,7 +152,7 @@ macro_rules! repeatable {
     };
 }
 
-repeatable!(CreateClusterRequest, DeleteClusterRequest, ResyncClusterRequest);
+repeatable!(CreateClusterRequest, DeleteClusterRequest, ResyncClusterRequest, FailoverClusterRequest);
 
 /// A store that did not do as asked, for the caller.
 pub fn failed_store(error: StoreError) -> Status {

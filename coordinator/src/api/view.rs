@@ -21,7 +21,10 @@ use crate::{
     },
     nodes::NodeView,
     operation::log::{Outcome, Stage, Status, StepStatus},
-    planner::{self, Decision},
+    planner::{
+        self, Decision,
+        asked::{Consent, asked},
+    },
 };
 
 /// What is known of a cluster at one moment.
@@ -228,6 +231,7 @@ fn cluster_actions(facts: &ClusterFacts<'_>) -> Vec<wire::AvailableAction> {
     let protected = record.protected.then(|| "the cluster is protected: unprotect it first".to_owned());
     vec![
         resync_action(facts, None),
+        action("failover", failover_obstacle(facts)),
         action("delete", protected.or_else(|| busy(record))),
         action("protect", record.protected.then(|| "the cluster is protected already".to_owned())),
         action("unprotect", (!record.protected).then(|| "the cluster is not protected".to_owned())),
@@ -256,6 +260,12 @@ pub fn resync_obstacle(
         }
         Some(_) | None => busy(record),
     }
+}
+
+/// Whether a person's failover could begin without anything being vouched for or given up, or why not (rule P7).
+fn failover_obstacle(facts: &ClusterFacts<'_>) -> Option<String> {
+    let asked = asked(facts.record, facts.judgements, facts.succession, &Consent::default());
+    asked.err().or_else(|| busy(facts.record))
 }
 
 fn resync_action(facts: &ClusterFacts<'_>, member: Option<&MemberName>) -> wire::AvailableAction {

@@ -8,7 +8,6 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use regent_common::{
     error::{ErrorChain, Reason},
     ids::{ClusterName, MemberName, OperationId, Revision},
-    position::Position,
     topology::Progress,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -27,7 +26,7 @@ use crate::{
         log::{Failure, Outcome},
         retention,
     },
-    planner::{Cause, Decision, decide_but, electorate},
+    planner::{Cause, Decision, asked::Consent, decide_but, electorate},
     store::{Transaction, get_json, keys},
 };
 
@@ -515,9 +514,8 @@ impl Actor {
             }
             return;
         }
-        let reigned = record.primary.iter().chain(&record.candidate).chain(record.reigned.keys());
-        let known = reigned.filter_map(|member| Some((member.clone(), self.last_position(record, member)?))).collect();
-        let parameters = kinds::failover::Parameters { cause, known };
+        let known = kinds::failover::heard(&self.environment, record);
+        let parameters = kinds::failover::Parameters { cause, known, consent: Consent::default() };
         let parameters = serde_json::to_value(parameters).expect("parameters are plain data");
         if self.start_automatic(&kinds::failover::Failover, parameters, why).await {
             self.budget.count(now);
@@ -561,11 +559,6 @@ impl Actor {
                 false
             }
         }
-    }
-
-    fn last_position(&self, record: &ClusterRecord, member: &MemberName) -> Option<Position> {
-        let view = self.environment.agents.view(&record.members.get(member)?.node);
-        view.last_position.filter(|(cluster, _)| *cluster == record.id).map(|(_, position)| position)
     }
 
     async fn tell(&self, event: &str, resource: &str, message: &str, facts: BTreeMap<String, String>) {

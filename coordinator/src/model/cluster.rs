@@ -182,6 +182,11 @@ impl ClusterRecord {
         name
     }
 
+    /// Everybody who may accept writes, as far as is known: the primary, a candidate, and who has not answered a fence.
+    pub fn may_reign(&self) -> impl Iterator<Item = &MemberName> {
+        self.primary.iter().chain(&self.may_be_writable).chain(&self.candidate)
+    }
+
     /// Members other than the primary.
     pub fn replicas(&self) -> impl Iterator<Item = (&MemberName, &MemberRecord)> {
         self.members.iter().filter(|(name, _)| self.primary.as_ref() != Some(*name))

@@ -20,6 +20,7 @@ use crate::{
     model::cluster::{ClusterRecord, MemberState, Phase},
 };
 
+pub mod asked;
 pub mod candidate;
 pub mod electorate;
 
@@ -133,11 +134,11 @@ fn succeed(reason: &str, cluster: &ClusterRecord, succession: &Succession) -> De
         return no("no member may be promoted in its place: bring its node or its agent back".to_owned());
     }
     if !succession.gated {
-        return no(
-            "its host has no gate that closes by itself, so it may still accept writes: bring its node or its agent \
-                   back, or make sure that it is off"
-                .to_owned(),
-        );
+        return no(format!(
+            "its host has no gate that closes by itself, so it may still accept writes: bring its node or its agent back, or \
+             switch it off and say so: `regentctl cluster failover {} --confirm-off NODE`",
+            cluster.name
+        ));
     }
     if succession.reachable.is_empty() {
         return no(nobody_is_heard(succession));
@@ -145,7 +146,9 @@ fn succeed(reason: &str, cluster: &ClusterRecord, succession: &Succession) -> De
     let allowed = cluster.policy.max_lag_on_failover;
     if let Some(loss) = succession.known_loss.filter(|loss| *loss > allowed) {
         return no(format!(
-            "the best of the reachable members lacks {loss} of its changes, and the policy allows {allowed}: bring its node back"
+            "the best of the reachable members lacks {loss} bytes of its changes, and the policy allows {allowed}: bring its node \
+             back, or give them up: `regentctl cluster failover {} --accept-data-loss`",
+            cluster.name
         ));
     }
     if mutation::broken(Rule::P1Evidence) {
@@ -166,6 +169,11 @@ fn succeed(reason: &str, cluster: &ClusterRecord, succession: &Succession) -> De
     Decision::Failover { cause: Cause::LeaseOver, why: reason.to_owned() }
 }
 
+/// Whether nothing of a member is heard here.
+fn unheard(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::NodeUnreachable | Verdict::NodeLost | Verdict::Partitioned)
+}
+
 fn nobody_is_heard(succession: &Succession) -> String {
     let names: Vec<_> = succession.promotable.iter().map(ToString::to_string).collect();
     format!("none of those who may be promoted ({}) is heard either", names.join(", "))
@@ -178,11 +186,8 @@ fn without_primary(
     succession: &Succession,
 ) -> Decision {
     let why = "no member is the primary: an earlier failover did not end".to_owned();
-    let away = |member: &&MemberName| {
-        let unheard = [Verdict::NodeUnreachable, Verdict::NodeLost, Verdict::Partitioned];
-        judgements.get(*member).is_some_and(|judgement| unheard.contains(&judgement.verdict))
-    };
-    let Some(member) = cluster.may_be_writable.iter().chain(&cluster.candidate).find(away) else {
+    let away = |member: &&MemberName| judgements.get(*member).is_some_and(|judgement| unheard(&judgement.verdict));
+    let Some(member) = cluster.may_reign().find(away) else {
         return Decision::Failover { cause: Cause::EngineFailed, why };
     };
     if let Some(reporter) = &succession.reported_by {

@@ -1,7 +1,8 @@
 //! What is merely silent is not dead: nobody is promoted over a primary that may still take writes because its host has no gate,
 //! and people are told why. And a cluster without a replica heals on its own data.
 
-use regent_proto::coordinator::v1 as wire;
+use regent_common::error::Reason;
+use regent_proto::{coordinator::v1 as wire, types::v1 as types};
 use regent_tests::{
     api::{self, request_id},
     cluster::{Fleet, run},
@@ -10,7 +11,7 @@ use regent_tests::{
     workload::{checker, now_nanos, postgres, writers::Writers},
 };
 
-use crate::support::{CLUSTER, ENGINE, SOON, Trio};
+use crate::support::{CLUSTER, ENGINE, SOON, Trio, refused};
 
 /// Waits until the cluster says why there is no failover, and checks that there was none.
 async fn says_why(trio: &Trio, before: &wire::Cluster) -> wire::Cluster {
@@ -27,8 +28,8 @@ async fn says_why(trio: &Trio, before: &wire::Cluster) -> wire::Cluster {
     cluster
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_primary_without_a_gate_is_not_replaced_before_its_agent_has_answered() {
+/// Three members, the primary's host of which has no gate.
+async fn without_a_gate() -> Trio {
     let mut trio = Trio::start().await;
     let agent = trio.fleet.agent("n1");
     agent.daemon().unwrap().kill().unwrap();
@@ -44,6 +45,12 @@ async fn a_primary_without_a_gate_is_not_replaced_before_its_agent_has_answered(
     })
     .await
     .unwrap();
+    trio
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_without_a_gate_is_not_replaced_before_its_agent_has_answered() {
+    let mut trio = without_a_gate().await;
     let before = trio.healthy().await;
     let writers = trio.write();
     writers.acknowledged(0, 100, SOON).await.unwrap();
@@ -71,6 +78,57 @@ async fn a_primary_without_a_gate_is_not_replaced_before_its_agent_has_answered(
     for member in &trio.members {
         assert!(!postgres::read_rows(&trio.login, member).await.unwrap().is_empty());
     }
+}
+
+/// Rule P7: a person's word that the node is off takes the place of the agent's answer, and nothing else does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_person_who_has_switched_a_node_off_gets_a_failover() {
+    let mut trio = without_a_gate().await;
+    let before = trio.healthy().await;
+    let writers = trio.write();
+    writers.acknowledged(0, 100, SOON).await.unwrap();
+    let asked = |change: fn(&mut wire::FailoverClusterRequest)| {
+        let name = format!("clusters/{CLUSTER}");
+        let mut request = wire::FailoverClusterRequest { name, request_id: request_id(), ..Default::default() };
+        change(&mut request);
+        let mut clusters = trio.fleet.api.clusters();
+        async move { clusters.failover_cluster(request).await }
+    };
+    refused(asked(|_| ()).await, Reason::FailoverRefused);
+    trio.fleet.agents.get_mut("n1").unwrap().daemon().unwrap().kill().unwrap();
+    let pid = api::engine_pid(api::member(&before, "db1").unwrap()).unwrap();
+    process::signal(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    process::ended(pid, SOON).await.unwrap();
+    says_why(&trio, &before).await;
+
+    refused(asked(|_| ()).await, Reason::FailoverRefused);
+    refused(asked(|request| request.accept_data_loss = true).await, Reason::FailoverRefused);
+    refused(asked(|request| request.confirm_off = vec!["n2".to_owned()]).await, Reason::FailoverRefused);
+    refused(asked(|request| request.confirm_off = vec!["n9".to_owned()]).await, Reason::MemberNotFound);
+    refused(asked(|request| request.confirm_off = vec!["n1".to_owned()]).await, Reason::ConfirmNameWrong);
+    let planned = asked(|request| {
+        request.confirm_off = vec!["n1".to_owned()];
+        request.validate_only = true;
+    });
+    let planned = planned.await.unwrap().into_inner();
+    assert!(planned.report.iter().any(|line| line.contains("db1 counts as off")), "{:?}", planned.report);
+    assert_eq!(trio.api().cluster(CLUSTER).await.unwrap().epoch, before.epoch, "nothing has changed by all that");
+
+    let begun = asked(|request| {
+        request.confirm_off = vec!["n1".to_owned()];
+        request.confirm_name = CLUSTER.to_owned();
+    });
+    let begun = begun.await.unwrap().into_inner();
+    trio.api().succeed(&begun.name, SOON).await.unwrap();
+    let after = trio.api().other_primary(CLUSTER, "db1", SOON).await.unwrap();
+    assert!(after.epoch > before.epoch);
+    writers.acknowledged(now_nanos(), 100, SOON).await.unwrap();
+    // Switched on again it comes back as a replica.
+    trio.fleet.agent("n1").start().unwrap();
+    let whole = trio.healthy().await;
+    assert_eq!(api::member(&whole, "db1").unwrap().role(), types::Role::Replica);
+    let histories = writers.stop().await.unwrap();
+    assert_eq!(checker::overlaps(&histories, 0, u64::MAX), [], "two primaries");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -67,6 +67,7 @@ registry! {
             List = list,
             Show = show,
             Resync = resync,
+            Failover = failover,
             Delete = delete,
             Protect = protect,
             Unprotect = unprotect,

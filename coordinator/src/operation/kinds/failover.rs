@@ -28,6 +28,7 @@ use serde_json::Value;
 
 use super::{listed, position_of};
 use crate::{
+    environment::Environment,
     model::{
         cluster::{ClusterRecord, MemberRecord, MemberState},
         operation::{OperationRecord, PlannedStep},
@@ -36,6 +37,7 @@ use crate::{
     operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience},
     planner::{
         Cause,
+        asked::Consent,
         candidate::{Choice, Prepared, choose, loss},
     },
 };
@@ -70,6 +72,19 @@ pub struct Parameters {
     /// Highest position that was heard of each member that reigned.
     #[serde(default)]
     pub known: BTreeMap<MemberName, Position>,
+    /// What the person who asked for it took upon himself (rule P7).
+    #[serde(default)]
+    pub consent: Consent,
+}
+
+/// Highest position that was heard of each member that reigned.
+pub fn heard(environment: &Environment, cluster: &ClusterRecord) -> BTreeMap<MemberName, Position> {
+    let reigned = cluster.primary.iter().chain(&cluster.candidate).chain(cluster.reigned.keys());
+    let position = |member: &MemberName| {
+        let view = environment.agents.view(&cluster.members.get(member)?.node);
+        view.last_position.filter(|(id, _)| *id == cluster.id).map(|(_, position)| position)
+    };
+    reigned.filter_map(|member| Some((member.clone(), position(member)?))).collect()
 }
 
 fn engine_failed() -> Cause {
@@ -159,8 +174,8 @@ impl Kind for Failover {
 }
 
 async fn fence(context: &StepContext<'_>, members: &[MemberName]) -> Result<StepDone, StepError> {
-    let cause = context.parameters::<Parameters>().cause;
-    let answers = futures::future::join_all(members.iter().map(|member| secure(context, member, cause)));
+    let parameters = context.parameters::<Parameters>();
+    let answers = futures::future::join_all(members.iter().map(|member| secure(context, member, &parameters)));
     let answers = tokio::time::timeout(FENCE_WITHIN, answers).await.map_err(|_| {
         let late = format!("no answer to the fence of {} within {} s", listed(members), FENCE_WITHIN.as_secs());
         StepError::new(Reason::Deadline, late)
@@ -196,10 +211,10 @@ async fn fence(context: &StepContext<'_>, members: &[MemberName]) -> Result<Step
 }
 
 /// Makes sure that a member accepts no writes: by its answer to the fence, or by the end of its lease.
-async fn secure(context: &StepContext<'_>, member: &MemberName, cause: Cause) -> Result<Secured, StepError> {
-    let cluster = context.cluster()?;
-    // Where no gate closes by itself the end of the lease proves nothing (rule G6).
-    let gated = cluster.reign.as_ref().is_some_and(|reign| reign.gated);
+async fn secure(context: &StepContext<'_>, member: &MemberName, parameters: &Parameters) -> Result<Secured, StepError> {
+    let (cluster, cause) = (context.cluster()?, parameters.cause);
+    // Where no gate closes by itself the end of the lease proves nothing (rule G6), unless the node is off.
+    let gated = cluster.reign.as_ref().is_some_and(|reign| reign.gated) || parameters.consent.off.contains(member);
     let authority = context.environment().authority(&cluster).filter(|_| gated);
     let over = async {
         let Some(authority) = authority else { return std::future::pending().await };
@@ -246,12 +261,17 @@ async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -> Result<St
     let fenced = |member: &MemberName| !cluster.may_be_writable.contains(member);
     // The old primary itself, unless its engine is dead or hung: a blip must not end with nobody (rule P5). One whose agent
     // did not answer the fence, because its disk hangs, would not answer this either.
-    let silent = context.parameters::<Parameters>().cause == Cause::LeaseOver;
+    let Parameters { cause, consent, .. } = context.parameters();
+    let silent = cause == Cause::LeaseOver;
     let old = cluster.reign.as_ref().map(|reign| reign.primary.clone()).filter(|_| silent);
     let old = old.filter(|old| cluster.members.contains_key(old) && !fenced(old));
     let old = old.filter(|old| cluster.reigned.contains_key(old));
     let mut eligible = cluster.promotable();
     eligible.extend(old.clone());
+    if consent.data_loss && cluster.may_be_writable.iter().all(|member| consent.off.contains(member)) {
+        // Nobody is left who could accept a write: any copy will do, by a person's word.
+        eligible.extend(members.iter().cloned());
+    }
     let targets: Vec<_> = members.iter().chain(&old).cloned().collect();
     let mut reigned = cluster.reigned.clone();
     let mut prepared = Vec::new();
@@ -273,7 +293,7 @@ async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -> Result<St
     for known in reigned.values_mut() {
         *known = higher(known.take(), heard.clone());
     }
-    let max_lag = cluster.policy.max_lag_on_failover;
+    let max_lag = if consent.data_loss { u64::MAX } else { cluster.policy.max_lag_on_failover };
     // Nobody heard how far these had come, so that they are asked themselves, crash recovery included.
     let unknown: Vec<_> =
         reigned.iter().filter(|(member, known)| known.is_none() && fenced(member)).map(|(m, _)| m.clone()).collect();

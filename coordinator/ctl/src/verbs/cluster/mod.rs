@@ -3,6 +3,7 @@
 pub(super) mod create;
 pub(super) mod credentials;
 pub(super) mod delete;
+pub(super) mod failover;
 pub(super) mod label;
 pub(super) mod list;
 pub(super) mod profile;
