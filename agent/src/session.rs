@@ -12,7 +12,7 @@ use regent_common::{
     convert::to_wire_time,
     error::{ErrorChain, Reason, bad_field, refuse},
     ids::{Epoch, Revision},
-    lease::{Grant, Timing, UntenableTimes},
+    lease::{Grant, Timing},
     topology::{EngineState, HostFacts, Observation, Role, Ternary},
     transport::Revocations,
 };
@@ -73,8 +73,6 @@ struct Session {
     host: watch::Receiver<HostFacts>,
     /// What the last heartbeat showed; `None` when it could not be sent.
     shown: Option<(Option<Notable>, Vec<Job>)>,
-    /// The times that were refused last, so that each is complained about once.
-    refused: Option<UntenableTimes>,
 }
 
 /// Counts a session as open while it lives.
@@ -111,7 +109,6 @@ impl SessionService for Sessions {
             out: out.clone(),
             host: self.node.host.subscribe(),
             shown: None,
-            refused: None,
         };
         let (incoming, stop) = (request.into_inner(), self.stop.clone());
         // The answer's headers do not wait for the first message: neither side may wait for the other.
@@ -224,11 +221,11 @@ impl Session {
     }
 
     /// Takes a message; the time between heartbeats that it asks for, if it does.
-    fn hear(&mut self, message: OpenRequest) -> Result<Option<Duration>, Status> {
+    fn hear(&self, message: OpenRequest) -> Result<Option<Duration>, Status> {
         let now = self.node.wall();
         self.node.contact.send_modify(|contact| contact.heard_at = Some(now));
         match message.message {
-            Some(open_request::Message::Answer(answer)) => Ok(self.take(answer)),
+            Some(open_request::Message::Answer(answer)) => Ok(take(&self.node, answer)),
             Some(open_request::Message::Revocations(revocations)) => {
                 self.revocations.replace(revocations.serials.into_iter().collect());
                 Ok(None)
@@ -236,58 +233,6 @@ impl Session {
             Some(open_request::Message::Hello(_)) => Err(bad_field("message", "a second hello came")),
             // A message of a later version: there is nothing in it for this one.
             None => Ok(None),
-        }
-    }
-
-    /// Takes an answer to a heartbeat, and with it the lease; the time between heartbeats that it asks for, if it does and
-    /// counts.
-    fn take(&mut self, answer: HeartbeatAnswer) -> Option<Duration> {
-        let nonce = answer.nonce;
-        if self.is_foreign(&answer) {
-            // Late, most likely: this node was released, or became another member, since it asked. What it says of epoch and times
-            // is not about this member either.
-            tracing::info!("an answer came that is not for this member, and was dropped");
-            self.node.lease.answered(Answer { nonce, grant: None, stored_epoch: Epoch(0), timing: None });
-            return None;
-        }
-        let timing = self.times_in(&answer);
-        let in_force = timing.unwrap_or_else(|| self.node.lease.timing());
-        let grant = answer.grant.and_then(|grant| read_grant(grant, in_force.heartbeat));
-        let granted = grant.as_ref().map(|grant| (grant.epoch, grant.electorate.clone()));
-        let stored_epoch = Epoch(answer.stored_epoch);
-        let counted = self.node.lease.answered(Answer { nonce, grant, stored_epoch, timing });
-        if counted && (granted.is_some() || timing.is_some()) {
-            self.node.recorder.note(granted, in_force);
-        }
-        timing.filter(|_| counted).map(|timing| timing.heartbeat)
-    }
-
-    /// Whether an answer is meant for another member than the one that this node is, or for one while it is none.
-    fn is_foreign(&self, answer: &HeartbeatAnswer) -> bool {
-        let ledger = self.node.ledger().read();
-        let membership = ledger.membership.as_ref().filter(|_| ledger.quarantine.is_none());
-        answer.grant.as_ref().is_some_and(|grant| {
-            !membership.is_some_and(|membership| {
-                grant.cluster_id == membership.cluster_id.to_string() && grant.member == membership.member.as_str()
-            })
-        })
-    }
-
-    /// The times of the cluster's profile, as an answer says them. Those that no lease can be kept by are complained about and
-    /// not taken: the ones in force stay.
-    fn times_in(&mut self, answer: &HeartbeatAnswer) -> Option<Timing> {
-        if (answer.heartbeat_millis, answer.ttl_millis) == (0, 0) {
-            return None;
-        }
-        let heartbeat = Duration::from_millis(answer.heartbeat_millis.into()).clamp(PERIODS.0, PERIODS.1);
-        match Timing::checked(heartbeat, Duration::from_millis(answer.ttl_millis.into())) {
-            Ok(timing) => Some(timing),
-            Err(refused) => {
-                if self.refused.replace(refused) != Some(refused) {
-                    tracing::warn!(%refused, "the coordinator named times that are not taken; those of before stay in force");
-                }
-                None
-            }
         }
     }
 
@@ -325,6 +270,59 @@ impl Session {
             Err(_) => None,
         };
     }
+}
+
+/// Takes an answer to a heartbeat, and with it the lease; the time between heartbeats that it asks for, if it does and counts.
+fn take(node: &Node, answer: HeartbeatAnswer) -> Option<Duration> {
+    let nonce = answer.nonce;
+    if is_foreign(node, &answer) {
+        // Late, most likely: this node was released, or became another member, since it asked. What it says of epoch and times
+        // is not about this member either.
+        tracing::info!("an answer came that is not for this member, and was dropped");
+        node.lease.answered(Answer { nonce, grant: None, stored_epoch: Epoch(0), timing: None });
+        return None;
+    }
+    let timing = times_in(node, &answer);
+    let in_force = timing.unwrap_or_else(|| node.lease.timing());
+    let grant = answer.grant.and_then(|grant| read_grant(grant, in_force.heartbeat));
+    let granted = grant.as_ref().map(|grant| (grant.epoch, grant.electorate.clone()));
+    let stored_epoch = Epoch(answer.stored_epoch);
+    let counted = node.lease.answered(Answer { nonce, grant, stored_epoch, timing });
+    if counted && (granted.is_some() || timing.is_some()) {
+        node.recorder.note(granted, in_force);
+    }
+    timing.filter(|_| counted).map(|timing| timing.heartbeat)
+}
+
+/// Whether an answer is meant for another member than the one that this node is, or for one while it is none.
+fn is_foreign(node: &Node, answer: &HeartbeatAnswer) -> bool {
+    let ledger = node.ledger().read();
+    let membership = ledger.membership.as_ref().filter(|_| ledger.quarantine.is_none());
+    answer.grant.as_ref().is_some_and(|grant| {
+        !membership.is_some_and(|membership| {
+            grant.cluster_id == membership.cluster_id.to_string() && grant.member == membership.member.as_str()
+        })
+    })
+}
+
+/// The times of the cluster's profile, as an answer says them. Those that no lease can be kept by are complained about, once
+/// each, and not taken: the ones in force stay.
+fn times_in(node: &Node, answer: &HeartbeatAnswer) -> Option<Timing> {
+    if (answer.heartbeat_millis, answer.ttl_millis) == (0, 0) {
+        return None;
+    }
+    let heartbeat = Duration::from_millis(answer.heartbeat_millis.into()).clamp(PERIODS.0, PERIODS.1);
+    let read = Timing::checked(heartbeat, Duration::from_millis(answer.ttl_millis.into()));
+    let refused = read.err();
+    let is_news = node.contact.send_if_modified(|contact| {
+        let is_news = contact.refused_times != refused;
+        contact.refused_times = refused;
+        is_news
+    });
+    if let Some(refused) = refused.filter(|_| is_news) {
+        tracing::warn!(%refused, "the coordinator named times that are not taken; those of before stay in force");
+    }
+    read.ok()
 }
 
 /// The lease that a grant for this member confers; `None` when it confers none.
