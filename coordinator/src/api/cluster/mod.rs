@@ -80,7 +80,12 @@ impl ClusterApi {
             nodes: &nodes,
             now,
             frozen: self.frozen(record, &views).await,
-            paused: environment.brake.holds(clusters, now, &environment.limits),
+            paused: environment
+                .brake
+                .holds(clusters, now, &environment.limits)
+                .or_else(|| actor.budget.exhausted(now, &environment.limits)),
+            wall: environment.clock.wall(),
+            own_machine: &environment.own_machine,
         }))
     }
 
@@ -429,3 +434,6 @@ fn resync_members(request: &ResyncClusterRequest, record: &ClusterRecord) -> Res
     }
     Ok(members)
 }
+
+#[cfg(test)]
+mod tests;
