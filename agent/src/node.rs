@@ -7,6 +7,7 @@ use regent_common::{
     clock::Clock,
     error::ErrorChain,
     ids::NodeName,
+    lease::UntenableTimes,
     topology::{HostFacts, Observation},
 };
 use regent_proto::agent::v1 as wire;
@@ -68,6 +69,8 @@ pub struct Contact {
     pub heard_at: Option<Timestamp>,
     /// Whether the coordinator's store is older than one that this node has seen (rule T4).
     pub stale_store: bool,
+    /// Times that it named last and that were not taken.
+    pub refused_times: Option<UntenableTimes>,
 }
 
 /// What a node is made of.

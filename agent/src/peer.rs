@@ -14,6 +14,7 @@ use regent_common::{
     error::{ErrorChain, Reason, bad_field, refuse},
     identity::{Identity, Principal},
     ids::{ClusterId, Epoch, OperationToken},
+    lease::Timing,
     position::Position,
     tls::{ExpectedServer, ReloadingIdentity},
     topology::{EngineState, Peer, Ternary},
@@ -147,14 +148,19 @@ fn read_asker(asked: &EndorseRequest) -> Result<Asker, Status> {
     let member = asked.member.parse();
     let member = member.map_err(|error: regent_common::ids::NameError| bad_field("member", error.to_string()))?;
     let lease = asked.lease.ok_or_else(|| bad_field("lease", "is missing"))?;
-    if asked.ttl_millis == 0 || asked.boot_id.is_empty() {
-        return Err(bad_field("ttl_millis", "a question for endorsement names a time and a boot"));
+    if asked.boot_id.is_empty() {
+        return Err(bad_field("boot_id", "a question for endorsement names the boot of the asker's machine"));
     }
+    // The asker may have other times than this member has heard of: only what no profile could have is refused. A promise
+    // without a limit would keep this member from being prepared for as long after every start.
+    let ttl = Duration::from_millis(asked.ttl_millis.into());
+    Timing::checked(Timing::LEAST_HEARTBEAT, ttl)
+        .map_err(|untenable| bad_field("ttl_millis", untenable.to_string()))?;
     Ok(Asker {
         member,
         boot_id: asked.boot_id.clone(),
         epoch: Epoch(asked.epoch),
-        ttl: Duration::from_millis(asked.ttl_millis.into()),
+        ttl,
         lease: lease.into(),
         position: asked.position.clone().map(Into::into),
     })

@@ -2,7 +2,9 @@
 //! changes; answers, and with them leases, the other way.
 //!
 //! Nothing here decides. **Invariant:** a heartbeat shows the ledger and the engine as they are when it is sent, under a
-//! nonce that this process never used before; a coordinator that reads slowly misses heartbeats, it never gets old ones.
+//! nonce that this process never used before; a coordinator that reads slowly misses heartbeats, it never gets old ones. An
+//! answer counts once, for the member that asked, and as a whole: one that answers nothing, or is another member's, changes
+//! neither lease nor ledger nor the time between heartbeats.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -15,8 +17,8 @@ use regent_common::{
     transport::Revocations,
 };
 use regent_proto::agent::v1::{
-    AgentHello, CoordinatorHello, Heartbeat, HeartbeatAnswer, Job, OpenRequest, OpenResponse, open_request,
-    open_response, session_service_server::SessionService,
+    AgentHello, CoordinatorHello, Grant as WireGrant, Heartbeat, HeartbeatAnswer, Job, OpenRequest, OpenResponse,
+    open_request, open_response, session_service_server::SessionService,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -31,7 +33,7 @@ use crate::{access, lease::Answer, ledger::Ledger, node::Node};
 /// How long a coordinator may take to say who it is.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// Least and most time between two heartbeats, whatever the coordinator asks for.
-const PERIODS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(60));
+const PERIODS: (Duration, Duration) = (Timing::LEAST_HEARTBEAT, Duration::from_secs(60));
 /// Least time between two heartbeats that are sent for progress alone.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(250);
 
@@ -223,7 +225,7 @@ impl Session {
         let now = self.node.wall();
         self.node.contact.send_modify(|contact| contact.heard_at = Some(now));
         match message.message {
-            Some(open_request::Message::Answer(answer)) => Ok(self.take(answer)),
+            Some(open_request::Message::Answer(answer)) => Ok(take(&self.node, answer)),
             Some(open_request::Message::Revocations(revocations)) => {
                 self.revocations.replace(revocations.serials.into_iter().collect());
                 Ok(None)
@@ -232,36 +234,6 @@ impl Session {
             // A message of a later version: there is nothing in it for this one.
             None => Ok(None),
         }
-    }
-
-    /// Takes an answer to a heartbeat, and with it the lease. A grant that is not for this member at this time is dropped: it
-    /// can only be late, or meant for somebody else.
-    fn take(&self, answer: HeartbeatAnswer) -> Option<Duration> {
-        let ledger = self.node.ledger().read();
-        let membership = ledger.membership.as_ref().filter(|_| ledger.quarantine.is_none());
-        let grant = answer.grant.and_then(|grant| {
-            let ours = membership.is_some_and(|membership| {
-                grant.established
-                    && grant.cluster_id == membership.cluster_id.to_string()
-                    && grant.member == membership.member.as_str()
-            });
-            let read = Grant::try_from(grant);
-            if !ours || read.is_err() {
-                // Late, most likely: this node was released, or became another member, since it asked.
-                tracing::info!("a grant came that is not for this member, and was dropped");
-            }
-            read.ok().filter(|_| ours)
-        });
-        let heartbeat = Duration::from_millis(answer.heartbeat_millis.into()).clamp(PERIODS.0, PERIODS.1);
-        let ttl = Duration::from_millis(answer.ttl_millis.into());
-        let timing = (ttl >= heartbeat * 3).then_some(Timing { heartbeat, ttl, suspect_after: ttl / 2 });
-        let granted = grant.as_ref().map(|grant| (grant.epoch, grant.electorate.clone()));
-        let stored_epoch = Epoch(answer.stored_epoch);
-        let counted = self.node.lease.answered(Answer { nonce: answer.nonce, grant, stored_epoch, timing });
-        if counted && let Some(timing) = timing {
-            self.node.recorder.note(granted, timing);
-        }
-        (answer.heartbeat_millis > 0).then_some(heartbeat)
     }
 
     fn present(&self) -> (Option<Observation>, Vec<Job>) {
@@ -297,6 +269,78 @@ impl Session {
             Ok(()) => Some((member.as_ref().map(Notable::of), jobs)),
             Err(_) => None,
         };
+    }
+}
+
+/// Takes an answer to a heartbeat, and with it the lease; the time between heartbeats that it asks for, if it does and counts.
+fn take(node: &Node, answer: HeartbeatAnswer) -> Option<Duration> {
+    let nonce = answer.nonce;
+    if is_foreign(node, &answer) {
+        // Late, most likely: this node was released, or became another member, since it asked. What it says of epoch and times
+        // is not about this member either.
+        tracing::info!("an answer came that is not for this member, and was dropped");
+        node.lease.answered(Answer { nonce, grant: None, stored_epoch: Epoch(0), timing: None });
+        return None;
+    }
+    let timing = times_in(node, &answer);
+    let in_force = timing.unwrap_or_else(|| node.lease.timing());
+    let grant = answer.grant.and_then(|grant| read_grant(grant, in_force.heartbeat));
+    let granted = grant.as_ref().map(|grant| (grant.epoch, grant.electorate.clone()));
+    let stored_epoch = Epoch(answer.stored_epoch);
+    let counted = node.lease.answered(Answer { nonce, grant, stored_epoch, timing });
+    if counted && (granted.is_some() || timing.is_some()) {
+        node.recorder.note(granted, in_force);
+    }
+    timing.filter(|_| counted).map(|timing| timing.heartbeat)
+}
+
+/// Whether an answer is meant for another member than the one that this node is, or for one while it is none.
+fn is_foreign(node: &Node, answer: &HeartbeatAnswer) -> bool {
+    let ledger = node.ledger().read();
+    let membership = ledger.membership.as_ref().filter(|_| ledger.quarantine.is_none());
+    answer.grant.as_ref().is_some_and(|grant| {
+        !membership.is_some_and(|membership| {
+            grant.cluster_id == membership.cluster_id.to_string() && grant.member == membership.member.as_str()
+        })
+    })
+}
+
+/// The times of the cluster's profile, as an answer says them. Those that no lease can be kept by are complained about, once
+/// each, and not taken: the ones in force stay.
+fn times_in(node: &Node, answer: &HeartbeatAnswer) -> Option<Timing> {
+    if (answer.heartbeat_millis, answer.ttl_millis) == (0, 0) {
+        return None;
+    }
+    let heartbeat = Duration::from_millis(answer.heartbeat_millis.into()).clamp(PERIODS.0, PERIODS.1);
+    let read = Timing::checked(heartbeat, Duration::from_millis(answer.ttl_millis.into()));
+    let refused = read.err();
+    let is_news = node.contact.send_if_modified(|contact| {
+        let is_news = contact.refused_times != refused;
+        contact.refused_times = refused;
+        is_news
+    });
+    if let Some(refused) = refused.filter(|_| is_news) {
+        tracing::warn!(%refused, "the coordinator named times that are not taken; those of before stay in force");
+    }
+    read.ok()
+}
+
+/// The lease that a grant for this member confers; `None` when it confers none.
+fn read_grant(grant: WireGrant, heartbeat: Duration) -> Option<Grant> {
+    let established = grant.established;
+    let read = Grant::try_from(grant).map_err(|error| error.to_string()).and_then(|grant| {
+        Timing::checked(heartbeat, grant.ttl).map(|_| grant).map_err(|untenable| untenable.to_string())
+    });
+    match read {
+        Ok(grant) if established => Some(grant),
+        Ok(grant) => {
+            tracing::info!(epoch = %grant.epoch, "a grant came of an epoch that is not established, and was dropped");
+            None
+        }
+        Err(why) => {
+            tracing::info!(why, "a grant came that confers no lease, and was dropped");
+            None
+        }
     }
 }
 

@@ -265,6 +265,41 @@ async fn a_machine_joins_runs_tells_its_state_and_ends() {
     assert_eq!(home.status().await["running"], false);
 }
 
+/// The agent of a member does not start on what is left of its ledger, and says so; nothing of the machine is touched.
+#[tokio::test]
+async fn a_truncated_ledger_keeps_the_program_from_starting() {
+    let coordinator = Coordinator::start().await;
+    let home = Home::new();
+    let token = coordinator.token();
+    let join = ["--name", "n1", "--token", &token, &coordinator.address];
+    assert_eq!(home.output("join", &join).await.0, 0);
+    let (path, data) = (home.path("state/ledger.json"), home.path("engines/db/data/PG_VERSION"));
+    let whole = r#"{"format":1,"revision":7,"past_clusters":[],"operations":[],"quarantine":null}"#;
+    std::fs::create_dir_all(data.parent().unwrap()).unwrap();
+    std::fs::write(&data, "15").unwrap();
+    for cut in [0, 1, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&path, &whole[..cut]).unwrap();
+        // A second join, or a look at the state, is no way round it: nobody is told that this machine has promised nothing.
+        for (verb, more) in [("run", &[][..]), ("status", &[]), ("join", &join)] {
+            let (code, shown, errors) = home.output(verb, more).await;
+            assert_ne!(code, 0, "{verb} with {cut} bytes: {shown}");
+            for part in ["state/ledger.json", "nothing was changed", "put back a whole copy", "quarantine"] {
+                assert!(errors.contains(part), "{verb} with {cut} bytes: {part:?} is not in {errors:?}");
+            }
+            assert!(!errors.contains("panicked"), "{errors}");
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), whole[..cut], "the file is as it was");
+        assert_eq!(std::fs::read_to_string(&data).unwrap(), "15", "the data is as it was");
+    }
+    assert_eq!(coordinator.joins.lock().unwrap().len(), 1, "the joins that failed were not sent");
+    // It is the cut alone that keeps it from starting.
+    std::fs::write(&path, whole).unwrap();
+    let mut coordinator = coordinator;
+    let agent = home.run();
+    within(coordinator.announced.recv()).await.unwrap();
+    assert_eq!(end(agent).await, 0);
+}
+
 #[tokio::test]
 async fn a_certificate_near_its_end_is_renewed_with_a_new_key() {
     let coordinator = Coordinator::start().await;

@@ -4,7 +4,6 @@
 
 mod support;
 
-use prost::Message;
 use regent_common::{
     error::{Reason, reason_of},
     ids::Epoch,
@@ -13,7 +12,7 @@ use regent_common::{
 use regent_proto::{
     agent::v1::{
         self as wire, CancelJobRequest, ConfirmWholeRequest, CoordinatorHello, EndorseRequest, EndorseResponse,
-        ExecuteRequest, GetLedgerRequest, HeartbeatAnswer, ListJobsRequest, OpenRequest, Revocations, StepHeader,
+        ExecuteRequest, GetLedgerRequest, HeartbeatAnswer, ListJobsRequest, OpenRequest, Revocations,
         execute_response::Event, job_service_client::JobServiceClient, open_request, open_response,
         peer_service_client::PeerServiceClient, session_service_client::SessionServiceClient,
         step_service_client::StepServiceClient,
@@ -21,64 +20,11 @@ use regent_proto::{
     types::v1::EngineState,
 };
 use support::{
-    wire::{Agent, Authority, Holder, INSTALLATION},
+    session::{Session, execute, hello, peer_of, request, spec_of},
+    wire::{Agent, Authority, Holder},
     *,
 };
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming, transport::Channel};
-
-/// Peers as the coordinator would name them: where the agents of this test really are.
-fn spec_of(agents: &[&Agent]) -> wire::ClusterSpec {
-    let members = agents.iter().enumerate().map(|(index, agent)| peer_of(index, agent)).collect();
-    wire::ClusterSpec {
-        cluster: "db".to_owned(),
-        engine: "test".to_owned(),
-        version: String::new(),
-        members,
-        settings: Default::default(),
-        secrets: [("replication".to_owned(), "hush".to_owned())].into(),
-    }
-}
-
-fn peer_of(index: usize, agent: &Agent) -> wire::Peer {
-    wire::Peer {
-        member: format!("db{}", index + 1),
-        node: agent.node.name.to_string(),
-        engine: Some(regent_proto::types::v1::Endpoint { host: "127.0.0.1".to_owned(), port: 7777 }),
-        agent_address: agent.address.clone(),
-    }
-}
-
-fn request(member: &str, epoch: u64, token: u64, step: &str, action: wire::action::Action) -> ExecuteRequest {
-    let action = wire::Action { action: Some(action) };
-    let digest = regent_agent::ledger::Digest::of(&action.encode_to_vec()).as_bytes().to_vec();
-    let header = StepHeader {
-        cluster_id: cluster_id().to_string(),
-        member: member.to_owned(),
-        epoch,
-        token,
-        operation: operation().to_string(),
-        step: step.to_owned(),
-        digest,
-        revision: 3,
-    };
-    ExecuteRequest { header: Some(header), action: Some(action) }
-}
-
-async fn execute(
-    channel: &Channel,
-    request: ExecuteRequest,
-) -> Result<(Vec<wire::ExecuteResponse>, wire::StepResult), Status> {
-    let mut stream = within(StepServiceClient::new(channel.clone()).execute(request)).await?.into_inner();
-    let mut before = Vec::new();
-    loop {
-        match within(stream.message()).await?.expect("the stream ends with a result") {
-            wire::ExecuteResponse { event: Some(Event::Result(result)) } => return Ok((before, result)),
-            other => before.push(other),
-        }
-    }
-}
+use tonic::{Status, transport::Channel};
 
 async fn assigned(authority: &Authority, coordinator: &Holder) -> (Agent, Channel) {
     let agent = authority.agent("n1").await;
@@ -86,53 +32,6 @@ async fn assigned(authority: &Authority, coordinator: &Holder) -> (Agent, Channe
     let assign = wire::Assign { spec: Some(spec_of(&[&agent])), port: 0 };
     execute(&channel, request("db1", 1, 1, "assign", wire::action::Action::Assign(assign))).await.unwrap();
     (agent, channel)
-}
-
-fn hello(revision: u64) -> OpenRequest {
-    let hello = CoordinatorHello {
-        coordinator_id: INSTALLATION.to_owned(),
-        term: 1,
-        revision,
-        // Longer than any test waits: what arrives sooner was pushed.
-        heartbeat_millis: 60_000,
-    };
-    OpenRequest { message: Some(open_request::Message::Hello(hello)) }
-}
-
-struct Session {
-    out: mpsc::Sender<OpenRequest>,
-    answers: Streaming<wire::OpenResponse>,
-}
-
-impl Session {
-    async fn open(channel: &Channel, first: OpenRequest) -> Self {
-        let (out, requests) = mpsc::channel(4);
-        out.send(first).await.unwrap();
-        let answers = within(SessionServiceClient::new(channel.clone()).open(ReceiverStream::new(requests))).await;
-        Self { out, answers: answers.unwrap().into_inner() }
-    }
-
-    async fn next(&mut self) -> Result<open_response::Message, Status> {
-        let message = within(self.answers.message()).await?.expect("the session goes on");
-        Ok(message.message.expect("a message"))
-    }
-
-    async fn heartbeat(&mut self) -> wire::Heartbeat {
-        match self.next().await.unwrap() {
-            open_response::Message::Heartbeat(heartbeat) => heartbeat,
-            open_response::Message::Hello(_) => panic!("a second hello"),
-        }
-    }
-
-    /// Waits for a heartbeat of that kind.
-    async fn until(&mut self, fits: impl Fn(&wire::Heartbeat) -> bool) -> wire::Heartbeat {
-        loop {
-            let heartbeat = self.heartbeat().await;
-            if fits(&heartbeat) {
-                return heartbeat;
-            }
-        }
-    }
 }
 
 fn state_is(heartbeat: &wire::Heartbeat, state: EngineState) -> bool {
@@ -497,23 +396,44 @@ async fn questions_for_endorsement_that_make_no_sense_are_refused() {
     let authority = Authority::new();
     let coordinator = authority.issue("coordinator/c1");
     let ((_first, _), (second, to_second)) = pair(&authority, &coordinator).await;
-    let from_first = second.channel(&authority.issue("node/n1")).await;
-    let from_stranger = second.channel(&authority.issue("node/n9")).await;
+    let from = async |who: &str| second.channel(&authority.issue(who)).await;
+    let (from_first, from_second) = (from("node/n1").await, from("node/n2").await);
+    let (from_stranger, from_user) = (from("node/n9").await, from("user/admin").await);
+    let from_elsewhere = second.channel(&Authority::new().issue_beside("node/n1", &authority)).await;
     let other_cluster = regent_common::ids::ClusterId::from_parts(9, 9).to_string();
+    let before = second.node.ledger().read();
     for (channel, question, reason) in [
         (&from_stranger, question(), Reason::WrongCaller),
         (&to_second, question(), Reason::WrongCaller),
+        (&from_user, question(), Reason::WrongCaller),
+        (&from_elsewhere, question(), Reason::UnknownAuthority),
         (&from_first, EndorseRequest { cluster_id: other_cluster, ..question() }, Reason::WrongCluster),
+        (&from_first, EndorseRequest { cluster_id: String::new(), ..question() }, Reason::WrongCluster),
         (&from_first, EndorseRequest { member: "db2".to_owned(), ..question() }, Reason::WrongMember),
+        (&from_second, question(), Reason::WrongMember),
+        (&from_first, EndorseRequest { member: "db9".to_owned(), ..question() }, Reason::WrongMember),
         (&from_first, EndorseRequest { member: "No Name".to_owned(), ..question() }, Reason::InvalidField),
-        (&from_first, EndorseRequest { ttl_millis: 0, ..question() }, Reason::InvalidField),
+        (&from_first, EndorseRequest { boot_id: String::new(), ..question() }, Reason::InvalidField),
         (&from_first, EndorseRequest { lease: None, ..question() }, Reason::InvalidField),
+        // Shorter than three heartbeats of any profile, and longer than anybody is granted.
+        (&from_first, EndorseRequest { ttl_millis: 0, ..question() }, Reason::InvalidField),
+        (&from_first, EndorseRequest { ttl_millis: 149, ..question() }, Reason::InvalidField),
+        (&from_first, EndorseRequest { ttl_millis: 120_001, ..question() }, Reason::InvalidField),
+        (&from_first, EndorseRequest { ttl_millis: u32::MAX, ..question() }, Reason::InvalidField),
     ] {
         let status = endorse(channel, question.clone()).await.unwrap_err();
         assert_eq!(reason_of(&status), Some(reason), "{question:?}");
+        assert!(status.message().len() > 10, "{status:?}");
     }
-    let promised = second.node.lease.promises().promised_for(second.node.lease.clock().now(), Epoch(9));
-    assert!(promised.is_zero(), "nothing was promised to any of them");
+    let ledger = second.node.ledger().read();
+    assert_eq!(ledger, before, "nothing of it is kept");
+    let told = second.node.lease.authority(&ledger);
+    assert!(told.prepare_in.is_zero(), "nothing was promised to any of them: {told:?}");
+    assert_eq!(told.heard, None, "and nothing that they said is passed on");
+    // The same question, as it should be, is heard and promised: what was looked at above does show it.
+    assert!(endorse(&from_first, question()).await.unwrap().endorsed);
+    let told = second.node.lease.authority(&second.node.ledger().read());
+    assert!(!told.prepare_in.is_zero() && told.heard.is_some(), "{told:?}");
 }
 
 #[tokio::test]

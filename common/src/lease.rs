@@ -37,6 +37,25 @@ pub struct Timing {
     pub suspect_after: Duration,
 }
 
+/// Why times that came from outside are not taken: nobody could keep a lease by them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum UntenableTimes {
+    /// One late answer would end the lease.
+    #[error("a lease of {} ms does not outlive three heartbeats of {} ms", ttl.as_millis(), heartbeat.as_millis())]
+    TooShort {
+        /// Between two heartbeats.
+        heartbeat: Duration,
+        /// How long the lease lasts.
+        ttl: Duration,
+    },
+    /// Whoever has promised that long waits that long after every start.
+    #[error("a lease of {} s is longer than any that is granted, which is {} s", ttl.as_secs(), Timing::LONGEST_TTL.as_secs())]
+    TooLong {
+        /// How long the lease lasts.
+        ttl: Duration,
+    },
+}
+
 /// How much longer than a lease of this length those wait who wait for its end: clock rates differ by less than one percent
 /// (assumption A1).
 pub fn margin(ttl: Duration) -> Duration {
@@ -187,6 +206,24 @@ impl Default for Timing {
     }
 }
 
+impl Timing {
+    /// The least time between two heartbeats.
+    pub const LEAST_HEARTBEAT: Duration = Duration::from_millis(50);
+    /// The longest lease that anybody is granted or promises.
+    pub const LONGEST_TTL: Duration = Duration::from_secs(120);
+
+    /// The times that were said, if a lease can be kept by them: three heartbeats fit into it, and it is not absurdly long.
+    pub fn checked(heartbeat: Duration, ttl: Duration) -> Result<Self, UntenableTimes> {
+        if ttl < heartbeat * 3 {
+            return Err(UntenableTimes::TooShort { heartbeat, ttl });
+        }
+        if ttl > Self::LONGEST_TTL {
+            return Err(UntenableTimes::TooLong { ttl });
+        }
+        Ok(Self { heartbeat, ttl, suspect_after: ttl / 2 })
+    }
+}
+
 // === impl Electorate ===
 
 impl Electorate {
@@ -214,8 +251,25 @@ mod tests {
             assert!(ttl >= heartbeat * 3, "{profile}: a lease has to outlive three heartbeats");
             assert!(suspect_after > heartbeat * 2 && suspect_after < ttl);
             assert!(margin(ttl) >= ttl / 100, "{profile}: rule A1 wants one percent");
+            assert!(Timing::checked(heartbeat, ttl).is_ok(), "{profile}: what is granted is taken");
             assert_eq!(profile.as_str().parse(), Ok(profile));
         }
         assert!("quick".parse::<Profile>().is_err());
+    }
+
+    #[test]
+    fn times_by_which_no_lease_can_be_kept_are_refused_with_a_reason() {
+        let (beat, millis) = (Duration::from_millis(1000), Duration::from_millis);
+        assert_eq!(Timing::checked(beat, millis(3000)).map(|timing| timing.ttl), Ok(millis(3000)));
+        for ttl in [0, 1, 2999] {
+            let refused = Timing::checked(beat, millis(ttl)).unwrap_err();
+            assert_eq!(refused, UntenableTimes::TooShort { heartbeat: beat, ttl: millis(ttl) });
+            assert!(refused.to_string().contains("three heartbeats of 1000 ms"), "{refused}");
+        }
+        let longest = Timing::LONGEST_TTL;
+        assert!(Timing::checked(beat, longest).is_ok());
+        let refused = Timing::checked(beat, longest + millis(1)).unwrap_err();
+        assert_eq!(refused, UntenableTimes::TooLong { ttl: longest + millis(1) });
+        assert!(refused.to_string().contains("120 s"), "{refused}");
     }
 }

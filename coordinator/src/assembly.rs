@@ -21,7 +21,7 @@ use crate::{
     audit::AuditLog,
     authority::Authorities,
     cluster::{brake::Limits, directory::Directory},
-    environment::Environment,
+    environment::{Environment, OwnMachine},
     events::EventLog,
     identity::{Hooks, Identities, Settings},
     model::node::NodeRecord,
@@ -58,8 +58,8 @@ pub struct Assembly {
     pub default_profile: Profile,
     /// What automatic failovers may do.
     pub limits: Limits,
-    /// Boot of this machine, whose members are left out of electorates; `None` where they are allowed.
-    pub own_boot_id: Option<Arc<str>>,
+    /// This machine.
+    pub own_machine: OwnMachine,
     /// How long a node's certificate is valid.
     pub certificate_life: Duration,
     /// Hosts of the coordinator, which no node's certificate ever carries.
@@ -124,7 +124,7 @@ impl Assembly {
             default_profile: self.default_profile,
             limits: self.limits,
             brake: Arc::default(),
-            own_boot_id: self.own_boot_id,
+            own_machine: self.own_machine,
         };
         let directory = Directory::open(environment, table.changes(), stop.clone()).await?;
         tokio::spawn(reaper::run(Arc::clone(&store), agents, Arc::clone(&table), stop.clone()));

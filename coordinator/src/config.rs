@@ -71,3 +71,32 @@ impl Default for Config {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use regent_common::config;
+
+    use super::*;
+
+    /// A lease's times come from a profile alone: nobody can write down one that three heartbeats do not fit into.
+    #[test]
+    fn times_of_leases_are_named_by_a_profile_and_by_nothing_else() {
+        let parse = |text: &str| config::parse::<Config>(Path::new("coordinator.toml"), text);
+        for profile in Profile::ALL {
+            assert_eq!(parse(&format!("profile = \"{profile}\"")).unwrap().profile, profile);
+        }
+        for wrong in [
+            "profile = \"quick\"",
+            "profile = 100",
+            "profile = { heartbeat = \"1s\", ttl = \"1s\" }",
+            "ttl = \"100ms\"",
+            "heartbeat = \"10s\"",
+        ] {
+            let refused = parse(&format!("# the first line\n{wrong}\n")).unwrap_err();
+            let said = regent_common::error::ErrorChain(&refused).to_string();
+            assert!(said.contains("coordinator.toml") && said.contains("2"), "it names the file and the line: {said}");
+        }
+    }
+}

@@ -15,7 +15,7 @@ use crate::{
     cluster::brake::{Brake, Limits},
     events::EventLog,
     model::cluster::ClusterRecord,
-    nodes::Agents,
+    nodes::{Agents, NodeView},
     secrets::{SecretError, Secrets},
     store::Store,
 };
@@ -50,8 +50,31 @@ pub struct Environment {
     pub limits: Limits,
     /// Pauses them when many clusters fail at once.
     pub brake: Arc<Brake>,
-    /// Boot of this coordinator's machine, whose members are left out of electorates; `None` where the policy allows them.
-    pub own_boot_id: Option<Arc<str>>,
+    /// The coordinator's own machine.
+    pub own_machine: OwnMachine,
+}
+
+/// The coordinator's own machine, on which members are not wanted: with it both would be lost at once.
+#[derive(Debug, Clone, Default)]
+pub struct OwnMachine {
+    /// Its boot, by which a node on it is known; `None` when it could not be read.
+    pub boot_id: Option<Arc<str>>,
+    /// Whether members on it belong to electorates all the same.
+    pub promotes: bool,
+}
+
+// === impl OwnMachine ===
+
+impl OwnMachine {
+    /// Whether a node is on it.
+    pub fn holds(&self, node: &NodeView) -> bool {
+        self.boot_id.as_deref().is_some_and(|own| node.is_boot(own))
+    }
+
+    /// Whether the member of a node is left out of electorates for being on it (rule M3).
+    pub fn leaves_out(&self, node: &NodeView) -> bool {
+        !self.promotes && self.holds(node)
+    }
 }
 
 // === impl Environment ===

@@ -396,12 +396,12 @@ impl Membership {
         self.longest_ttl_millis.map(Duration::from_millis)
     }
 
-    /// The times in force, as far as the ledger knows them.
+    /// The times in force, as far as the ledger knows them; the usual ones in place of such as no lease can be kept by.
     pub fn timing(&self) -> Timing {
         let usual = Profile::default().timing();
         let known = |millis: Option<u64>, usual| millis.map_or(usual, Duration::from_millis);
-        let ttl = known(self.ttl_millis, usual.ttl);
-        Timing { heartbeat: known(self.heartbeat_millis, usual.heartbeat), ttl, suspect_after: ttl / 2 }
+        let (heartbeat, ttl) = (known(self.heartbeat_millis, usual.heartbeat), known(self.ttl_millis, usual.ttl));
+        Timing::checked(heartbeat, ttl).unwrap_or(usual)
     }
 
     /// Keeps the higher of the known and a newly heard position of the primary. Of two that have diverged, the newer

@@ -49,8 +49,9 @@ pub enum LedgerError {
     },
     /// The file is not a ledger.
     #[error(
-        "{path} cannot be read as a ledger ({problem}): put back a copy of it, or move it away and let the coordinator \
-         enroll this node again; what this node has promised is in it, so nothing starts without it"
+        "{path} cannot be read as a ledger ({problem}): what this node has promised is in it, so nothing is started without it, \
+         and nothing was changed; put back a whole copy of it, or move it away and start the agent, which then waits in \
+         quarantine until this member is resynced from its cluster or released"
     )]
     Damaged {
         /// Which file.

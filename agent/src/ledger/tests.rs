@@ -376,6 +376,83 @@ fn a_ledger_of_a_newer_program_or_a_damaged_one_is_refused() {
     open().unwrap();
 }
 
+/// Two versions of a ledger, as they were written: the older one and the newer one.
+async fn two_versions(directory: &Path) -> (Vec<u8>, Vec<u8>) {
+    let store = open(directory);
+    let sent = header(3, 4, "promote", "a");
+    let change = move |ledger: &mut Ledger| {
+        ledger.membership = Some(membership(3, 4));
+        ledger.begin(&sent, "promote");
+        ledger.finish(&sent.key, sent.content(), outcome("done"));
+    };
+    store.update(change).await.unwrap();
+    let older = std::fs::read(directory.join(FILE)).unwrap();
+    store.update(|ledger| ledger.membership.as_mut().unwrap().raise_epoch(Epoch(12))).await.unwrap();
+    (older, std::fs::read(directory.join(FILE)).unwrap())
+}
+
+#[tokio::test]
+async fn a_ledger_that_was_cut_anywhere_is_refused_and_left_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(FILE);
+    let (older, whole) = two_versions(directory.path()).await;
+    // What a crash in the middle of a write leaves beside it is not taken in its place.
+    let beside = path.with_extension("new");
+    std::fs::write(&beside, &older).unwrap();
+    let data = Path::new("/somewhere/db/data");
+    for length in 0..whole.len() {
+        let cut = &whole[..length];
+        // A file system that lost the last blocks may also show zeros in their place.
+        let zeroed: Vec<u8> = cut.iter().copied().chain(std::iter::repeat_n(0, whole.len() - length)).collect();
+        for content in [cut, &zeroed] {
+            std::fs::write(&path, content).unwrap();
+            for foreign in [None, Some(data)] {
+                let opened = LedgerStore::open(Arc::new(RealDisk), directory.path().to_owned(), foreign);
+                let refused = opened.expect_err(&format!("cut at {length} of {}", whole.len()));
+                assert!(matches!(refused, LedgerError::Damaged { .. }), "cut at {length}: {refused}");
+                let said = refused.to_string();
+                for part in ["ledger.json", "nothing was changed", "put back a whole copy", "quarantine"] {
+                    assert!(said.contains(part), "{part:?} is not in {said:?}");
+                }
+            }
+            assert!(LedgerStore::peek(&RealDisk, directory.path()).is_err(), "cut at {length}: not even shown");
+            assert_eq!(std::fs::read(&path).unwrap(), content, "cut at {length}: it is evidence, and stays");
+        }
+    }
+    assert_eq!(std::fs::read(&beside).unwrap(), older, "nor was that touched");
+    std::fs::write(&path, &whole).unwrap();
+    assert_eq!(open(directory.path()).read().membership.as_ref().unwrap().epoch, Epoch(12));
+}
+
+#[tokio::test]
+async fn secrets_that_were_cut_anywhere_are_refused_without_being_quoted() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path());
+    store.store_secrets(&[("replication".to_owned(), secrecy::SecretString::from("hush"))].into()).await.unwrap();
+    let path = directory.path().join(SECRETS_FILE);
+    let whole = std::fs::read(&path).unwrap();
+    for length in 0..whole.len() {
+        std::fs::write(&path, &whole[..length]).unwrap();
+        let refused = store.load_secrets().await.expect_err("it was taken");
+        let said = format!("{refused} {refused:?}");
+        assert!(matches!(refused, LedgerError::Damaged { .. }) && !said.contains("hush"), "cut at {length}: {said}");
+    }
+}
+
+#[test]
+fn times_in_a_ledger_that_no_lease_can_be_kept_by_are_not_used() {
+    let usual = regent_common::lease::Timing::default();
+    let timing =
+        |heartbeat, ttl| Membership { heartbeat_millis: heartbeat, ttl_millis: ttl, ..membership(1, 1) }.timing();
+    let fast = timing(Some(250), Some(1500));
+    assert_eq!((fast.heartbeat.as_millis(), fast.ttl.as_millis()), (250, 1500));
+    for (heartbeat, ttl) in [(Some(250), Some(749)), (Some(250), Some(0)), (Some(u64::MAX / 4), Some(1500))] {
+        assert_eq!(timing(heartbeat, ttl), usual, "{heartbeat:?} and {ttl:?}");
+    }
+    assert_eq!(timing(Some(50), Some(u64::MAX)), usual, "longer than anybody is granted");
+    assert_eq!((timing(None, None).heartbeat, timing(None, None).ttl), (usual.heartbeat, usual.ttl));
+}
+
 #[test]
 fn digests_are_hexadecimal_in_text() {
     let digest = Digest::of(b"");

@@ -8,6 +8,7 @@
 )]
 
 pub mod lease;
+pub mod session;
 pub mod wire;
 
 use std::{

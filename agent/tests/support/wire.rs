@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer, KeyPair, SanType};
 use regent_agent::{
-    gate::none::NoGate,
+    gate::{Gate, none::NoGate},
     ledger::{LedgerStore, RealDisk},
     node::{KeeperRuns, Node, Parts},
     observe,
@@ -126,6 +126,17 @@ impl Authority {
 
     /// The same, with leases only from who has a session.
     pub async fn agent_without_leases(&self, name: &str, machine: Arc<Machine>, directory: TempDir) -> Agent {
+        self.agent_behind(Arc::new(NoGate::new("a test has none")), name, machine, directory).await
+    }
+
+    /// The same behind a gate.
+    pub async fn agent_behind(
+        &self,
+        gate: Arc<dyn Gate>,
+        name: &str,
+        machine: Arc<Machine>,
+        directory: TempDir,
+    ) -> Agent {
         let identity = self.issue(&format!("node/{name}")).identity;
         let ledger = LedgerStore::open(Arc::new(RealDisk), directory.path().to_owned(), None).unwrap();
         let stop = CancellationToken::new();
@@ -138,7 +149,7 @@ impl Authority {
             member: member_of(&machine, directory.path()),
             peers: Arc::new(peers.clone()),
             endorsers: Arc::new(peers),
-            gate: Arc::new(NoGate::new("a test has none")),
+            gate,
             keeper: KeeperRuns::OnThisRuntime,
             stop: stop.clone(),
             clock: Arc::new(SystemClock),

@@ -11,8 +11,8 @@ use regentctl::{
 use tonic::Status;
 
 use crate::fixtures::{
-    at, credentials, degraded_cluster, healthy_cluster, node, node_without_gate, now, partitioned_cluster,
-    running_operation,
+    at, credentials, degraded_cluster, healthy_cluster, node, node_beside_the_coordinator, node_without_gate, now,
+    partitioned_cluster, running_operation, warned_cluster,
 };
 
 #[test]
@@ -28,6 +28,26 @@ fn cluster_show_says_why_a_cluster_is_not_healthy() {
 #[test]
 fn cluster_show_of_a_primary_that_serves_cut_off() {
     insta::assert_snapshot!(page::cluster(&partitioned_cluster(), None, now()));
+}
+
+#[test]
+fn cluster_show_of_a_healthy_cluster_with_warnings() {
+    insta::assert_snapshot!(page::cluster(&warned_cluster(), None, now()));
+}
+
+#[test]
+fn warnings_are_told_to_programs_too() {
+    let cluster = json::object(&warned_cluster());
+    assert_eq!(cluster["warnings"].as_array().map(Vec::len), Some(2), "{cluster}");
+    assert_eq!(cluster["health"], "healthy");
+    assert_eq!(json::object(&healthy_cluster())["warnings"].as_array().map(Vec::len), Some(0));
+    let node = json::object(&node_beside_the_coordinator());
+    assert!(node["warnings"][0].as_str().is_some_and(|said| said.contains("takes both at once")), "{node}");
+}
+
+#[test]
+fn node_show_of_the_coordinators_machine() {
+    insta::assert_snapshot!(page::node(&node_beside_the_coordinator(), now()));
 }
 
 #[test]

@@ -33,6 +33,7 @@ pub mod operation;
 pub mod routes;
 pub mod situation;
 pub mod view;
+pub mod warnings;
 
 /// Rows in one answer when none are asked for, and the most.
 const PAGE: (usize, usize) = (100, 1000);

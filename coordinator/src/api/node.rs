@@ -11,7 +11,7 @@ use regent_proto::coordinator::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Api, page, view};
+use super::{Api, create, page, view};
 
 /// The service.
 pub struct NodeApi(pub Arc<Api>);
@@ -25,16 +25,20 @@ impl NodeService for NodeApi {
             refuse(Reason::NodeNotFound, format!("there is no node {name}: see `regentctl node list`"))
         })?;
         let assignment = self.0.assignment(&name).await?;
-        Ok(Response::new(view::node(&stored, &self.0.table.view(&name), assignment.as_ref())))
+        let own_machine = &self.0.directory.environment().own_machine;
+        Ok(Response::new(view::node(&stored, &self.0.table.view(&name), assignment.as_ref(), own_machine)))
     }
 
     async fn list_nodes(&self, request: Request<ListNodesRequest>) -> Result<Response<ListNodesResponse>, Status> {
         let request = request.into_inner();
         let candidates = self.0.candidates().await?;
+        let own_machine = &self.0.directory.environment().own_machine;
+        let render =
+            |node: create::Candidate| view::node(&node.record, &node.view, node.assignment.as_ref(), own_machine);
         let rows = candidates
             .into_iter()
             .filter(|(_, node)| !request.spare_only || node.assignment.is_none())
-            .map(|(name, node)| (name.to_string(), view::node(&node.record, &node.view, node.assignment.as_ref())));
+            .map(|(name, node)| (name.to_string(), render(node)));
         let (nodes, next_page_token) = page(rows, request.page_size, &request.page_token)?;
         Ok(Response::new(ListNodesResponse { nodes, next_page_token }))
     }

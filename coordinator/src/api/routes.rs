@@ -29,8 +29,9 @@ use crate::identity::Identities;
 pub async fn routes(api: &Arc<Api>, identities: &Arc<Identities>) -> Result<Routes, tonic_reflection::server::Error> {
     let environment = api.directory.environment();
     let table = Arc::clone(&api.table);
+    let own_machine = environment.own_machine.clone();
     let render_node: RenderNode =
-        Arc::new(move |stored, assignment| view::node(stored, &table.view(&stored.name), assignment));
+        Arc::new(move |stored, assignment| view::node(stored, &table.view(&stored.name), assignment, &own_machine));
     let (health_reporter, health) = tonic_health::server::health_reporter();
     health_reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
     let reflection = || {

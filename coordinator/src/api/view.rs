@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use jiff::Timestamp;
 use regent_common::{
     convert::to_wire_time,
     ids::{MemberName, NodeName, OperationId},
@@ -10,9 +11,14 @@ use regent_common::{
 };
 use regent_proto::{coordinator::v1 as wire, types::v1 as types};
 
-use super::situation::{self, Frozen};
+use super::{
+    situation::{self, Frozen},
+    warnings,
+};
 use crate::{
+    cluster::brake::Pause,
     detector::{Judgement, Succession, Verdict},
+    environment::OwnMachine,
     model::{
         cluster::{ClusterRecord, MemberRecord, MemberState, Phase},
         node::NodeRecord,
@@ -45,8 +51,12 @@ pub struct ClusterFacts<'a> {
     pub now: Duration,
     /// Why the cluster is frozen; `None` when it is not.
     pub frozen: Option<Frozen>,
-    /// Why automatic failovers of all clusters pause; `None` when they do not.
-    pub paused: Option<String>,
+    /// Why automatic failovers of this cluster pause; `None` when they do not.
+    pub paused: Option<Pause>,
+    /// Now, for people.
+    pub wall: Timestamp,
+    /// The coordinator's own machine.
+    pub own_machine: &'a OwnMachine,
 }
 
 /// Renders a cluster.
@@ -91,6 +101,7 @@ pub fn cluster(facts: &ClusterFacts<'_>) -> wire::Cluster {
         automatic_failover: Some(record.policy.automatic_failover),
         lease: situation::lease(facts),
         situation: situation::sentence(facts, &decision),
+        warnings: warnings::of_cluster(facts),
     }
 }
 
@@ -283,7 +294,12 @@ pub fn left_over(seen: &Observation) -> String {
 }
 
 /// Renders a node.
-pub fn node(stored: &NodeRecord, view: &NodeView, assignment: Option<&crate::model::Assignment>) -> wire::Node {
+pub fn node(
+    stored: &NodeRecord,
+    view: &NodeView,
+    assignment: Option<&crate::model::Assignment>,
+    own_machine: &OwnMachine,
+) -> wire::Node {
     let reason = if stored.revoked {
         "the node is revoked: nothing is sent to it".to_owned()
     } else if view.connected {
@@ -312,6 +328,7 @@ pub fn node(stored: &NodeRecord, view: &NodeView, assignment: Option<&crate::mod
         revoked: stored.revoked,
         reason,
         fence: view.observation.as_ref().map(|seen| (&seen.authority.fence).into()),
+        warnings: warnings::of_node(view, assignment, own_machine),
     }
 }
 

@@ -7,30 +7,59 @@ use regent_common::{
 
 use super::*;
 use crate::{
+    cluster::ChangeError,
     planner::fixtures::{cluster, name, observation},
-    store::memory::MemoryStore,
+    store::{Store, Transaction, get_json, keys, memory::MemoryStore},
 };
 
 struct Bench {
     clock: Arc<ManualClock>,
     authorities: Authorities,
     authority: Arc<Authority>,
+    handle: Arc<ClusterHandle>,
+    store: Arc<MemoryStore>,
 }
 
 const TTL: Duration = Duration::from_secs(5);
 
 fn bench(found: bool, change: impl FnOnce(&mut ClusterRecord)) -> Bench {
-    let clock = Arc::new(ManualClock::default());
-    clock.advance(Duration::from_secs(100));
     let mut record = cluster();
     change(&mut record);
-    let handle = Arc::new(ClusterHandle::new(Arc::new(MemoryStore::default()), record, 1));
+    on(Arc::new(MemoryStore::default()), record, 1, found)
+}
+
+fn on(store: Arc<MemoryStore>, record: ClusterRecord, version: u64, found: bool) -> Bench {
+    let clock = Arc::new(ManualClock::default());
+    clock.advance(Duration::from_secs(100));
+    let handle = Arc::new(ClusterHandle::new(store.clone(), record, version));
     let authorities = Authorities::new(clock.clone());
     let authority = authorities.register(&handle, found);
-    Bench { clock, authorities, authority }
+    Bench { clock, authorities, authority, handle, store }
+}
+
+/// A cluster with this profile that is stored, so that its profile can be changed.
+async fn stored(profile: Profile) -> Bench {
+    let (store, mut record) = (Arc::new(MemoryStore::default()), cluster());
+    record.policy.profile = profile;
+    let transaction = Transaction::default().put_json(keys::cluster(&record.name), &record);
+    let version = store.commit(transaction).await.unwrap();
+    on(store, record, version.0, false)
 }
 
 impl Bench {
+    async fn change_profile(&self, profile: Profile) -> Result<(), ChangeError> {
+        let change = self.handle.change(|record| {
+            record.set_profile(profile);
+            Ok(Transaction::default())
+        });
+        change.await.map(drop)
+    }
+
+    /// How long the primary is granted a lease at this heartbeat; `None` when it is granted none.
+    fn granted(&self) -> Option<Duration> {
+        self.beat("n1", |_| ()).grant.map(|grant| Duration::from_millis(grant.ttl_millis.into()))
+    }
+
     fn beat(&self, node: &str, change: impl FnOnce(&mut Observation)) -> HeartbeatAnswer {
         let member = if node == "n1" { name(1) } else { name(2) };
         let mut seen = observation(member);
@@ -116,4 +145,63 @@ fn after_a_start_a_standing_lease_is_renewed_at_once_and_a_lapsed_one_when_all_w
     let later = self::bench(true, |_| ());
     later.clock.advance(TTL + margin(TTL));
     assert!(later.beat("n1", lease(false, 1)).grant.is_some());
+}
+
+fn ttl(profile: Profile) -> Duration {
+    profile.timing().ttl
+}
+
+fn waited_for(ttl: Duration) -> Duration {
+    ttl + margin(ttl)
+}
+
+/// Rule L2: a failover that begins after the change waits for what was granted before it.
+#[tokio::test]
+async fn a_shorter_profile_does_not_shorten_the_wait_for_leases_of_the_longer_one() {
+    let bench = stored(Profile::Relaxed).await;
+    assert_eq!(bench.granted(), Some(ttl(Profile::Relaxed)));
+    let second = Duration::from_secs(1);
+    bench.clock.advance(second);
+    bench.change_profile(Profile::Fast).await.unwrap();
+    let left = waited_for(ttl(Profile::Relaxed)) - second;
+    assert_eq!(bench.authority.lease_left(), left);
+    assert_eq!(bench.granted(), Some(ttl(Profile::Fast)), "from now on leases are short");
+    assert_eq!(bench.authority.suspend(Epoch(1)), left, "and the longest of all is waited for");
+    bench.clock.advance(left - Duration::from_millis(1));
+    assert_eq!(bench.authority.lease_left(), Duration::from_millis(1));
+    bench.clock.advance(Duration::from_millis(1));
+    assert_eq!(bench.authority.lease_left(), Duration::ZERO);
+    // A coordinator that starts now knows of the longer ones from its store alone.
+    let restarted = Authorities::new(bench.clock.clone()).register(&bench.handle, true);
+    assert_eq!(restarted.lease_left(), waited_for(ttl(Profile::Relaxed)));
+}
+
+/// Rule L2: what is granted is stored before; a change that was not stored changes nothing.
+#[tokio::test]
+async fn a_longer_profile_is_stored_before_a_lease_of_its_length_is_granted() {
+    let bench = stored(Profile::Fast).await;
+    bench.store.fail_commits(true);
+    bench.change_profile(Profile::Relaxed).await.unwrap_err();
+    assert_eq!(bench.granted(), Some(ttl(Profile::Fast)));
+    assert_eq!(bench.authority.lease_left(), waited_for(ttl(Profile::Fast)));
+    bench.store.fail_commits(false);
+    bench.change_profile(Profile::Relaxed).await.unwrap();
+    let key = keys::cluster(bench.handle.name());
+    let found = get_json::<ClusterRecord>(bench.store.as_ref(), &key).await.unwrap().unwrap().value;
+    assert_eq!(found.longest_ttl_millis, 15_000, "it is in the store");
+    assert_eq!(bench.granted(), Some(ttl(Profile::Relaxed)), "and only then in a grant");
+    assert_eq!(bench.authority.lease_left(), waited_for(ttl(Profile::Relaxed)));
+}
+
+/// A failover that waits for the end of the lease: no profile gives the old primary another one, or shortens the wait.
+#[tokio::test]
+async fn a_change_of_profile_grants_nothing_to_who_is_being_replaced() {
+    for (before, after) in [(Profile::Standard, Profile::Fast), (Profile::Standard, Profile::Relaxed)] {
+        let bench = stored(before).await;
+        bench.granted().unwrap();
+        let left = bench.authority.suspend(Epoch(1));
+        bench.change_profile(after).await.unwrap();
+        assert_eq!(bench.granted(), None, "{after}");
+        assert_eq!(bench.authority.lease_left(), left, "{after}");
+    }
 }

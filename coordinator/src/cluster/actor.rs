@@ -92,7 +92,7 @@ pub struct Actor {
     /// The last reason for no failover, so that it is written down once.
     told: Option<String>,
     /// Automatic failovers of late.
-    budget: Budget,
+    budget: Arc<Budget>,
     /// Since when the primary says that it holds no lease, although it is granted one: what it says arrives, what it is told
     /// does not.
     without_lease_since: Option<Duration>,
@@ -115,6 +115,8 @@ pub struct ActorHandle {
     pub mailbox: mpsc::Sender<Request>,
     /// How far the present step of the running operation has come.
     pub progress: watch::Receiver<Option<(OperationId, Progress)>>,
+    /// Its automatic failovers of late.
+    pub budget: Arc<Budget>,
 }
 
 /// Starts an actor. It goes on with the operation that the record names: `resumed` when an earlier coordinator had begun it.
@@ -127,7 +129,9 @@ pub fn spawn(
 ) -> ActorHandle {
     let (sender, mailbox) = mpsc::channel(256);
     let (progress, watched) = watch::channel(None);
-    let handle = ActorHandle { cluster: Arc::clone(&cluster), mailbox: sender, progress: watched };
+    let budget = Arc::new(Budget::default());
+    let handle =
+        ActorHandle { cluster: Arc::clone(&cluster), mailbox: sender, progress: watched, budget: Arc::clone(&budget) };
     let actor = Actor {
         environment,
         cluster,
@@ -137,7 +141,7 @@ pub fn spawn(
         running: None,
         backoff: BTreeMap::new(),
         told: None,
-        budget: Budget::default(),
+        budget,
         without_lease_since: None,
         frozen: None,
         adopted: Revision(0),
@@ -460,7 +464,7 @@ impl Actor {
         let gated = seen.map(|seen| seen.authority.fence.timed_gate);
         let wanted = match record.phase {
             crate::model::cluster::Phase::Active => {
-                electorate::wanted(&record, judgements, views, self.environment.own_boot_id.as_deref())
+                electorate::wanted(&record, judgements, views, &self.environment.own_machine)
             }
             crate::model::cluster::Phase::Creating | crate::model::cluster::Phase::Deleting => None,
         };

@@ -5,10 +5,12 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
+use jiff::Timestamp;
 use regent_common::ids::ClusterName;
 
 /// What the configuration allows.
@@ -24,9 +26,30 @@ pub struct Limits {
     pub brake_for: Duration,
 }
 
-/// Automatic failovers of one cluster.
-#[derive(Debug, Clone, Default)]
-pub struct Budget(VecDeque<Duration>);
+/// Automatic failovers of one cluster: when they began. Counted by its actor, shown by the API.
+#[derive(Debug, Default)]
+pub struct Budget(Mutex<VecDeque<Duration>>);
+
+/// Why there are no automatic failovers now. It ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pause {
+    /// Many clusters fail at once.
+    Brake {
+        /// How many fail.
+        failing: usize,
+        /// How many there are.
+        clusters: usize,
+        /// How long this lasts at most.
+        left: Duration,
+    },
+    /// This cluster has failed over again and again.
+    Budget {
+        /// How often within [`Limits::BUDGET_PERIOD`].
+        failovers: usize,
+        /// How long until the next one.
+        left: Duration,
+    },
+}
 
 /// All clusters together. Shared by the actors.
 #[derive(Debug, Default)]
@@ -59,24 +82,69 @@ impl Default for Limits {
 
 impl Budget {
     /// Counts a failover.
-    pub fn count(&mut self, now: Duration) {
-        self.0.push_back(now);
+    pub fn count(&self, now: Duration) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(now);
     }
 
     /// Why there is no further one now; `None` when there may be.
-    pub fn exhausted(&mut self, now: Duration, limits: &Limits) -> Option<String> {
-        while self.0.front().is_some_and(|at| now.saturating_sub(*at) > Limits::BUDGET_PERIOD) {
-            self.0.pop_front();
+    pub fn exhausted(&self, now: Duration, limits: &Limits) -> Option<Pause> {
+        let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while counted.front().is_some_and(|at| now.saturating_sub(*at) > Limits::BUDGET_PERIOD) {
+            counted.pop_front();
         }
-        let first = self.0.front().filter(|_| self.0.len() >= limits.failover_budget)?;
-        let again = Limits::BUDGET_PERIOD.saturating_sub(now.saturating_sub(*first));
-        Some(format!(
-            "{} failovers happened within {} minutes, which points to a cause that they do not mend: the next one by itself \
-             is in {} s",
-            self.0.len(),
-            Limits::BUDGET_PERIOD.as_secs() / 60,
-            again.as_secs()
-        ))
+        let failovers = counted.len();
+        let first = counted.front().filter(|_| failovers >= limits.failover_budget)?;
+        Some(Pause::Budget { failovers, left: Limits::BUDGET_PERIOD.saturating_sub(now.saturating_sub(*first)) })
+    }
+}
+
+// === impl Pause ===
+
+impl Pause {
+    /// What it is, when it ends, and what a person can do, in a sentence.
+    pub fn sentence(&self, now: Timestamp) -> String {
+        let (left, hand) = match self {
+            Self::Brake { left, .. } => (
+                *left,
+                "or as soon as fewer fail; look at this coordinator's machine and its network first, then at those of \
+                 `regentctl cluster list` that are down",
+            ),
+            Self::Budget { left, .. } => (
+                *left,
+                "; `regentctl audit` says why each of them began: mend that first, or the next one will not last either",
+            ),
+        };
+        let end = now.checked_add(left).unwrap_or(now).strftime("%H:%M:%S UTC");
+        let join = if hand.starts_with(';') { "" } else { " at the latest, " };
+        format!(
+            "automatic failover is paused: {}; this ends by itself at {end} (in {} s){join}{hand}",
+            self.why(),
+            left.as_secs()
+        )
+    }
+
+    fn why(&self) -> String {
+        match self {
+            Self::Brake { failing, clusters, .. } => format!(
+                "{failing} of {clusters} clusters fail at once, so that the fault is more likely between them and this coordinator"
+            ),
+            Self::Budget { failovers, .. } => format!(
+                "{failovers} failovers of this cluster within {} minutes point to a cause that they do not mend",
+                Limits::BUDGET_PERIOD.as_secs() / 60
+            ),
+        }
+    }
+}
+
+impl fmt::Display for Pause {
+    /// For the audit, which has a time of its own.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Brake { left, .. } => {
+                write!(f, "{}: automatic failovers pause for {} s at most", self.why(), left.as_secs())
+            }
+            Self::Budget { left, .. } => write!(f, "{}: the next one by itself is in {} s", self.why(), left.as_secs()),
+        }
     }
 }
 
@@ -94,7 +162,7 @@ impl Brake {
     }
 
     /// Why automatic failovers pause; `None` when they do not. `clusters` is how many there are.
-    pub fn holds(&self, clusters: usize, now: Duration, limits: &Limits) -> Option<String> {
+    pub fn holds(&self, clusters: usize, now: Duration, limits: &Limits) -> Option<Pause> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let failing = state.failing.len();
         #[allow(clippy::cast_precision_loss, reason = "a share of a number of clusters")]
@@ -105,11 +173,7 @@ impl Brake {
         }
         let since = *state.since.get_or_insert(now);
         let left = limits.brake_for.checked_sub(now.saturating_sub(since)).filter(|left| !left.is_zero())?;
-        Some(format!(
-            "{failing} of {clusters} clusters fail at once, so that the fault is more likely between them and this coordinator: \
-             automatic failovers pause for {} s at most",
-            left.as_secs()
-        ))
+        Some(Pause::Brake { failing, clusters, left })
     }
 }
 
@@ -123,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_budget_is_used_up_and_comes_back() {
-        let (mut budget, limits) = (Budget::default(), Limits { failover_budget: 2, ..Limits::default() });
+        let (budget, limits) = (Budget::default(), Limits { failover_budget: 2, ..Limits::default() });
         budget.count(seconds(10));
         assert_eq!(budget.exhausted(seconds(11), &limits), None);
         budget.count(seconds(20));
@@ -144,5 +208,44 @@ mod tests {
         assert_eq!(brake.holds(3, seconds(63), &limits), None, "it does not hold for ever");
         brake.note(&name(1), false, seconds(64));
         assert_eq!(brake.holds(3, seconds(64), &limits), None);
+    }
+
+    #[test]
+    fn a_pause_says_when_it_ends_and_what_a_person_can_do() {
+        let now: Timestamp = "2026-03-01T11:59:30Z".parse().unwrap();
+        let brake = Pause::Brake { failing: 6, clusters: 8, left: seconds(40) };
+        assert_eq!(
+            brake.sentence(now),
+            "automatic failover is paused: 6 of 8 clusters fail at once, so that the fault is more likely between them and this \
+             coordinator; this ends by itself at 12:00:10 UTC (in 40 s) at the latest, or as soon as fewer fail; look at this \
+             coordinator's machine and its network first, then at those of `regentctl cluster list` that are down"
+        );
+        let budget = Pause::Budget { failovers: 6, left: seconds(90) };
+        assert_eq!(
+            budget.sentence(now),
+            "automatic failover is paused: 6 failovers of this cluster within 10 minutes point to a cause that they do not mend; \
+             this ends by itself at 12:01:00 UTC (in 90 s); `regentctl audit` says why each of them began: mend that first, or \
+             the next one will not last either"
+        );
+        assert!(brake.to_string().ends_with("pause for 40 s at most"), "{brake}");
+        assert!(budget.to_string().ends_with("the next one by itself is in 90 s"), "{budget}");
+    }
+
+    #[test]
+    fn what_is_left_of_a_pause_is_told() {
+        let (brake, limits) = (Brake::default(), Limits { brake_clusters: 1, ..Limits::default() });
+        brake.note(&ClusterName::new("db").unwrap(), true, seconds(10));
+        assert_eq!(
+            brake.holds(1, seconds(10), &limits),
+            Some(Pause::Brake { failing: 1, clusters: 1, left: seconds(60) })
+        );
+        assert_eq!(
+            brake.holds(1, seconds(30), &limits),
+            Some(Pause::Brake { failing: 1, clusters: 1, left: seconds(40) })
+        );
+        let (budget, limits) = (Budget::default(), Limits { failover_budget: 1, ..Limits::default() });
+        budget.count(seconds(5));
+        let left = Limits::BUDGET_PERIOD - seconds(10);
+        assert_eq!(budget.exhausted(seconds(15), &limits), Some(Pause::Budget { failovers: 1, left }));
     }
 }

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     assembly::{Assembled, Assembly},
     config::Config,
+    environment::OwnMachine,
     http,
     pki::{
         Authority, Host, StateDirectory,
@@ -59,7 +60,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> anyhow::Result<()
         secrets: Arc::new(Secrets::load(&state.secrets_key())?),
         default_profile: config.profile,
         limits: config.limits(),
-        own_boot_id: (!config.promote_on_this_machine).then(own_boot_id).flatten(),
+        own_machine: OwnMachine { boot_id: own_boot_id(), promotes: config.promote_on_this_machine },
         certificate_life: config.certificate_life.0,
         hosts,
     };

@@ -128,6 +128,11 @@ pub trait Agents: Send + Sync {
 // === impl NodeView ===
 
 impl NodeView {
+    /// Whether it is the machine of this boot.
+    pub fn is_boot(&self, boot_id: &str) -> bool {
+        self.host.as_ref().map_or(&self.boot_id, |host| &host.boot_id) == boot_id
+    }
+
     /// A session has opened. The node counts as heard with its first heartbeat, not before: what is known of its member is of
     /// before the silence, and a primary that others have endorsed since would look as if nobody did.
     pub fn greeted(&mut self, hello: AgentHello) {

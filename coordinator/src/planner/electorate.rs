@@ -13,19 +13,20 @@ use regent_common::{
 
 use crate::{
     detector::{Judgement, Verdict},
+    environment::OwnMachine,
     model::cluster::{ClusterRecord, MemberState},
     nodes::NodeView,
 };
 
 /// The electorate that the cluster should have now; `None` while there is no primary that could be told.
 ///
-/// `own_boot_id` names the coordinator's machine; members on it are left out, unless it is `None` because the policy allows
-/// them: with that machine the coordinator and they would be lost together.
+/// Members on the coordinator's `own_machine` are left out, unless the policy allows them: with that machine the coordinator
+/// and they would be lost together.
 pub fn wanted(
     record: &ClusterRecord,
     judgements: &BTreeMap<MemberName, Judgement>,
     views: &BTreeMap<MemberName, NodeView>,
-    own_boot_id: Option<&str>,
+    own_machine: &OwnMachine,
 ) -> Option<BTreeSet<MemberName>> {
     let primary = record.primary.as_ref()?;
     let reign = record.reign.as_ref().filter(|reign| reign.epoch == record.epoch && reign.primary == *primary)?;
@@ -41,8 +42,7 @@ pub fn wanted(
     let belongs = |member: &MemberName, state: &MemberState| {
         let view = views.get(member);
         let dirty = view.and_then(|view| view.observation.as_ref()).is_some_and(|seen| seen.dirty);
-        let beside_us = own_boot_id
-            .is_some_and(|own| view.and_then(|view| view.host.as_ref()).is_some_and(|host| host.boot_id == own));
+        let beside_us = view.is_some_and(|view| own_machine.leaves_out(view));
         if mutation::broken(Rule::M3Resync) && reign.newest().members.contains(member) {
             return true;
         }
@@ -110,7 +110,12 @@ mod tests {
 
     impl Scene {
         fn has_second(&self) -> bool {
-            wanted(&self.record, &self.judgements, &self.views, Some("ours")).unwrap().contains(&name(2))
+            self.has_second_where(false)
+        }
+
+        fn has_second_where(&self, promotes: bool) -> bool {
+            let own_machine = OwnMachine { boot_id: Some("ours".into()), promotes };
+            wanted(&self.record, &self.judgements, &self.views, &own_machine).unwrap().contains(&name(2))
         }
 
         fn seen(&mut self, member: u32) -> &mut Observation {
@@ -166,5 +171,17 @@ mod tests {
             out(&mut scene);
             assert!(!scene.has_second());
         }
+    }
+
+    #[test]
+    fn who_is_beside_the_coordinator_belongs_to_it_where_the_policy_says_so() {
+        let mut scene = scene(&[name(2)]);
+        scene.views.get_mut(&name(2)).unwrap().host.as_mut().unwrap().boot_id = "ours".to_owned();
+        assert!(!scene.has_second_where(false));
+        assert!(scene.has_second_where(true));
+        // Known by its hello before the first heartbeat has brought the facts of its machine.
+        let view = scene.views.get_mut(&name(2)).unwrap();
+        (view.host, view.boot_id) = (None, "ours".to_owned());
+        assert!(!scene.has_second_where(false));
     }
 }

@@ -1,14 +1,20 @@
 //! Bad input of every kind: a typed error that tells a person what to do, and nothing changed.
 
-use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt};
+use std::{
+    fs,
+    net::{TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt,
+    time::Duration,
+};
 
+use nix::sys::signal::Signal;
 use regent_common::error::{Reason, reason_of};
 use regent_proto::coordinator::v1 as wire;
 use regent_tests::{
-    api::{Api, request_id},
+    api::{self, Api, request_id},
     cluster::Fleet,
-    folder::TestFolder,
-    wait,
+    folder::{TestFolder, processes_in},
+    process, wait,
 };
 
 use crate::support::{SOON, create, refused};
@@ -204,4 +210,101 @@ async fn a_store_that_is_broken_is_not_served_from() {
     let last = log.lines().last().unwrap();
     assert!(last.contains("store"), "it says what is broken: {last}");
     assert!(!log.contains("panicked"), "{log}");
+}
+
+/// Whether somebody who listens on this port of the machine is reached there; 0 is some port that is free.
+fn is_reached(port: u16) -> bool {
+    let listening = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    TcpStream::connect_timeout(&listening.local_addr().unwrap(), Duration::from_millis(500)).is_ok()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_truncated_ledger_starts_no_engine_and_opens_no_gate() {
+    let folder = TestFolder::new().unwrap();
+    let mut fleet = Fleet::start(&folder, &["n1", "n2"]).await.unwrap();
+    let cluster = fleet.create("db", "postgresql", &["n1", "n2"]).await.unwrap();
+    let engine = api::engine_pid(api::member(&cluster, "db1").unwrap()).unwrap();
+    let agent = fleet.agent("n1");
+    agent.daemon().unwrap().stop().await.unwrap();
+    process::signal(engine, Signal::SIGKILL).unwrap();
+    let (home, port, log) = (agent.home.clone(), agent.engine_port, agent.log().to_owned());
+    let engines = home.join("engines");
+    wait::until("the end of the engine", SOON, || async {
+        let left = processes_in(&engines)?;
+        anyhow::ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    // The other one reigns only when the gate here is closed.
+    fleet.api.other_primary("db", "db1", SOON).await.unwrap();
+    assert!(is_reached(0) && !is_reached(port), "the gate is closed before, and only for the engine's port");
+
+    let path = home.join("state/ledger.json");
+    let whole = fs::read(&path).unwrap();
+    for length in [0, 1, whole.len() / 2, whole.len() - 1] {
+        fs::write(&path, &whole[..length]).unwrap();
+        let before = fs::read_to_string(&log).unwrap().len();
+        let agent = fleet.agent("n1");
+        agent.start().unwrap();
+        let status = agent.daemon().unwrap().wait(SOON).await.unwrap();
+        assert!(!status.success(), "cut at {length}");
+        let said = fs::read_to_string(&log).unwrap()[before..].to_owned();
+        for part in ["ledger.json", "nothing was changed", "put back a whole copy"] {
+            assert!(said.contains(part), "cut at {length}: {part:?} is not in {said}");
+        }
+        assert!(!said.contains("panicked"), "cut at {length}: {said}");
+        assert_eq!(processes_in(&engines).unwrap(), Vec::<i32>::new(), "cut at {length}: an engine was started");
+        assert!(!is_reached(port), "cut at {length}: the gate was opened");
+        assert_eq!(fs::read(&path).unwrap(), &whole[..length], "cut at {length}: the file was changed");
+    }
+    // With the whole one it is a member again, and a replica: that it is somebody else's turn it learns from the coordinator.
+    fs::write(&path, &whole).unwrap();
+    fleet.agent("n1").start().unwrap();
+    let whole = fleet.api.healthy("db", SOON).await.unwrap();
+    assert_eq!(whole.primary, "db2");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_profile_waits_for_the_end_of_a_failover() {
+    let folder = TestFolder::new().unwrap();
+    let fleet = Fleet::start(&folder, &["n1", "n2"]).await.unwrap();
+    let cluster = fleet.create("db", "postgresql", &["n1", "n2"]).await.unwrap();
+    let update = |profile: &str, validate_only| wire::UpdateClusterRequest {
+        name: "clusters/db".into(),
+        profile: profile.into(),
+        validate_only,
+        request_id: request_id(),
+        ..Default::default()
+    };
+    // The failover asks the replica's agent, which stands still: for some seconds there is no primary.
+    let replica = fleet.agents["n2"].pid().unwrap();
+    process::signal(replica, Signal::SIGSTOP).unwrap();
+    process::signal(api::engine_pid(api::member(&cluster, "db1").unwrap()).unwrap(), Signal::SIGKILL).unwrap();
+    wait::until("a failover", SOON, || async {
+        let cluster = fleet.api.cluster("db").await?;
+        anyhow::ensure!(cluster.primary.is_empty(), "{} is the primary", cluster.primary);
+        Ok(())
+    })
+    .await
+    .unwrap();
+    for (profile, validate_only) in [("fast", true), ("fast", false), ("relaxed", false)] {
+        refused(fleet.api.clusters().update_cluster(update(profile, validate_only)).await, Reason::ClusterBusy);
+    }
+    assert_eq!(fleet.api.cluster("db").await.unwrap().profile, "standard");
+    process::signal(replica, Signal::SIGCONT).unwrap();
+    fleet.api.healthy("db", SOON).await.unwrap();
+    // Afterwards it is changed, and the lease follows.
+    refused(fleet.api.clusters().update_cluster(update("quick", false)).await, Reason::InvalidField);
+    let changed = fleet.api.clusters().update_cluster(update("fast", false)).await.unwrap().into_inner();
+    assert_eq!(changed.profile, "fast");
+    wait::until("a lease of the new length", SOON, || async {
+        let cluster = fleet.api.cluster("db").await?;
+        let lease = cluster.lease.unwrap_or_default();
+        anyhow::ensure!(lease.stands && lease.remaining_millis <= 1500, "{lease:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert_eq!(fleet.api.operations_of("db", "failover").await.unwrap().len(), 1, "the change made no failover");
 }

@@ -125,7 +125,7 @@ async fn run_coordinator(machine: &Machine, disk: &StoreDisk, stop: &Cancellatio
         secrets: Arc::clone(&certificates.secrets),
         default_profile: machine.profile,
         limits: Limits { failover_budget: 1000, ..Limits::default() },
-        own_boot_id: None,
+        own_machine: Default::default(),
         certificate_life: Duration::from_secs(90 * 24 * 3600),
         hosts: BTreeSet::new(),
     };

@@ -26,6 +26,7 @@ pub fn cluster(cluster: &wire::Cluster, running: Option<&wire::Operation>, now: 
     lines.push("Machines".to_owned());
     lines.push(indented(&machines(cluster, now)));
     section(&mut lines, "Why not healthy", why_not_healthy(cluster, now));
+    section(&mut lines, "Warnings", cluster.warnings.clone());
     // An older coordinator says no more than this.
     if cluster.situation.is_empty() {
         section(&mut lines, "Failover", sentence(&cluster.failover_note));
@@ -298,6 +299,7 @@ pub fn node(node: &wire::Node, now: Timestamp) -> String {
     };
     section(&mut lines, "Fence: what keeps a primary on this node from writing past its lease", stages);
     section(&mut lines, "Why not healthy", sentence(&node.reason));
+    section(&mut lines, "Warnings", node.warnings.clone());
     tidy(lines)
 }
 

@@ -144,7 +144,7 @@ async fn bench(kind: &'static dyn Kind) -> Bench {
         default_profile: regent_common::lease::Profile::default(),
         limits: Limits::default(),
         brake: Arc::default(),
-        own_boot_id: None,
+        own_machine: Default::default(),
     };
     let record = record(creating);
     let key = crate::store::keys::cluster(&record.name);

@@ -112,11 +112,11 @@ pub fn sentence(facts: &ClusterFacts<'_>, decision: &Decision) -> String {
             format!("failing over, and nothing is to be done: {why}; then another member takes over by itself")
         }
         Decision::Failover { why, .. } => match (&facts.paused, running) {
-            (Some(paused), _) => format!("a failover is due and pauses: {why}; {paused}"),
+            (Some(paused), _) => format!("a failover is due: {why}; {}", paused.sentence(facts.wall)),
             (None, Some(follow)) => format!("failing over: {why}; {follow}"),
             (None, None) => format!(
-                "a failover is due and begins by itself: {why}; if it does not within a minute, too many happened of late or \
-                 the last one failed: `regentctl audit` says which"
+                "a failover is due and begins by itself: {why}; if it does not within a minute, the last one failed: \
+                 `regentctl audit` says why"
             ),
         },
         Decision::NoFailover { why } => cut_off(facts).unwrap_or_else(|| format!("no failover, because {why}")),
@@ -207,7 +207,8 @@ fn if_lost(facts: &ClusterFacts<'_>, primary: &MemberName) -> String {
         return format!("if it is lost nobody takes over before {} is heard again", names(unheard));
     }
     let may = names(&succession.reachable);
-    let takes = format!("if it is lost, {may} takes over by itself");
+    let once = if facts.paused.is_some() { ", once automatic failover is no longer paused" } else { "" };
+    let takes = format!("if it is lost, {may} takes over by itself{once}");
     if unheard.is_empty() {
         return takes;
     }
@@ -244,9 +245,10 @@ fn why_not(facts: &ClusterFacts<'_>, member: &MemberName) -> Option<String> {
         Some(lag) if lag > allowed => {
             format!("{member} lacks {lag} of the primary's changes, and the policy allows {allowed}")
         }
-        Some(_) => format!(
-            "{member} was not taken in yet, or runs on this coordinator's machine and \"promote_on_this_machine\" is off"
-        ),
+        Some(_) if view_of(facts, member).is_some_and(|view| facts.own_machine.leaves_out(view)) => {
+            format!("{member} runs on this coordinator's machine and \"promote_on_this_machine\" is off")
+        }
+        Some(_) => format!("{member} was not taken in yet"),
     })
 }
 
@@ -258,208 +260,4 @@ fn names<'a>(members: impl IntoIterator<Item = &'a MemberName>) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use regent_common::{
-        ids::{Epoch, NodeName},
-        lease::HeardLease,
-        topology::{Observation, Role},
-    };
-
-    use super::*;
-    use crate::{
-        detector::{Judgement, Succession},
-        model::cluster::ClusterRecord,
-        nodes::NodeView,
-        planner::{
-            self,
-            fixtures::{cluster, name, observation},
-        },
-    };
-
-    /// db1 reigns at epoch 1 and its lease stands; db2 is its electorate. It was heard 100 ms ago.
-    struct Scene {
-        record: ClusterRecord,
-        judgements: BTreeMap<MemberName, Judgement>,
-        succession: Succession,
-        views: BTreeMap<NodeName, NodeView>,
-        frozen: Option<Frozen>,
-        paused: Option<String>,
-    }
-
-    fn report(stands: bool, source: LeaseSource, remaining: u64) -> LeaseReport {
-        let source = stands.then_some(source);
-        LeaseReport { epoch: Epoch(1), stands, source, remaining: Duration::from_millis(remaining) }
-    }
-
-    fn view(seen: Observation) -> NodeView {
-        let last_contact = Some(Duration::from_millis(9_900));
-        NodeView { connected: true, last_contact, observation: Some(seen), ..NodeView::default() }
-    }
-
-    impl Scene {
-        fn new() -> Self {
-            let mut primary = observation(name(1));
-            primary.authority.lease = Some(report(true, LeaseSource::Coordinator, 4000));
-            let mut replica = observation(name(2));
-            replica.engine.role = Some(Role::Replica);
-            let healthy = Judgement { verdict: Verdict::Healthy, reason: String::new() };
-            let node = |text: &str| text.parse().unwrap();
-            Self {
-                record: cluster(),
-                judgements: [(name(1), healthy.clone()), (name(2), healthy)].into(),
-                succession: Succession {
-                    gated: true,
-                    promotable: [name(2)].into(),
-                    reachable: [name(2)].into(),
-                    free: [name(2)].into(),
-                    ..Succession::default()
-                },
-                views: [(node("n1"), view(primary)), (node("n2"), view(replica))].into(),
-                frozen: None,
-                paused: None,
-            }
-        }
-
-        fn judged(mut self, verdict: Verdict, reason: &str) -> Self {
-            self.judgements.insert(name(1), Judgement { verdict, reason: reason.to_owned() });
-            self
-        }
-
-        fn view(&mut self, number: u32) -> &mut NodeView {
-            self.views.get_mut(&format!("n{number}").parse::<NodeName>().unwrap()).unwrap()
-        }
-
-        fn with<T>(&self, show: impl FnOnce(&ClusterFacts<'_>) -> T) -> T {
-            show(&ClusterFacts {
-                record: &self.record,
-                version: 1,
-                judgements: &self.judgements,
-                succession: &self.succession,
-                views: &self.views,
-                nodes: &BTreeMap::new(),
-                now: Duration::from_millis(10_000),
-                frozen: self.frozen.clone(),
-                paused: self.paused.clone(),
-            })
-        }
-
-        fn said(&self) -> String {
-            let decision = planner::decide(&self.record, &self.judgements, &self.succession);
-            self.with(|facts| sentence(facts, &decision))
-        }
-    }
-
-    #[test]
-    fn a_healthy_cluster_says_who_would_take_over() {
-        assert_eq!(Scene::new().said(), "db1 serves; if it is lost, db2 takes over by itself");
-    }
-
-    #[test]
-    fn what_keeps_a_healthy_cluster_from_a_failover_is_named_with_what_to_do() {
-        type Change = fn(&mut Scene);
-        let changes: [(Change, &str); 6] = [
-            (|scene| scene.succession.gated = false, "`regentctl node show n1` says what to do"),
-            (|scene| scene.succession.promotable.clear(), "how far db2 is behind is not known yet"),
-            (
-                |scene| {
-                    scene.succession.promotable.clear();
-                    scene.record.set_state(&name(2), MemberState::Resyncing);
-                },
-                "db2 is being resynced",
-            ),
-            (|scene| scene.succession.reachable.clear(), "nobody takes over before db2 is heard again"),
-            (|scene| scene.record.policy.automatic_failover = false, "a person has to act"),
-            (
-                |scene| {
-                    scene.succession.promotable.insert(name(3));
-                },
-                "db3 is not heard: while that is so, losing this coordinator as well stops writes",
-            ),
-        ];
-        for (change, expected) in changes {
-            let mut scene = Scene::new();
-            change(&mut scene);
-            let said = scene.said();
-            assert!(said.starts_with("db1 serves; ") && said.contains(expected), "{said}");
-        }
-    }
-
-    #[test]
-    fn every_state_without_a_serving_primary_says_whether_it_ends_by_itself() {
-        let mut waits = Scene::new().judged(Verdict::NodeUnreachable, "db1 is silent");
-        waits.succession.lease_left = Duration::from_millis(800);
-        let mut cut_off = Scene::new().judged(Verdict::Partitioned, "db1 is silent");
-        cut_off.succession.reported_by = Some(name(2));
-        let mut alone = Scene::new().judged(Verdict::NodeLost, "db1 is silent");
-        alone.succession.promotable.clear();
-        let mut ungated = Scene::new().judged(Verdict::NodeUnreachable, "db1 is silent");
-        ungated.succession.gated = false;
-        let mut paused = Scene::new().judged(Verdict::NodeLost, "db1 is silent");
-        paused.paused = Some("many fail at once".to_owned());
-        let mut frozen = Scene::new();
-        frozen.frozen = Some(Frozen { why: "the store is old".to_owned(), missing: vec![name(2)] });
-        let mut crowning = Scene::new();
-        (crowning.record.primary, crowning.record.candidate) = (None, Some(name(2)));
-        crowning.record.operation = Some(regent_common::ids::OperationId::generate());
-        let mut preparing = Scene::new();
-        preparing.record.primary = None;
-        preparing.record.operation = crowning.record.operation;
-        let states = [
-            (preparing, "failing over: the other members are being prepared; `regentctl operation watch "),
-            (waits, "failing over, and nothing is to be done: db1 is silent; its lease may stand for 800 ms yet"),
-            (Scene::new().judged(Verdict::NodeLost, "db1 is silent"), "a failover is due and begins by itself"),
-            (paused, "pauses: db1 is silent; many fail at once"),
-            (alone, "no member may be promoted in its place: bring its node or its agent back"),
-            (ungated, "its host has no gate that closes by itself"),
-            (cut_off, "db2 reports that its lease stands, so that nobody takes over; mend the connection between this"),
-            (Scene::new().judged(Verdict::WithoutLease, "-"), "check what is sent there"),
-            (Scene::new().judged(Verdict::Suspect, "db1 is called"), "nothing is to be done"),
-            (frozen, "bring back the agent of db2"),
-            (crowning, "db2 is being made the primary; `regentctl operation watch "),
-        ];
-        for (scene, expected) in states {
-            let said = scene.said();
-            assert!(said.contains(expected), "{expected:?} is not in {said:?}");
-        }
-    }
-
-    #[test]
-    fn the_lease_is_shown_by_the_newest_word_and_ages_with_it() {
-        let mut scene = Scene::new();
-        let own = scene.with(lease).unwrap();
-        assert_eq!((own.stands, own.source(), own.remaining_millis), (true, types::LeaseSource::Coordinator, 3900));
-        assert_eq!((own.reported_by.as_str(), own.age_millis), ("db1", 100));
-
-        // Cut off: the last own word is old, and what it told db2 is newer.
-        scene.view(1).last_contact = Some(Duration::from_millis(5_000));
-        let silent = scene.with(lease).unwrap();
-        assert!(!silent.stands, "four seconds were left five seconds ago");
-        let heard = HeardLease {
-            member: name(1),
-            lease: report(true, LeaseSource::Endorsement, 3000),
-            position: None,
-            age: Duration::from_millis(400),
-        };
-        let replica = scene.view(2);
-        replica.observation.as_mut().unwrap().authority.heard = Some(heard);
-        let reported = scene.with(lease).unwrap();
-        assert_eq!((reported.stands, reported.source()), (true, types::LeaseSource::Endorsement));
-        assert_eq!((reported.reported_by.as_str(), reported.age_millis), ("db2", 500));
-
-        // A word about an earlier reign says nothing.
-        scene.record.reign.as_mut().unwrap().epoch = Epoch(2);
-        let unknown = scene.with(lease).unwrap();
-        assert_eq!((unknown.stands, unknown.reported_by.as_str()), (false, ""));
-    }
-
-    #[test]
-    fn a_lease_without_an_end_stands() {
-        let mut scene = Scene::new();
-        let seen = scene.view(1).observation.as_mut().unwrap();
-        seen.authority.lease = Some(report(true, LeaseSource::Alone, 0));
-        let alone = scene.with(lease).unwrap();
-        assert_eq!((alone.stands, alone.source(), alone.remaining_millis), (true, types::LeaseSource::Alone, 0));
-    }
-}
+mod tests;

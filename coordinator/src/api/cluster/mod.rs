@@ -85,7 +85,12 @@ impl ClusterApi {
             nodes: &nodes,
             now,
             frozen: self.frozen(record, &views).await,
-            paused: environment.brake.holds(clusters, now, &environment.limits),
+            paused: environment
+                .brake
+                .holds(clusters, now, &environment.limits)
+                .or_else(|| actor.budget.exhausted(now, &environment.limits)),
+            wall: environment.clock.wall(),
+            own_machine: &environment.own_machine,
         }))
     }
 
@@ -499,3 +504,6 @@ fn resync_members(request: &ResyncClusterRequest, record: &ClusterRecord) -> Res
     }
     Ok(members)
 }
+
+#[cfg(test)]
+mod tests;

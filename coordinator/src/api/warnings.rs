@@ -1,0 +1,92 @@
+//! What is not amiss now and takes a guarantee away: members on the coordinator's own machine, failovers that pause. Pure.
+//!
+//! It decides nothing: who is left out of an electorate is decided in [`crate::planner::electorate`], when failovers pause in
+//! [`crate::cluster::brake`]. Each sentence says what it is, what it means, and what to do.
+
+use regent_common::ids::{MemberName, NodeName};
+
+use super::view::{ClusterFacts, view_of};
+use crate::{environment::OwnMachine, model::Assignment, nodes::NodeView};
+
+/// What to do about a member beside the coordinator.
+const MOVE: &str = "run the coordinator on a machine of its own";
+
+/// The warnings of a cluster.
+pub fn of_cluster(facts: &ClusterFacts<'_>) -> Vec<String> {
+    let paused = facts.paused.map(|pause| pause.sentence(facts.wall));
+    let beside_us = facts.record.members.iter().filter_map(|(member, stored)| {
+        let view = view_of(facts, member).filter(|view| facts.own_machine.holds(view))?;
+        Some(beside_us(facts, member, &stored.node, view))
+    });
+    paused.into_iter().chain(beside_us).collect()
+}
+
+fn beside_us(facts: &ClusterFacts<'_>, member: &MemberName, node: &NodeName, view: &NodeView) -> String {
+    if facts.record.primary.as_ref() == Some(member) {
+        return format!(
+            "{member}, the primary, runs on this coordinator's machine (node {node}): losing that machine takes both at once, \
+             writes stop, and nobody takes over before a coordinator is back; {MOVE}"
+        );
+    }
+    if facts.own_machine.leaves_out(view) {
+        return format!(
+            "{member} runs on this coordinator's machine (node {node}): losing that machine takes both at once, and would stop \
+             writes if the primary needed {member}; so it is left out of the electorate and never takes over by itself; {MOVE}"
+        );
+    }
+    format!(
+        "{member} runs on this coordinator's machine (node {node}): losing that machine takes both at once and stops writes until \
+         one of them is back; {MOVE}, or leave {member} out of the electorate with \"promote_on_this_machine = false\" in \
+         coordinator.toml"
+    )
+}
+
+/// The warnings of a node.
+pub fn of_node(view: &NodeView, assignment: Option<&Assignment>, own_machine: &OwnMachine) -> Vec<String> {
+    if !own_machine.holds(view) {
+        return Vec::new();
+    }
+    let fate = if own_machine.promotes {
+        "and writes stop until one of them is back"
+    } else {
+        "so that as a replica it is left out of the electorate and never takes over by itself"
+    };
+    let what = match assignment {
+        Some(Assignment { cluster, member }) => format!("and so does {member} of cluster {cluster}"),
+        None => "and so would a member that is made here".to_owned(),
+    };
+    vec![format!("the coordinator runs on this machine, {what}: losing it takes both at once, {fate}; {MOVE}")]
+}
+
+#[cfg(test)]
+mod tests {
+    use regent_common::topology::HostFacts;
+
+    use super::*;
+
+    fn view(boot_id: &str) -> NodeView {
+        NodeView {
+            host: Some(HostFacts { boot_id: boot_id.to_owned(), ..HostFacts::default() }),
+            ..NodeView::default()
+        }
+    }
+
+    #[test]
+    fn a_node_on_the_coordinators_machine_is_warned_of() {
+        let own = |promotes| OwnMachine { boot_id: Some("ours".into()), promotes };
+        let assignment = Assignment { cluster: "db".parse().unwrap(), member: "db2".parse().unwrap() };
+        assert_eq!(of_node(&view("theirs"), Some(&assignment), &own(false)), Vec::<String>::new());
+        assert_eq!(of_node(&view("ours"), Some(&assignment), &OwnMachine::default()), Vec::<String>::new());
+        assert_eq!(of_node(&NodeView::default(), None, &own(false)), Vec::<String>::new(), "nothing was heard of it");
+        for (assignment, promotes, parts) in [
+            (Some(&assignment), false, ["db2 of cluster db", "left out of the electorate"]),
+            (Some(&assignment), true, ["db2 of cluster db", "writes stop"]),
+            (None, false, ["a member that is made here", "left out of the electorate"]),
+        ] {
+            let said = of_node(&view("ours"), assignment, &own(promotes));
+            let [said] = said.as_slice() else { panic!("{said:?}") };
+            assert!(said.starts_with("the coordinator runs on this machine") && said.ends_with(MOVE), "{said}");
+            parts.iter().for_each(|part| assert!(said.contains(part), "{part:?} is not in {said:?}"));
+        }
+    }
+}
