@@ -14,7 +14,7 @@ use std::{
 
 use regent_common::mutation::Rule;
 
-use super::{oracle::Kind, world};
+use super::{oracle::Kind, seeds, world};
 
 /// Rules that are not in the code yet, so that breaking them breaks nothing.
 pub(crate) const NOT_YET: &[(Rule, &str)] = &[];
@@ -27,8 +27,21 @@ pub(crate) struct Seen {
     pub(crate) found: Option<(u64, Kind)>,
 }
 
+// === impl Seen ===
+
+impl Seen {
+    /// A line of the table.
+    fn line(&self) -> String {
+        let name = self.rule.as_str();
+        match &self.found {
+            Some((seeds, kind)) => format!("{name:<16} {seeds:>6}  {kind:?}"),
+            None => format!("{name:<16} {:>6}  not seen", "-"),
+        }
+    }
+}
+
 /// Runs seeds from 1 on, at most so many, until one of them shows the broken rule.
-pub(crate) fn search(rule: Rule, seeds: u64) -> Seen {
+pub(crate) fn search(rule: Rule, count: u64) -> Seen {
     let next = AtomicU64::new(1);
     let first: Mutex<Option<(u64, Kind)>> = Mutex::new(None);
     thread::scope(|scope| {
@@ -37,7 +50,7 @@ pub(crate) fn search(rule: Rule, seeds: u64) -> Seen {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     let needless = first.lock().unwrap().is_some_and(|(found, _)| found < seed);
-                    if seed > seeds || needless {
+                    if seed > count || needless {
                         return;
                     }
                     if let Some(violation) = world::run(seed, Some(rule)).violations.first() {
@@ -50,17 +63,17 @@ pub(crate) fn search(rule: Rule, seeds: u64) -> Seen {
             });
         }
     });
-    Seen { rule, found: first.into_inner().unwrap() }
+    let seen = Seen { rule, found: first.into_inner().unwrap() };
+    // At once, for who waits.
+    seeds::print(&seen.line());
+    seen
 }
 
 /// The table for people.
 pub(crate) fn table(seen: &[Seen]) -> String {
     let mut text = format!("{:<16} {:>6}  {}\n", "broken rule", "seeds", "seen as");
-    for Seen { rule, found } in seen {
-        let _ = match found {
-            Some((seeds, kind)) => writeln!(text, "{:<16} {seeds:>6}  {kind:?}", rule.as_str()),
-            None => writeln!(text, "{:<16} {:>6}  not seen", rule.as_str(), "-"),
-        };
+    for seen in seen {
+        let _ = writeln!(text, "{}", seen.line());
     }
     for (rule, why) in NOT_YET {
         let _ = writeln!(text, "{:<16} {:>6}  left out: {why}", rule.as_str(), "-");

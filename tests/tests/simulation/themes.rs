@@ -16,7 +16,7 @@ use super::{
 /// In the place of a host: the candidate of the moment.
 const CANDIDATE: &str = "the candidate";
 /// How long a script waits at most until it is through.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a seed has a liking for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -200,7 +200,8 @@ impl<'a> Simulation<'a> {
         self.shown.disturb(true);
         let mut chance = Chance::of(self.chance.next(), "faults");
         let early = chance.percent(25);
-        let wanted = chance.within(4..25);
+        // What is played together takes longer than one fault.
+        let wanted = if self.theme == Theme::Free { chance.within(4..25) } else { chance.within(3..9) };
         let begin = self.live_until(Duration::from_secs(60), |world| early || world.is_active());
         let mut active: Vec<Fault> = Vec::new();
         let mut script: Option<Script> = None;
