@@ -53,7 +53,10 @@ pub(crate) fn search(rule: Rule, count: u64) -> Seen {
                     if seed > count || needless {
                         return;
                     }
-                    if let Some(violation) = world::run(seed, Some(rule)).violations.first() {
+                    // What a seed shows with no rule broken says nothing of the rule.
+                    if let Some(violation) = world::run(seed, Some(rule)).violations.first()
+                        && world::run(seed, None).violations.is_empty()
+                    {
                         let mut first = first.lock().unwrap();
                         if first.is_none_or(|(found, _)| seed < found) {
                             *first = Some((seed, violation.kind));

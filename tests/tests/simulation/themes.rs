@@ -171,7 +171,7 @@ impl Theme {
         if self == Self::Replays { 50 } else { 4 }
     }
 
-    /// Its script for the state that is reached; none without a primary or a theme.
+    /// Its script for the state that is reached; none without a primary or a theme, or before the cluster is made.
     pub(crate) fn script(self, simulation: &Simulation<'_>, chance: &mut Chance) -> Option<Script> {
         let primary = simulation.primary()?;
         let mut others: Vec<String> =
@@ -179,7 +179,7 @@ impl Theme {
         if chance.percent(50) {
             others.reverse();
         }
-        if self == Self::Free || others.is_empty() {
+        if self == Self::Free || others.is_empty() || !simulation.is_active() {
             return None;
         }
         let ttl = simulation.machine(&primary).profile.timing().ttl;
@@ -246,8 +246,10 @@ impl Cast<'_> {
             }
             Theme::CoordinatorRestarts => {
                 let crash = self.on(Kind::CoordinatorCrash, COORDINATOR, brief);
-                let isolation = self.on(Kind::Isolation, &primary, long);
-                let (one, other) = if self.chance.percent(50) { (crash, isolation) } else { (isolation, crash) };
+                // An agent that is gone is known to be at once; one that is cut off is waited for.
+                let kind = *self.chance.pick(&[Kind::Isolation, Kind::AgentCrash, Kind::AgentCrash]);
+                let lost = self.on(kind, &primary, long);
+                let (one, other) = if self.chance.percent(50) { (crash, lost) } else { (lost, crash) };
                 self.stage(None, 0..1, vec![one]);
                 self.stage(None, 0..150, vec![other]);
             }
@@ -259,7 +261,8 @@ impl Cast<'_> {
                     0..1,
                     vec![Act::End(Kind::SlowStream, first.clone()), Act::CatchUp(first), stall],
                 );
-                self.stage(None, 100..1400, self.split(long));
+                // Soon: the member has caught up, and joins again.
+                self.stage(None, 20..240, self.split(long));
             }
             Theme::MemberJoins => {
                 self.stage(None, 0..1, vec![self.on(Kind::SlowStream, &first, PATIENCE)]);

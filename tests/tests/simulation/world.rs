@@ -322,6 +322,8 @@ impl<'a> Simulation<'a> {
         self.stream();
         let rows = self.writers.step(now, &self.engines, &self.network, &self.machines);
         self.oracle.look(&self.engines, &self.machines);
+        // What is left of a cluster that is gone may take writes until it is found; nobody was promised anything of them.
+        let rows = if self.store.exists() { rows } else { Vec::new() };
         self.oracle.note(rows, &self.machines);
         for names in self.store.take_prepared() {
             let rows =
@@ -353,7 +355,8 @@ impl<'a> Simulation<'a> {
         self.sim.elapsed()
     }
 
-    fn is_active(&self) -> bool {
+    /// Whether the cluster is made.
+    pub(crate) fn is_active(&self) -> bool {
         self.store.cluster().is_some_and(|cluster| cluster.phase == Phase::Active)
     }
 
