@@ -7,6 +7,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use regent_common::{
+    chance,
     convert::to_wire_time,
     error::{ErrorChain, Reason, bad_field, refuse},
     ids::{Epoch, Revision},
@@ -223,7 +224,7 @@ impl Session {
         let now = self.node.wall();
         self.node.contact.send_modify(|contact| contact.heard_at = Some(now));
         match message.message {
-            Some(open_request::Message::Answer(answer)) => Ok(self.take(answer)),
+            Some(open_request::Message::Answer(answer)) => Ok(self.deliver(answer)),
             Some(open_request::Message::Revocations(revocations)) => {
                 self.revocations.replace(revocations.serials.into_iter().collect());
                 Ok(None)
@@ -234,34 +235,17 @@ impl Session {
         }
     }
 
-    /// Takes an answer to a heartbeat, and with it the lease. A grant that is not for this member at this time is dropped: it
-    /// can only be late, or meant for somebody else.
-    fn take(&self, answer: HeartbeatAnswer) -> Option<Duration> {
-        let ledger = self.node.ledger().read();
-        let membership = ledger.membership.as_ref().filter(|_| ledger.quarantine.is_none());
-        let grant = answer.grant.and_then(|grant| {
-            let ours = membership.is_some_and(|membership| {
-                grant.established
-                    && grant.cluster_id == membership.cluster_id.to_string()
-                    && grant.member == membership.member.as_str()
+    /// Takes an answer when it is delivered, which in a simulation may be later or twice.
+    fn deliver(&self, answer: HeartbeatAnswer) -> Option<Duration> {
+        let delivery = chance::delivery();
+        if let Some(after) = delivery.again {
+            let (node, answer) = (self.node.clone(), answer.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(after).await;
+                take(&node, answer);
             });
-            let read = Grant::try_from(grant);
-            if !ours || read.is_err() {
-                // Late, most likely: this node was released, or became another member, since it asked.
-                tracing::info!("a grant came that is not for this member, and was dropped");
-            }
-            read.ok().filter(|_| ours)
-        });
-        let heartbeat = Duration::from_millis(answer.heartbeat_millis.into()).clamp(PERIODS.0, PERIODS.1);
-        let ttl = Duration::from_millis(answer.ttl_millis.into());
-        let timing = (ttl >= heartbeat * 3).then_some(Timing { heartbeat, ttl, suspect_after: ttl / 2 });
-        let granted = grant.as_ref().map(|grant| (grant.epoch, grant.electorate.clone()));
-        let stored_epoch = Epoch(answer.stored_epoch);
-        let counted = self.node.lease.answered(Answer { nonce: answer.nonce, grant, stored_epoch, timing });
-        if counted && let Some(timing) = timing {
-            self.node.recorder.note(granted, timing);
         }
-        (answer.heartbeat_millis > 0).then_some(heartbeat)
+        if delivery.now { take(&self.node, answer) } else { None }
     }
 
     fn present(&self) -> (Option<Observation>, Vec<Job>) {
@@ -298,6 +282,36 @@ impl Session {
             Err(_) => None,
         };
     }
+}
+
+/// Takes an answer to a heartbeat, and with it the lease. A grant that is not for this member at this time is dropped: it
+/// can only be late, or meant for somebody else.
+fn take(node: &Node, answer: HeartbeatAnswer) -> Option<Duration> {
+    let ledger = node.ledger().read();
+    let membership = ledger.membership.as_ref().filter(|_| ledger.quarantine.is_none());
+    let grant = answer.grant.and_then(|grant| {
+        let ours = membership.is_some_and(|membership| {
+            grant.established
+                && grant.cluster_id == membership.cluster_id.to_string()
+                && grant.member == membership.member.as_str()
+        });
+        let read = Grant::try_from(grant);
+        if !ours || read.is_err() {
+            // Late, most likely: this node was released, or became another member, since it asked.
+            tracing::info!("a grant came that is not for this member, and was dropped");
+        }
+        read.ok().filter(|_| ours)
+    });
+    let heartbeat = Duration::from_millis(answer.heartbeat_millis.into()).clamp(PERIODS.0, PERIODS.1);
+    let ttl = Duration::from_millis(answer.ttl_millis.into());
+    let timing = (ttl >= heartbeat * 3).then_some(Timing { heartbeat, ttl, suspect_after: ttl / 2 });
+    let granted = grant.as_ref().map(|grant| (grant.epoch, grant.electorate.clone()));
+    let stored_epoch = Epoch(answer.stored_epoch);
+    let counted = node.lease.answered(Answer { nonce: answer.nonce, grant, stored_epoch, timing });
+    if counted && let Some(timing) = timing {
+        node.recorder.note(granted, timing);
+    }
+    (answer.heartbeat_millis > 0).then_some(heartbeat)
 }
 
 /// Ticks of this period, within what is sensible.

@@ -637,8 +637,8 @@ fn views(environment: &Environment, record: &ClusterRecord) -> BTreeMap<MemberNa
 pub fn judge_all(environment: &Environment, record: &ClusterRecord) -> (BTreeMap<MemberName, Judgement>, Succession) {
     let now = environment.clock.boottime();
     let timing = record.policy.profile.timing();
-    let thresholds =
-        Thresholds { suspect_after: timing.suspect_after, startup_grace: timing.ttl + timing.suspect_after };
+    // After a start nobody counts as lost sooner than at any other time; that no lease stands is judged apart (rule L2).
+    let thresholds = Thresholds { suspect_after: timing.suspect_after, startup_grace: timing.suspect_after };
     let views = views(environment, record);
     let lease_left = environment.authority(record).map_or(Duration::ZERO, |authority| authority.lease_left());
     let succession = succession::gather(record, &views, lease_left, now);

@@ -11,7 +11,11 @@ use std::{
 };
 
 use regent_agent::engine::fake::FakeWorld;
-use regent_common::{chance::repeatable, mutation, mutation::Rule};
+use regent_common::{
+    chance::{Delivery, repeatable},
+    mutation,
+    mutation::Rule,
+};
 use regent_coordinator::model::cluster::Phase;
 use turmoil::Sim;
 use ulid::Ulid;
@@ -24,8 +28,9 @@ use super::{
     machine::Machine,
     network::Network,
     oracle::{Kind, MAX_LAG_ROWS, Oracle, Violation},
-    shown::Shown,
+    shown::{Shown, Wish},
     store::StoreDisk,
+    themes::{Script, Theme},
     time,
     trace::{self, traced},
     writers::Writers,
@@ -77,6 +82,7 @@ pub(crate) struct Simulation<'a> {
     writers: Writers,
     pub(crate) oracle: Oracle,
     chance: Chance,
+    theme: Theme,
     streams: Chance,
     /// Reasons for which a host's process is down, and an engine hangs.
     pub(crate) down: BTreeMap<String, u32>,
@@ -96,6 +102,7 @@ pub(crate) fn run(seed: u64, broken: Option<Rule>) -> Outcome {
         Ulid::from_parts(millis, u128::from(ids.next()) << 16)
     };
     repeatable::use_on_this_thread(Some(Box::new(next)));
+    repeatable::deliver_on_this_thread(Some(Box::new(deliveries(seed))));
     let mut outcome = catch_unwind(AssertUnwindSafe(|| Simulation::new(seed).run())).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
@@ -103,6 +110,7 @@ pub(crate) fn run(seed: u64, broken: Option<Rule>) -> Outcome {
         Outcome { violations: vec![Violation { kind: Kind::Broken, detail }], ..Outcome::default() }
     });
     repeatable::use_on_this_thread(None);
+    repeatable::deliver_on_this_thread(None);
     mutation::break_on_this_thread(None);
     engine::forget();
     outcome.seed = seed;
@@ -110,12 +118,14 @@ pub(crate) fn run(seed: u64, broken: Option<Rule>) -> Outcome {
     outcome
 }
 
-fn nodes_of(chance: &mut Chance) -> usize {
-    match chance.within(0..10) {
-        0 => 1,
-        1 => 2,
-        2 => MOST_NODES,
-        _ => 3,
+/// Some answers come again, and some only late.
+fn deliveries(seed: u64) -> impl FnMut() -> Delivery {
+    let (mut chance, often) = (Chance::of(seed, "deliveries"), Theme::of(seed).replays());
+    move || {
+        if !chance.percent(often) {
+            return Delivery::ONCE;
+        }
+        Delivery { now: chance.percent(70), again: Some(chance.millis(300..4000)) }
     }
 }
 
@@ -124,7 +134,8 @@ fn nodes_of(chance: &mut Chance) -> usize {
 impl<'a> Simulation<'a> {
     fn new(seed: u64) -> Self {
         let mut chance = Chance::of(seed, "world");
-        let names: Vec<String> = (1..=nodes_of(&mut chance)).map(|number| format!("n{number}")).collect();
+        let theme = Theme::of(seed);
+        let names: Vec<String> = (1..=theme.nodes(&mut chance)).map(|number| format!("n{number}")).collect();
         let machines: Vec<_> = names.iter().map(|name| Arc::new(Machine::new(name, seed))).collect();
         let own = Arc::new(Machine::new(COORDINATOR, seed));
         let engines = FakeWorld::new();
@@ -175,6 +186,7 @@ impl<'a> Simulation<'a> {
             writers,
             oracle,
             chance,
+            theme,
             streams,
             down,
             hung,
@@ -188,23 +200,42 @@ impl<'a> Simulation<'a> {
         self.shown.disturb(true);
         let mut chance = Chance::of(self.chance.next(), "faults");
         let early = chance.percent(25);
-        let wanted = chance.within(4..25);
+        // What is played together takes longer than one fault.
+        let wanted = if self.theme == Theme::Free { chance.within(4..25) } else { chance.within(3..9) };
         let begin = self.live_until(Duration::from_secs(60), |world| early || world.is_active());
         let mut active: Vec<Fault> = Vec::new();
+        let mut script: Option<Script> = None;
         let mut struck = 0;
         let mut next = begin + chance.millis(200..3000);
         while struck < wanted && self.oracle.violations().is_empty() {
             self.step();
             self.end_faults(&mut active);
+            let words = self.store.take_words();
+            if let Some(playing) = &mut script {
+                if playing.step(&mut self, &words, &mut active) {
+                    continue;
+                }
+                script = None;
+                next = self.now() + chance.millis(600..6000);
+            }
             if self.now() >= next {
-                active.extend(faults::strike(&mut self, &mut chance));
                 struck += 1;
+                // A script begins at a cluster that is well, mostly.
+                if chance.percent(70) && (self.oracle.able().len() == 1 || chance.percent(20)) {
+                    script = self.theme.script(&self, &mut chance);
+                }
+                if script.is_some() {
+                    continue;
+                }
+                active.extend(faults::strike(&mut self, &mut chance));
                 next = self.now() + if chance.percent(35) { chance.millis(10..600) } else { chance.millis(600..6000) };
             }
             if chance.within(0..400) == 0 {
                 self.store.back_up();
             }
         }
+        self.machines.iter().for_each(|machine| machine.passage.kernel().set_pace(Duration::ZERO));
+        self.store.slow(Duration::ZERO);
         while !active.is_empty() && self.oracle.violations().is_empty() {
             self.step();
             self.end_faults(&mut active);
@@ -222,6 +253,11 @@ impl<'a> Simulation<'a> {
             person,
             ..Outcome::default()
         }
+    }
+
+    /// Gives the person something to do.
+    pub(crate) fn wish(&self, wish: Wish) {
+        self.shown.wish(wish);
     }
 
     fn end_faults(&mut self, active: &mut Vec<Fault>) {
@@ -286,6 +322,8 @@ impl<'a> Simulation<'a> {
         self.stream();
         let rows = self.writers.step(now, &self.engines, &self.network, &self.machines);
         self.oracle.look(&self.engines, &self.machines);
+        // What is left of a cluster that is gone may take writes until it is found; nobody was promised anything of them.
+        let rows = if self.store.exists() { rows } else { Vec::new() };
         self.oracle.note(rows, &self.machines);
         for names in self.store.take_prepared() {
             let rows =
@@ -317,7 +355,8 @@ impl<'a> Simulation<'a> {
         self.sim.elapsed()
     }
 
-    fn is_active(&self) -> bool {
+    /// Whether the cluster is made.
+    pub(crate) fn is_active(&self) -> bool {
         self.store.cluster().is_some_and(|cluster| cluster.phase == Phase::Active)
     }
 
