@@ -215,6 +215,11 @@ impl State {
                 states.join(", "),
             );
             self.tell(&record);
+            if self.cluster.as_ref().is_none_or(|before| before.id != record.id) {
+                // A cluster that was made after a backup is in no store that it is put back to, and nobody takes it up: its nodes
+                // stay its members, and a person has to release them. What is put back here is younger than that.
+                self.backup = None;
+            }
             self.cluster = Some(record);
         } else if key.starts_with(keys::OPERATIONS) {
             let Ok(record) = serde_json::from_slice::<OperationRecord>(value) else { return };

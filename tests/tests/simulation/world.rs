@@ -4,8 +4,10 @@
 //! and end, the oracle looks. All of it runs on one thread and draws from the seed.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
     sync::Arc,
     time::Duration,
 };
@@ -16,7 +18,7 @@ use regent_common::{
     mutation,
     mutation::Rule,
 };
-use regent_coordinator::model::cluster::Phase;
+use regent_coordinator::model::cluster::{MemberState, Phase};
 use turmoil::Sim;
 use ulid::Ulid;
 
@@ -28,9 +30,10 @@ use super::{
     machine::Machine,
     network::Network,
     oracle::{Kind, MAX_LAG_ROWS, Oracle, Violation},
+    script::Script,
     shown::{Shown, Wish},
     store::StoreDisk,
-    themes::{Script, Theme},
+    themes::Theme,
     time,
     trace::{self, traced},
     writers::Writers,
@@ -48,6 +51,8 @@ pub(crate) const CLUSTER: &str = "db";
 const TICK: Duration = Duration::from_millis(10);
 /// Shortest time of a simulation, and fewest acknowledged rows.
 const LEAST: (Duration, usize) = (Duration::from_secs(30), 100);
+/// How long a script waits for a cluster that is well.
+const CALM: Duration = Duration::from_secs(20);
 /// How long a cluster may take to be well after all faults.
 const RECOVERY: Duration = Duration::from_secs(180);
 /// What a row weighs: so many are what the policy lets a failover lose.
@@ -78,6 +83,8 @@ pub(crate) struct Simulation<'a> {
     pub(crate) network: Network,
     pub(crate) engines: FakeWorld,
     pub(crate) store: StoreDisk,
+    /// Whether every other answer to a heartbeat is delivered late.
+    pub(crate) late_answers: Rc<Cell<bool>>,
     shown: Shown,
     writers: Writers,
     pub(crate) oracle: Oracle,
@@ -102,8 +109,9 @@ pub(crate) fn run(seed: u64, broken: Option<Rule>) -> Outcome {
         Ulid::from_parts(millis, u128::from(ids.next()) << 16)
     };
     repeatable::use_on_this_thread(Some(Box::new(next)));
-    repeatable::deliver_on_this_thread(Some(Box::new(deliveries(seed))));
-    let mut outcome = catch_unwind(AssertUnwindSafe(|| Simulation::new(seed).run())).unwrap_or_else(|panic| {
+    let late = Rc::new(Cell::new(false));
+    repeatable::deliver_on_this_thread(Some(Box::new(deliveries(seed, Rc::clone(&late)))));
+    let mut outcome = catch_unwind(AssertUnwindSafe(|| Simulation::new(seed, late).run())).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
         let detail = format!("panic: {}", text.unwrap_or_default());
@@ -119,9 +127,13 @@ pub(crate) fn run(seed: u64, broken: Option<Rule>) -> Outcome {
 }
 
 /// Some answers come again, and some only late.
-fn deliveries(seed: u64) -> impl FnMut() -> Delivery {
+fn deliveries(seed: u64, late: Rc<Cell<bool>>) -> impl FnMut() -> Delivery {
     let (mut chance, often) = (Chance::of(seed, "deliveries"), Theme::of(seed).replays());
     move || {
+        if late.get() {
+            let again = Some(chance.millis(1000..3000));
+            return if chance.percent(50) { Delivery { now: false, again } } else { Delivery::ONCE };
+        }
         if !chance.percent(often) {
             return Delivery::ONCE;
         }
@@ -132,7 +144,7 @@ fn deliveries(seed: u64) -> impl FnMut() -> Delivery {
 // === impl Simulation ===
 
 impl<'a> Simulation<'a> {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, late_answers: Rc<Cell<bool>>) -> Self {
         let mut chance = Chance::of(seed, "world");
         let theme = Theme::of(seed);
         let names: Vec<String> = (1..=theme.nodes(&mut chance)).map(|number| format!("n{number}")).collect();
@@ -182,6 +194,7 @@ impl<'a> Simulation<'a> {
             network,
             engines,
             store,
+            late_answers,
             shown,
             writers,
             oracle,
@@ -201,11 +214,12 @@ impl<'a> Simulation<'a> {
         let mut chance = Chance::of(self.chance.next(), "faults");
         let early = chance.percent(25);
         // What is played together takes longer than one fault.
-        let wanted = if self.theme == Theme::Free { chance.within(4..25) } else { chance.within(3..9) };
+        let wanted = if self.theme == Theme::Free { chance.within(4..25) } else { chance.within(2..6) };
         let begin = self.live_until(Duration::from_secs(60), |world| early || world.is_active());
         let mut active: Vec<Fault> = Vec::new();
         let mut script: Option<Script> = None;
         let mut struck = 0;
+        let mut calm_by = Duration::MAX;
         let mut next = begin + chance.millis(200..3000);
         while struck < wanted && self.oracle.violations().is_empty() {
             self.step();
@@ -219,9 +233,14 @@ impl<'a> Simulation<'a> {
                 next = self.now() + chance.millis(600..6000);
             }
             if self.now() >= next {
+                // A script begins at a cluster that is well, mostly: that is waited for.
+                calm_by = calm_by.min(self.now() + CALM);
+                if self.theme != Theme::Free && self.now() < calm_by && !(active.is_empty() && self.is_whole()) {
+                    continue;
+                }
+                calm_by = Duration::MAX;
                 struck += 1;
-                // A script begins at a cluster that is well, mostly.
-                if chance.percent(70) && (self.oracle.able().len() == 1 || chance.percent(20)) {
+                if struck == 1 || chance.percent(75) {
                     script = self.theme.script(&self, &mut chance);
                 }
                 if script.is_some() {
@@ -234,8 +253,7 @@ impl<'a> Simulation<'a> {
                 self.store.back_up();
             }
         }
-        self.machines.iter().for_each(|machine| machine.passage.kernel().set_pace(Duration::ZERO));
-        self.store.slow(Duration::ZERO);
+        self.calm();
         while !active.is_empty() && self.oracle.violations().is_empty() {
             self.step();
             self.end_faults(&mut active);
@@ -253,6 +271,23 @@ impl<'a> Simulation<'a> {
             person,
             ..Outcome::default()
         }
+    }
+
+    /// Ends what a script has made slow.
+    pub(crate) fn calm(&self) {
+        self.machines.iter().for_each(|machine| machine.passage.kernel().set_pace(Duration::ZERO));
+        self.store.slow(Duration::ZERO);
+        self.late_answers.set(false);
+    }
+
+    /// Whether nothing is missing: every member serves and is in an electorate that was acknowledged, and nothing runs.
+    fn is_whole(&self) -> bool {
+        let whole = self.store.cluster().is_some_and(|cluster| {
+            let all = cluster.members.values().all(|member| member.state == MemberState::Ready);
+            let reign = cluster.reign.as_ref().filter(|_| cluster.phase == Phase::Active && cluster.primary.is_some());
+            all && reign.is_some_and(|reign| reign.promotable().len() + 1 == self.machines.len())
+        });
+        whole && self.oracle.able().len() == 1 && self.store.operations().running().is_empty()
     }
 
     /// Gives the person something to do.

@@ -112,9 +112,12 @@ impl Kind for Failover {
         if !(mutation::broken(Rule::P2Candidate) && cluster.candidate.is_some()) {
             cluster.epoch = cluster.epoch.next();
         }
-        if mutation::broken(Rule::L5Established) && cluster.candidate.take().is_some() {
-            // The candidate's reign was never stored as established: the one before it counts.
+        if mutation::broken(Rule::L5Established)
+            && let Some(candidate) = cluster.candidate.take()
+        {
+            // The candidate's reign was never stored as established: the one before it counts, and nobody is afraid of it.
             cluster.reign = cluster.base.take().or_else(|| cluster.reign.take());
+            cluster.may_be_writable.remove(&candidate);
         }
         let reigned = cluster.primary.take().into_iter().chain(cluster.candidate.take());
         for member in reigned.collect::<Vec<_>>() {
