@@ -77,7 +77,7 @@ impl<'a> Cast<'a> {
     }
 
     /// Cuts the primary from all other members.
-    fn from_members(&self, lasts: Duration) -> Vec<Act> {
+    fn cut_from_members(&self, lasts: Duration) -> Vec<Act> {
         self.others.iter().map(|other| cut(&self.primary, other, lasts)).collect()
     }
 
@@ -125,7 +125,7 @@ impl<'a> Cast<'a> {
         let (long, brief) = (self.long(), self.brief());
         let ttl = u64::try_from(self.ttl.as_millis()).expect("seconds");
         self.stage(None, 0..1, vec![cut(COORDINATOR, &self.primary, long + self.ttl)]);
-        let mut acts = self.from_members(long);
+        let mut acts = self.cut_from_members(long);
         acts.extend(self.others.iter().map(|other| on(Kind::AgentCrash, other, brief)));
         self.stage(None, ttl * 5 / 4..ttl * 2, acts);
     }
@@ -133,7 +133,7 @@ impl<'a> Cast<'a> {
     /// The candidate's disk keeps it from beginning its reign, so that there is time to be asked.
     fn prepared_asked(&mut self) {
         let (long, stalled) = (self.long() * 2, self.chance.millis(2500..4500));
-        let mut acts = self.from_members(long);
+        let mut acts = self.cut_from_members(long);
         acts.push(cut(COORDINATOR, &self.primary, long));
         self.stage(None, 0..1, acts);
         let stall = on(Kind::DiskStall, CANDIDATE, stalled);
@@ -254,10 +254,16 @@ impl<'a> Cast<'a> {
 
     /// One machine is lost for good and the one in its place hesitates: somebody has to be promoted all the same.
     fn candidate_fails(&mut self) {
-        self.stage(None, 0..1, vec![on(Kind::PowerCut, &self.primary, AWAY)]);
-        let kind = *self.chance.pick(&[Kind::EngineHang, Kind::AgentCrash, Kind::EngineCrash, Kind::Isolation]);
-        let lasts = self.seconds(5..9);
-        self.stage(Some("failover promote begins"), 0..120, vec![on(kind, CANDIDATE, lasts)]);
+        let mut acts = vec![on(Kind::PowerCut, &self.primary, AWAY)];
+        if self.chance.percent(40) {
+            // Its agent is heard, and cannot answer a fence.
+            acts = vec![on(Kind::DiskStall, &self.primary, AWAY), on(Kind::EngineCrash, &self.primary, AWAY)];
+        }
+        self.stage(None, 0..1, acts);
+        let kinds = [Kind::EngineHang, Kind::EngineHang, Kind::AgentCrash, Kind::EngineCrash, Kind::Isolation];
+        let kind = *self.chance.pick(&kinds);
+        let lasts = self.seconds(6..9);
+        self.stage(Some("failover promote begins"), 0..80, vec![on(kind, CANDIDATE, lasts)]);
         self.stage(None, 30_000..31_000, vec![Act::WantWriter("although only the old primary is away")]);
     }
 

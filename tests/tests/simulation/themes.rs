@@ -84,7 +84,7 @@ impl Theme {
     /// That of a seed: every other has one, in turn.
     pub(crate) fn of(seed: u64) -> Self {
         if let Some(name) = seeds::text("REGENT_TEST_THEME") {
-            let named = THEMES.iter().copied().find(|theme| format!("{theme:?}") == name);
+            let named = THEMES.iter().chain(&[Self::Free]).copied().find(|theme| format!("{theme:?}") == name);
             return named.unwrap_or_else(|| panic!("there is no theme {name}"));
         }
         if !seed.is_multiple_of(2) {
@@ -148,13 +148,14 @@ impl Theme {
             | Self::SlowStore
             | Self::PromotionUnheard
             | Self::TwoCandidates
-            | Self::CandidateFails
             | Self::Sides => 3,
+            Self::CandidateFails if chance.percent(50) => 2,
             Self::EndorserRestarts
             | Self::PreparedAsked
             | Self::CoordinatorRestarts
             | Self::ResyncCut
             | Self::PromotionFails
+            | Self::CandidateFails
             | Self::OldSteps
             | Self::ShorterTimes
             | Self::ShorterTimesForgotten

@@ -295,8 +295,9 @@ async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -> Result<St
                 reigned.keys().filter(|member| !unknown.contains(member) && fenced(member)).cloned().collect();
             examined.extend(examine(context, &others, &mut reigned, &mut report).await);
             // Who reigned before the last reign may lack what that one acknowledged: while its primary is not fenced only who
-            // could be promoted is restarted either (rule P2).
-            examined.retain(|own| cluster.may_be_writable.is_empty() || eligible.contains(&own.member));
+            // could be promoted is restarted either (rule P2). Of one before it the end of its lease is enough.
+            let last_is_fenced = cluster.reign.as_ref().is_none_or(|reign| fenced(&reign.primary));
+            examined.retain(|own| last_is_fenced || eligible.contains(&own.member));
             restart_in_place(&examined, &reigned, max_lag, &report)?
         }
     };
