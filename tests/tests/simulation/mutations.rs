@@ -18,40 +18,34 @@ use super::{oracle::Kind, seeds, themes::Theme, world};
 
 /// Rules that the seeds of a normal run do not show when they are broken, and why each of them.
 pub(crate) const NOT_YET: &[(Rule, &str)] = &[
-    (Rule::L2Restart, "prepare waits 3 s for the old primary, which with the silence before it outlasts a lease"),
     (
-        Rule::L5Established,
-        "no script yet keeps a candidate writable whose promotion was not noted and promotes another",
+        Rule::G5Ledger,
+        "nobody but a step starts an engine that a fence has killed, and the step of a lower epoch was refused before",
     ),
-    (Rule::G5Ledger, "no agent starts an engine by itself, so that a fence which a ledger forgot is not undone"),
     (
         Rule::E1Reboot,
-        "no agent starts an engine by itself after a boot, so that there is nothing writable to go on with",
+        "nobody but a step of a higher epoch starts an engine after a boot: there is nothing to go on with",
     ),
-    (Rule::E3Prepared, "the script's primary is seldom heard between the prepare and the promotion"),
     (
-        Rule::E4Alive,
-        "what it breaks keeps a failover away only while the partition lasts, which the oracle does not judge",
+        Rule::P2Base,
+        "whose fence says that it never reigned is restarted in place or prepared (P5), whatever counts as the base",
     ),
-    (Rule::M1Gate, "the kernel is seldom so late that an acknowledgement overtakes the change of an untimed gate"),
-    (Rule::M1Monotone, "an older electorate seldom comes late enough to be the one by which a lease is judged"),
-    (
-        Rule::M2Leaving,
-        "who has caught up joins again a moment after leaving, and the partition seldom falls in between",
-    ),
-    (Rule::M3Resync, "who is being resynced is no candidate, whether the electorate has it or not"),
-    (Rule::P2Candidate, "a second candidate is seldom needed while the first one's promotion can still come through"),
-    (Rule::P2Base, "an epoch that never began to be writable is seldom followed by a failover with its primary away"),
     (
         Rule::P5Old,
-        "no agent starts an engine by itself, and an old primary that is heard learns of the higher epoch as well",
+        "an old primary that is heard is told of the higher epoch by the same session (E1), and closes its gate",
     ),
-    (Rule::T1Token, "a held step of an old token is seldom one whose late effect a client could see"),
+    (
+        Rule::T1Token,
+        "a late step of the same epoch was answered before from the ledger, or is a wipe whose source has a newer token (T2)",
+    ),
     (
         Rule::T1Running,
-        "the engine does what two steps ask for one after the other, so that they hardly harm each other",
+        "an agent carries out one step after another, and what a lower one would make writable has no lease (L6, G5)",
     ),
-    (Rule::T3Store, "a commit that is lost seldom held what lets two primaries be"),
+    (
+        Rule::T2Wipe,
+        "no disk is ever lost here, so that the copy that must survive is whole again once its machine is back",
+    ),
 ];
 
 /// How a broken rule was seen.

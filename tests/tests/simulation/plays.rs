@@ -308,10 +308,13 @@ impl<'a> Cast<'a> {
         self.stage(None, 14_000..16_000, vec![Act::Ask(Wish::Profile(Profile::Standard))]);
     }
 
-    /// The next coordinator counts by the shorter times, and the lease stands by the longer ones.
+    /// The next coordinator counts by the shorter times, and the lease stands by the longer ones. A member that was copied has
+    /// heard how far the primary had come: without that nobody is promoted by a coordinator that never heard it.
     fn shorter_times_forgotten(&mut self) {
         let (long, brief) = (self.long(), self.chance.millis(20..60));
-        self.stage(None, 0..1000, vec![Act::Ask(Wish::Profile(Profile::Fast))]);
+        self.stage(None, 0..1, vec![Act::Ask(Wish::Resync(self.first()))]);
+        self.stage(Some("joins"), 0..1, vec![]);
+        self.stage(Some("acknowledged"), 0..1000, vec![Act::Ask(Wish::Profile(Profile::Fast))]);
         let lost = on(Kind::Isolation, &self.primary, long);
         self.stage(Some("times"), 0..1, vec![lost, crash_coordinator(brief)]);
         self.stage(None, 14_000..16_000, vec![Act::Ask(Wish::Profile(Profile::Standard))]);
