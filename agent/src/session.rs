@@ -9,6 +9,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use regent_common::{
+    chance,
     convert::to_wire_time,
     error::{ErrorChain, Reason, bad_field, refuse},
     ids::{Epoch, Revision},
@@ -225,7 +226,7 @@ impl Session {
         let now = self.node.wall();
         self.node.contact.send_modify(|contact| contact.heard_at = Some(now));
         match message.message {
-            Some(open_request::Message::Answer(answer)) => Ok(take(&self.node, answer)),
+            Some(open_request::Message::Answer(answer)) => Ok(self.deliver(answer)),
             Some(open_request::Message::Revocations(revocations)) => {
                 self.revocations.replace(revocations.serials.into_iter().collect());
                 Ok(None)
@@ -234,6 +235,19 @@ impl Session {
             // A message of a later version: there is nothing in it for this one.
             None => Ok(None),
         }
+    }
+
+    /// Takes an answer when it is delivered, which in a simulation may be later or twice.
+    fn deliver(&self, answer: HeartbeatAnswer) -> Option<Duration> {
+        let delivery = chance::delivery();
+        if let Some(after) = delivery.again {
+            let (node, answer) = (self.node.clone(), answer.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(after).await;
+                take(&node, answer);
+            });
+        }
+        if delivery.now { take(&self.node, answer) } else { None }
     }
 
     fn present(&self) -> (Option<Observation>, Vec<Job>) {

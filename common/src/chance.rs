@@ -1,8 +1,35 @@
-//! Where ids come from: the wall clock and chance, or, in a simulation, a source that gives the same ids again.
+//! Where ids come from: the wall clock and chance, or, in a simulation, a source that gives the same ids again; and what a
+//! simulation does to messages that no simulated network does to a byte stream.
 //!
-//! Nothing secret is made here. The other source exists with the feature `simulation` alone, which no program has.
+//! Nothing secret is made here. The other sources exist with the feature `simulation` alone, which no program has.
+
+use std::time::Duration;
 
 use ulid::Ulid;
+
+/// When a message is delivered: usually once and at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delivery {
+    /// Whether it is delivered now.
+    pub now: bool,
+    /// After how long it is delivered (again), if it is.
+    pub again: Option<Duration>,
+}
+
+impl Delivery {
+    /// Now and never again.
+    pub const ONCE: Self = Self { now: true, again: None };
+}
+
+/// When a message that has just arrived is delivered.
+#[inline]
+pub fn delivery() -> Delivery {
+    #[cfg(feature = "simulation")]
+    if let Some(delivery) = repeatable::delivery() {
+        return delivery;
+    }
+    Delivery::ONCE
+}
 
 /// A new id.
 pub fn ulid() -> Ulid {
@@ -18,13 +45,25 @@ pub fn ulid() -> Ulid {
 pub mod repeatable {
     use std::cell::RefCell;
 
-    use super::Ulid;
+    use super::{Delivery, Ulid};
 
     /// Makes the next id.
     pub type Source = Box<dyn FnMut() -> Ulid>;
+    /// Decides when the next message is delivered.
+    pub type Deliveries = Box<dyn FnMut() -> Delivery>;
 
     thread_local! {
         static SOURCE: RefCell<Option<Source>> = const { RefCell::new(None) };
+        static DELIVERIES: RefCell<Option<Deliveries>> = const { RefCell::new(None) };
+    }
+
+    /// Lets `deliveries` decide when messages of this thread are delivered, or lets each be delivered once and at once.
+    pub fn deliver_on_this_thread(deliveries: Option<Deliveries>) {
+        DELIVERIES.with_borrow_mut(|present| *present = deliveries);
+    }
+
+    pub(super) fn delivery() -> Option<Delivery> {
+        DELIVERIES.with_borrow_mut(|deliveries| deliveries.as_mut().map(|deliveries| deliveries()))
     }
 
     /// Takes all ids of this thread from `source`, or again from clock and chance.

@@ -48,9 +48,14 @@ struct State {
     destructions: u32,
     /// How much later than asked for a change takes effect.
     delay: Duration,
+    /// How long an opening that was decided waits for its turn.
+    pace: Duration,
     /// Openings that were refused as late.
     late: u32,
 }
+
+/// How long a process that was stopped takes until it does the next thing.
+const WAKING: Duration = Duration::from_millis(40);
 
 #[derive(Debug, Default)]
 struct Table {
@@ -73,6 +78,7 @@ impl FakeKernel {
             destroyed: 0,
             destructions: 0,
             delay: Duration::ZERO,
+            pace: Duration::ZERO,
             late: 0,
         };
         Arc::new(Self { clock, state: Mutex::new(state), stalled: watch::Sender::new(false) })
@@ -117,6 +123,11 @@ impl FakeKernel {
     /// Makes every change from now on reach the kernel so much after it was decided. The clock does not move by it.
     pub fn set_delay(&self, delay: Duration) {
         self.lock().delay = delay;
+    }
+
+    /// Makes every opening from now on wait for its turn after it was decided, as on a busy machine.
+    pub fn set_pace(&self, pace: Duration) {
+        self.lock().pace = pace;
     }
 
     /// From now on every call waits, with what it has already decided; as if its process were frozen.
@@ -171,14 +182,31 @@ impl FakeGate {
         doing: &'static str,
         act: impl FnOnce(&mut State) -> Result<T, GateError> + Send,
     ) -> Result<T, GateError> {
+        let waited = *self.kernel.stalled.borrow();
         // The kernel is borrowed for as long as this waits, so that the channel is not closed.
         let _ = self.kernel.stalled.subscribe().wait_for(|stalled| !stalled).await;
-        let mut state = self.kernel.lock();
-        if !state.abilities.timed_gate {
-            let detail = state.abilities.problems.first().cloned().unwrap_or_else(|| "there is no nftables".to_owned());
-            return Err(GateError::Kernel { doing, detail });
+        let done = {
+            let mut state = self.kernel.lock();
+            if !state.abilities.timed_gate {
+                let none = || "there is no nftables".to_owned();
+                let detail = state.abilities.problems.first().cloned().unwrap_or_else(none);
+                return Err(GateError::Kernel { doing, detail });
+            }
+            act(&mut state)
+        };
+        if waited {
+            // A process that goes on does not do the next thing at once.
+            tokio::time::sleep(WAKING).await;
         }
-        act(&mut state)
+        done
+    }
+
+    /// Waits for a busy kernel's turn.
+    async fn turn(&self) {
+        let pace = self.kernel.lock().pace;
+        if !pace.is_zero() {
+            tokio::time::sleep(pace).await;
+        }
     }
 
     fn armed(&self) -> MutexGuard<'_, Option<BTreeSet<u16>>> {
@@ -239,6 +267,7 @@ impl Gate for FakeGate {
     async fn open(&self, end: Option<Moment>) -> Result<(), GateError> {
         let decided = self.kernel.clock.now();
         let timeout = end.map(|end| timeout(end, decided.plus(GUARD_END))).transpose()?;
+        self.turn().await;
         self.act("open the gate", |state| {
             let now = self.kernel.clock.now().plus(state.delay);
             let Some(table) = &mut state.table else {

@@ -246,8 +246,10 @@ impl LeaseHandle {
             source: standing.map(|standing| standing.source),
             remaining: standing.and_then(|standing| standing.end).map_or(Duration::ZERO, |end| end.held_for(now)),
         });
-        let fits =
-            |version| kernel.confirmed.is_some_and(|(epoch, known)| epoch == membership.epoch && known >= version);
+        let fits = |version| {
+            mutation::broken(Rule::M1Gate)
+                || kernel.confirmed.is_some_and(|(epoch, known)| epoch == membership.epoch && known >= version)
+        };
         let promises = self.promises();
         Authority {
             role: membership.role,

@@ -12,6 +12,7 @@ use std::{
 use regent_common::{
     ids::{ClusterId, ClusterName, Epoch, MemberName, OperationId, OperationToken, Revision},
     lease::{Electorate, Profile, Timing},
+    mutation::{self, Rule},
     position::Position,
     topology::{ClusterSpec, Endpoint, Peer, Role},
 };
@@ -373,7 +374,9 @@ impl Membership {
             return;
         }
         self.established = true;
-        if self.electorate.as_ref().is_none_or(|known| known.version < electorate.version) {
+        let older = |known: &Electorate| known.version >= electorate.version;
+        let other = mutation::broken(Rule::M1Monotone) && self.electorate.as_ref() != Some(electorate);
+        if other || !self.electorate.as_ref().is_some_and(older) {
             self.electorate = Some(electorate.clone());
         }
     }

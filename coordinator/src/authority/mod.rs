@@ -143,8 +143,11 @@ impl Authority {
         let timing = record.policy.profile.timing();
         let grant = grantee(&record).filter(|(member, _)| **member == seen.member).and_then(|(_, grant)| {
             let now = self.clock.now();
-            // An acknowledgement counts like a grant, also one that gets none in return (rules M1, L2).
-            let acknowledges = seen.epoch == record.epoch && seen.authority.electorate.is_some();
+            // An acknowledgement counts like a grant, also one that gets none in return (rules M1, L2): when it is news. It is said
+            // again with every heartbeat, and would keep the end away from who waits for it as long as somebody is heard.
+            let news = |version| record.reign.as_ref().is_some_and(|reign| version > reign.acknowledged().version);
+            let acknowledges = seen.epoch == record.epoch
+                && seen.authority.electorate.as_ref().is_some_and(|electorate| news(electorate.version));
             let stands = seen.authority.lease.as_ref().is_some_and(|lease| lease.stands && lease.epoch == record.epoch);
             let lapsed = !stands && state.keeps_lapsed(now);
             let withheld = state.frozen || state.suspended == Some(record.epoch) || lapsed;

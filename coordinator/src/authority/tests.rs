@@ -102,13 +102,17 @@ fn who_stops_granting_learns_the_latest_end_afterwards() {
 }
 
 #[test]
-fn an_acknowledgement_counts_like_a_grant() {
-    let bench = bench(false, |_| ());
+fn an_acknowledgement_counts_like_a_grant_when_it_is_news() {
+    let bench = bench(false, |record| record.reign.as_mut().unwrap().set_electorate([name(2), name(3)].into()));
     bench.authority.suspend(Epoch(1));
-    let acknowledged = Electorate { version: 1, ..Electorate::default() };
-    let answer = bench.beat("n1", |seen| seen.authority.electorate = Some(acknowledged));
-    assert!(answer.grant.is_none());
-    assert_eq!(bench.authority.lease_left(), TTL + margin(TTL));
+    let acknowledge = |version| {
+        let electorate = Some(Electorate { version, ..Electorate::default() });
+        assert!(bench.beat("n1", |seen| seen.authority.electorate = electorate).grant.is_none());
+        bench.authority.lease_left()
+    };
+    // A candidate that did not become the primary, and is heard, says this with every heartbeat.
+    assert_eq!(acknowledge(1), Duration::ZERO, "it was known");
+    assert_eq!(acknowledge(2), TTL + margin(TTL));
 }
 
 #[test]

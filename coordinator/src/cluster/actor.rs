@@ -318,11 +318,8 @@ impl Actor {
             Decision::AwaitLease { left, .. } => {
                 // From here on the lease is not renewed, also when its holder is heard again: only a look that finds it alive
                 // changes that.
-                let suspended = match record.primary {
-                    Some(_) => self.authority.suspend(record.epoch),
-                    // The candidate of a failover that runs is granted its lease; what is waited for is of the reign before.
-                    None => self.authority.lease_left(),
-                };
+                let suspended =
+                    if withholds(&record) { self.authority.suspend(record.epoch) } else { self.authority.lease_left() };
                 let left = suspended.max(left.min(PERIOD));
                 self.look_at = self.look_at.min(now + left);
             }
@@ -607,6 +604,13 @@ async fn tell_of_the_end(
     }
 }
 
+/// Whether nothing is granted at the record's epoch while the end of a lease is waited for. The candidate of a failover that runs
+/// is granted its lease; what is waited for then is of the reign before. That of one which did not end is granted none any
+/// more: it would be waited for as long as it is heard.
+fn withholds(record: &ClusterRecord) -> bool {
+    record.primary.is_some() || record.operation.is_none()
+}
+
 /// What an operation is for, so that repeated failures of the same thing are spaced out.
 fn subject(operation: &OperationRecord) -> String {
     subject_of(&operation.kind, &operation.parameters)
@@ -638,8 +642,8 @@ fn views(environment: &Environment, record: &ClusterRecord) -> BTreeMap<MemberNa
 pub fn judge_all(environment: &Environment, record: &ClusterRecord) -> (BTreeMap<MemberName, Judgement>, Succession) {
     let now = environment.clock.boottime();
     let timing = record.policy.profile.timing();
-    let thresholds =
-        Thresholds { suspect_after: timing.suspect_after, startup_grace: timing.ttl + timing.suspect_after };
+    // After a start nobody counts as lost sooner than at any other time; that no lease stands is judged apart (rule L2).
+    let thresholds = Thresholds { suspect_after: timing.suspect_after, startup_grace: timing.suspect_after };
     let views = views(environment, record);
     let lease_left = environment.authority(record).map_or(Duration::ZERO, |authority| authority.lease_left());
     let succession = succession::gather(record, &views, lease_left, now);
@@ -680,3 +684,23 @@ async fn ended(running: &mut Option<Running>) -> Result<Outcome, RunError> {
 
 /// Name and mailbox, for the directory's table.
 pub type Entry = (ClusterName, ActorHandle);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::planner::fixtures::cluster;
+
+    #[test]
+    fn only_the_candidate_of_a_failover_that_runs_is_granted_a_lease_while_another_is_waited_for() {
+        let mut record = cluster();
+        assert!(withholds(&record), "a primary that is not heard");
+        (record.candidate, record.primary) = (record.primary.clone(), None);
+        record.operation = Some(OperationId::from_parts(1, 1));
+        assert!(!withholds(&record), "a failover runs");
+        record.operation = None;
+        assert!(
+            withholds(&record),
+            "the candidate of a failover that failed would be waited for as long as it is heard"
+        );
+    }
+}

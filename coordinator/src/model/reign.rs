@@ -38,6 +38,11 @@ impl Reign {
         self.electorates.last().expect("a reign begins with one and keeps one")
     }
 
+    /// The last electorate that the primary has acknowledged.
+    pub fn acknowledged(&self) -> &Electorate {
+        self.electorates.first().expect("a reign begins with one and keeps one")
+    }
+
     /// Whether the primary has acknowledged the newest electorate.
     pub fn is_acknowledged(&self) -> bool {
         self.electorates.len() == 1

@@ -190,7 +190,9 @@ fn without_primary(
     let Some(member) = cluster.may_reign().find(away) else {
         return Decision::Failover { cause: Cause::EngineFailed, why };
     };
-    if let Some(reporter) = &succession.reported_by {
+    // One that is heard itself is fenced and prepared, whatever stands.
+    let cut_off = cluster.reign.as_ref().is_none_or(|reign| away(&&reign.primary));
+    if let Some(reporter) = succession.reported_by.as_ref().filter(|_| cut_off) {
         return Decision::NoFailover {
             why: format!(
                 "no member is the stored primary, and {reporter} reports that a lease stands: it is waited for"

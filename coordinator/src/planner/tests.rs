@@ -1,9 +1,12 @@
 //! The table: what is decided for each verdict on the primary and on a replica.
 
+use regent_common::ids::Epoch;
+
 use super::{
     fixtures::{cluster, name},
     *,
 };
+use crate::model::reign::Reign;
 
 fn heard_and_over() -> Succession {
     Succession {
@@ -98,6 +101,12 @@ fn a_member_that_may_be_writable_and_is_not_heard_is_waited_for() {
     let decision = decided(|succession| succession.reachable.clear());
     assert!(matches!(&decision, Decision::NoFailover { why } if why.contains("is heard either")), "{decision:?}");
     assert!(matches!(decided(|succession| succession.free.clear()), Decision::AwaitLease { .. }));
+    // The candidate of a failover that did not end is heard, others have endorsed it, and the old primary is away.
+    let mut candidate = cluster.clone();
+    candidate.reign = Some(Reign::new(Epoch(1), name(2), [name(3)].into(), true));
+    let reported = Succession { reported_by: Some(name(3)), ..heard_and_over() };
+    let decision = super::decide(&candidate, &away, &reported);
+    assert!(matches!(decision, Decision::Failover { cause: Cause::LeaseOver, .. }), "{decision:?}");
     let decision = super::decide(&cluster, &judged(Verdict::EngineDown, Verdict::NodeUnreachable), &heard_and_over());
     assert!(matches!(decision, Decision::Failover { cause: Cause::EngineFailed, .. }), "{decision:?}");
 }

@@ -28,6 +28,13 @@ impl Simulation<'_> {
         Some(record.node.to_string())
     }
 
+    /// Node of the candidate that is being promoted.
+    pub(crate) fn candidate(&self) -> Option<String> {
+        let cluster = self.store.cluster()?;
+        let record = cluster.members.get(cluster.candidate.as_ref()?)?;
+        Some(record.node.to_string())
+    }
+
     /// Ends a host's process, or starts it again when nothing else keeps it down.
     pub(crate) fn kill(&mut self, host: &str, down: bool) {
         let reasons = self.down.entry(host.to_owned()).or_default();

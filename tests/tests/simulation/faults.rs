@@ -190,6 +190,25 @@ pub(crate) fn strike(simulation: &mut Simulation<'_>, chance: &mut Chance) -> Ve
 }
 
 impl Fault {
+    /// Begins one that is over then.
+    pub(crate) fn begin(
+        simulation: &mut Simulation<'_>,
+        kind: Kind,
+        (host, other): (String, String),
+        until: Duration,
+    ) -> Self {
+        let fault = Self { kind, host, other, until };
+        traced!("FAULT {fault} for {} ms", until.saturating_sub(simulation.now()).as_millis());
+        simulation.reached(kind);
+        fault.change(simulation, true);
+        fault
+    }
+
+    /// Whether it is one of this kind about this host.
+    pub(crate) fn is(&self, kind: Kind, host: &str) -> bool {
+        self.kind == kind && self.host == host
+    }
+
     /// Ends it.
     pub(crate) fn end(&self, simulation: &mut Simulation<'_>) {
         traced!("OVER {self}");

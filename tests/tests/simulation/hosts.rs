@@ -22,6 +22,7 @@ use regent_common::{
     clock::Clock,
     error::{Reason, reason_of},
     ids::NodeName,
+    lease::Profile,
     tls::ExpectedServer,
     transport::{self, ServeOptions},
 };
@@ -45,7 +46,7 @@ use super::{
     engine::SimulatedEngine,
     machine::{ENGINE_PORT, Machine},
     network::{SimulatedDialer, incoming},
-    shown::Shown,
+    shown::{Shown, Wish},
     store::StoreDisk,
     time,
     trace::traced,
@@ -201,6 +202,11 @@ pub(crate) async fn person(nodes: Vec<String>, shown: Shown, seed: u64) -> Ended
                 let node: &String = chance.pick(&nodes);
                 resync(&connected, node).await?;
             }
+            match shown.take_wish() {
+                Some(Wish::Resync(node)) => resync(&connected, &node).await?,
+                Some(Wish::Profile(profile)) => change_profile(&connected, profile).await?,
+                None => {}
+            }
             Ok::<Channel, anyhow::Error>(connected)
         })
         .await;
@@ -209,8 +215,25 @@ pub(crate) async fn person(nodes: Vec<String>, shown: Shown, seed: u64) -> Ended
             Ok(Err(error)) => shown.not_answered(&error.to_string()),
             Err(_) => shown.not_answered("no answer"),
         }
-        tokio::time::sleep(LOOK).await;
+        let next = tokio::time::Instant::now() + LOOK;
+        while tokio::time::Instant::now() < next && !shown.wished() {
+            tokio::time::sleep(LOOK / 20).await;
+        }
     }
+}
+
+/// Gives the cluster other times, or is refused.
+async fn change_profile(channel: &Channel, profile: Profile) -> anyhow::Result<()> {
+    let request = wire::UpdateClusterRequest {
+        name: format!("clusters/{CLUSTER}"),
+        profile: profile.to_string(),
+        ..Default::default()
+    };
+    match ClusterServiceClient::new(channel.clone()).update_cluster(request).await {
+        Ok(_) => traced!("the times are those of {profile}"),
+        Err(status) => traced!("other times were refused: {}", status.message()),
+    }
+    Ok(())
 }
 
 async fn connect() -> anyhow::Result<Channel> {

@@ -16,6 +16,7 @@ use super::{
     chance::Chance,
     disk::SimulatedDisk,
     passage::Passage,
+    themes::Theme,
     time::{MachineClock, now},
 };
 
@@ -70,7 +71,7 @@ impl Machine {
         let clock = MachineClock::new(drift, chance.millis(0..5000));
         Self {
             name: name.to_owned(),
-            profile: if seed.is_multiple_of(3) { Profile::Standard } else { Profile::Fast },
+            profile: Theme::of(seed).profile(seed),
             disk: SimulatedDisk::new(Chance::of(seed, &format!("disk {name}")), stalls.clone()),
             stalls,
             passage: Passage::new(clock.clone()),

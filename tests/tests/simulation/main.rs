@@ -2,7 +2,8 @@
 //! at random moments, judged by what clients could see. Each seed is one run, and repeats itself exactly.
 //!
 //! `REGENT_TEST_SEED=n` runs one seed and prints its trace; `REGENT_TEST_SEEDS=count` runs that many (500 by default);
-//! `REGENT_TEST_SOAK=minutes` goes on with new seeds for so long.
+//! `REGENT_TEST_SOAK=minutes` goes on with new seeds for so long; `REGENT_TEST_RULES=names` breaks these rules alone, and in
+//! one seed the one that is named; `REGENT_TEST_THEME=name` plays one theme in every seed, for who writes a script.
 //!
 //! The order in which tokio polls is part of a run: it follows the seed only where tokio is built with `--cfg tokio_unstable`,
 //! as `tests/run simulation` does.
@@ -22,10 +23,13 @@ mod network;
 mod operations;
 mod oracle;
 mod passage;
+mod plays;
 mod report;
+mod script;
 mod seeds;
 mod shown;
 mod store;
+mod themes;
 mod time;
 mod trace;
 mod world;
@@ -46,7 +50,9 @@ fn many_seeds_without_a_violation() {
         if std::env::var_os("RUST_LOG").is_some() {
             regent_common::telemetry::init(regent_common::telemetry::LogFormat::Text).unwrap();
         }
-        let outcome = world::run(seed, None);
+        let name = seeds::text("REGENT_TEST_RULES");
+        let broken = name.map(|name| *Rule::ALL.iter().find(|rule| rule.as_str() == name).expect("a rule's name"));
+        let outcome = world::run(seed, broken);
         seeds::print(&outcome.trace.join("\n"));
         seeds::print(&report::summary(std::slice::from_ref(&outcome)));
         assert!(outcome.violations.is_empty(), "seed {seed} violates what must hold");
@@ -78,7 +84,12 @@ fn a_seed_repeats_itself_exactly() {
 #[test]
 fn every_broken_rule_is_seen() {
     seeds::need_repeatable_runs();
-    let there = Rule::ALL.iter().copied().filter(|rule| !mutations::NOT_YET.contains(rule));
+    let asked = seeds::text("REGENT_TEST_RULES");
+    let wanted = |rule: Rule| match &asked {
+        Some(names) => names.split(',').any(|name| name == rule.as_str()),
+        None => !mutations::NOT_YET.iter().any(|(later, _)| *later == rule),
+    };
+    let there = Rule::ALL.iter().copied().filter(|rule| wanted(*rule));
     let seen: Vec<_> =
         there.map(|rule| mutations::search(rule, seeds::number("REGENT_TEST_SEEDS").unwrap_or(SEEDS))).collect();
     seeds::print(&mutations::table(&seen));

@@ -7,88 +7,109 @@ use std::{
     fmt::Write as _,
     sync::{
         Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     thread,
 };
 
 use regent_common::mutation::Rule;
 
-use super::{oracle::Kind, world};
+use super::{oracle::Kind, seeds, themes::Theme, world};
 
-/// Rules that are in the code and that the seeds of a normal run do not show when they are broken.
-pub(crate) const NOT_YET: &[Rule] = &[
-    Rule::L1Nonce,
-    Rule::L2Maximum,
-    Rule::L2Restart,
-    Rule::L5Established,
-    Rule::G1Output,
-    Rule::G1Peers,
-    Rule::G2Late,
-    Rule::G5Event,
-    Rule::G5Ledger,
-    Rule::E1Reboot,
-    Rule::E2Start,
-    Rule::E3Prepared,
-    Rule::E4Alive,
-    Rule::M1Ledger,
-    Rule::M1Gate,
-    Rule::M1Monotone,
-    Rule::M2Leaving,
-    Rule::M3Resync,
-    Rule::P2Candidate,
-    Rule::P2Base,
-    Rule::P5Old,
-    Rule::T1Token,
-    Rule::T1Running,
-    Rule::T3Store,
+/// Rules that the seeds of a normal run do not show when they are broken, and why each of them.
+pub(crate) const NOT_YET: &[(Rule, &str)] = &[
+    (
+        Rule::G5Ledger,
+        "nobody but a step starts an engine that a fence has killed, and the step of a lower epoch was refused before",
+    ),
+    (
+        Rule::E1Reboot,
+        "nobody but a step of a higher epoch starts an engine after a boot: there is nothing to go on with",
+    ),
+    (
+        Rule::P2Base,
+        "whose fence says that it never reigned is restarted in place or prepared (P5), whatever counts as the base",
+    ),
+    (
+        Rule::P5Old,
+        "an old primary that is heard is told of the higher epoch by the same session (E1), and closes its gate",
+    ),
+    (
+        Rule::T1Token,
+        "a late step of the same epoch was answered before from the ledger, or is a wipe whose source has a newer token (T2)",
+    ),
+    (
+        Rule::T1Running,
+        "an agent carries out one step after another, and what a lower one would make writable has no lease (L6, G5)",
+    ),
+    (
+        Rule::T2Wipe,
+        "no disk is ever lost here, so that the copy that must survive is whole again once its machine is back",
+    ),
 ];
 
 /// How a broken rule was seen.
 pub(crate) struct Seen {
     /// Which.
     pub(crate) rule: Rule,
-    /// Seeds that were run until then, and what the oracle said; `None` when none of them showed it.
-    pub(crate) found: Option<(u64, Kind)>,
+    /// Seeds that were run until then, the seed, and what the oracle said; `None` when none of them showed it.
+    pub(crate) found: Option<(usize, u64, Kind)>,
 }
 
-/// Runs seeds from 1 on, at most so many, until one of them shows the broken rule.
-pub(crate) fn search(rule: Rule, seeds: u64) -> Seen {
-    let next = AtomicU64::new(1);
-    let first: Mutex<Option<(u64, Kind)>> = Mutex::new(None);
+// === impl Seen ===
+
+impl Seen {
+    /// A line of the table.
+    fn line(&self) -> String {
+        let name = self.rule.as_str();
+        match &self.found {
+            Some((seeds, seed, kind)) => format!("{name:<16} {seeds:>6} {seed:>6}  {kind:?}"),
+            None => format!("{name:<16} {:>6} {:>6}  not seen", "-", "-"),
+        }
+    }
+}
+
+/// Runs the seeds from 1 to `count`, those of the rule's theme before the others, until one of them shows the broken rule.
+pub(crate) fn search(rule: Rule, count: u64) -> Seen {
+    let theme = Theme::for_rule(rule);
+    let (own, others): (Vec<u64>, Vec<u64>) = (1..=count).partition(|seed| Theme::of(*seed) == theme);
+    let order = [own, others].concat();
+    let next = AtomicUsize::new(0);
+    let first: Mutex<Option<(usize, u64, Kind)>> = Mutex::new(None);
     thread::scope(|scope| {
         for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
             scope.spawn(|| {
                 loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    let needless = first.lock().unwrap().is_some_and(|(found, _)| found < seed);
-                    if seed > seeds || needless {
-                        return;
-                    }
-                    if let Some(violation) = world::run(seed, Some(rule)).violations.first() {
+                    let place = next.fetch_add(1, Ordering::Relaxed);
+                    let needless = first.lock().unwrap().is_some_and(|(found, ..)| found < place + 1);
+                    let Some(seed) = order.get(place).copied().filter(|_| !needless) else { return };
+                    // What a seed shows with no rule broken says nothing of the rule.
+                    if let Some(violation) = world::run(seed, Some(rule)).violations.first()
+                        && world::run(seed, None).violations.is_empty()
+                    {
                         let mut first = first.lock().unwrap();
-                        if first.is_none_or(|(found, _)| seed < found) {
-                            *first = Some((seed, violation.kind));
+                        if first.is_none_or(|(found, ..)| place + 1 < found) {
+                            *first = Some((place + 1, seed, violation.kind));
                         }
                     }
                 }
             });
         }
     });
-    Seen { rule, found: first.into_inner().unwrap() }
+    let seen = Seen { rule, found: first.into_inner().unwrap() };
+    // At once, for who waits.
+    seeds::print(&seen.line());
+    seen
 }
 
 /// The table for people.
 pub(crate) fn table(seen: &[Seen]) -> String {
-    let mut text = format!("{:<16} {:>6}  {}\n", "broken rule", "seeds", "seen as");
-    for Seen { rule, found } in seen {
-        let _ = match found {
-            Some((seeds, kind)) => writeln!(text, "{:<16} {seeds:>6}  {kind:?}", rule.as_str()),
-            None => writeln!(text, "{:<16} {:>6}  not seen", rule.as_str(), "-"),
-        };
+    let mut text = format!("{:<16} {:>6} {:>6}  {}\n", "broken rule", "seeds", "seed", "seen as");
+    for seen in seen {
+        let _ = writeln!(text, "{}", seen.line());
     }
-    for rule in NOT_YET {
-        let _ = writeln!(text, "{:<16} {:>6}  not looked for: these seeds do not show it", rule.as_str(), "-");
+    for (rule, why) in NOT_YET {
+        let _ = writeln!(text, "{:<16} {:>6} {:>6}  left out: {why}", rule.as_str(), "-", "-");
     }
     text
 }

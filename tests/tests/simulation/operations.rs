@@ -63,6 +63,16 @@ impl Operations {
         Some(format!("operation {} ({}): {what}", seen.number, seen.kind))
     }
 
+    /// An event as scripts wait for it.
+    pub(crate) fn word(&self, id: &str, event: &Event) -> Option<String> {
+        let seen = self.by_id.get(id)?;
+        match event {
+            Event::Started { step, .. } => Some(format!("{} {} begins", seen.kind, seen.steps.get(*step)?)),
+            Event::Succeeded { step, .. } => Some(format!("{} {} done", seen.kind, seen.steps.get(*step)?)),
+            Event::Failed { .. } | Event::Cancelled { .. } | Event::Undone { .. } | Event::Ended { .. } => None,
+        }
+    }
+
     /// Forgets what a store that went back in time does not have: operations, and that those left have ended.
     pub(crate) fn forget_all_but<'a>(&mut self, ids: impl Iterator<Item = &'a str>) {
         let kept: BTreeSet<&str> = ids.collect();

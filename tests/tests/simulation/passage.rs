@@ -32,14 +32,18 @@ impl Passage {
         Arc::clone(&self.kernel.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether a packet from a client reaches the engine now.
-    pub(crate) fn lets_in(&self) -> bool {
-        self.kernel().passes(ENGINE_PORT)
+    /// Whether a packet from a client, which may be on a peer's machine, reaches the engine now.
+    pub(crate) fn lets_in(&self, from_peer: bool) -> bool {
+        self.passes(from_peer)
     }
 
-    /// Whether a packet of the engine leaves the machine now.
-    pub(crate) fn lets_out(&self) -> bool {
-        mutation::broken(Rule::G1Output) || self.kernel().passes(ENGINE_PORT)
+    /// Whether a packet of the engine leaves the machine now, for a client that may be on a peer's.
+    pub(crate) fn lets_out(&self, to_peer: bool) -> bool {
+        mutation::broken(Rule::G1Output) || self.passes(to_peer)
+    }
+
+    fn passes(&self, peer: bool) -> bool {
+        (peer && mutation::broken(Rule::G1Peers)) || self.kernel().passes(ENGINE_PORT)
     }
 
     /// A number that changes when the sockets of before are gone.

@@ -33,9 +33,14 @@ pub(crate) fn need_repeatable_runs() {
     }
 }
 
+/// A text in the environment.
+pub(crate) fn text(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|text| !text.is_empty())
+}
+
 /// A number in the environment.
 pub(crate) fn number(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
+    let text = text(name)?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text:?}")))
 }
 

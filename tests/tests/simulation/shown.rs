@@ -5,9 +5,19 @@ use std::{
     time::Duration,
 };
 
+use regent_common::lease::Profile;
 use regent_proto::coordinator::v1 as wire;
 
 use super::{time, trace::traced};
+
+/// What the person is to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// Ask for a resync of this node's member.
+    Resync(String),
+    /// Give the cluster these times.
+    Profile(Profile),
+}
 
 /// What the person sees.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +30,7 @@ struct Seen {
     said: String,
     /// Whether faults may still come: the person leaves a cluster alone that has to recover.
     disturbed: bool,
+    wish: Option<Wish>,
 }
 
 // === impl Shown ===
@@ -59,6 +70,21 @@ impl Shown {
     /// Lets the person ask for things, or only look.
     pub(crate) fn disturb(&self, disturbed: bool) {
         self.lock().disturbed = disturbed;
+    }
+
+    /// Gives the person something to do.
+    pub(crate) fn wish(&self, wish: Wish) {
+        self.lock().wish = Some(wish);
+    }
+
+    /// Whether there is something to do.
+    pub(crate) fn wished(&self) -> bool {
+        self.lock().wish.is_some()
+    }
+
+    /// What there is to do, once.
+    pub(crate) fn take_wish(&self) -> Option<Wish> {
+        self.lock().wish.take()
     }
 
     /// What it says.

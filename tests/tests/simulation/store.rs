@@ -1,10 +1,14 @@
 //! The coordinator's store: the store in memory, seen by the simulation at every commit.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use futures::FutureExt as _;
-use regent_common::ids::{Revision, Term};
+use regent_common::ids::{MemberName, Revision, Term};
 use regent_coordinator::{
     model::{cluster::ClusterRecord, operation::OperationRecord},
     operation::log::{Entry, Event},
@@ -27,6 +31,10 @@ struct State {
     backup: Option<Backup>,
     operations: Operations,
     cluster: Option<ClusterRecord>,
+    /// What has happened since the last time somebody asked, for scripts.
+    words: Vec<String>,
+    /// How long a commit takes beyond the usual.
+    slow: Duration,
     chance: Chance,
 }
 
@@ -46,6 +54,8 @@ impl StoreDisk {
             backup: None,
             operations: Operations::default(),
             cluster: None,
+            words: Vec::new(),
+            slow: Duration::ZERO,
             chance: Chance::of(seed, "store"),
         })))
     }
@@ -97,6 +107,16 @@ impl StoreDisk {
         self.lock().newest.fail_commits(failing);
     }
 
+    /// Makes every commit take so long.
+    pub(crate) fn slow(&self, takes: Duration) {
+        self.lock().slow = takes;
+    }
+
+    /// Takes what has happened since the last time.
+    pub(crate) fn take_words(&self) -> Vec<String> {
+        std::mem::take(&mut self.lock().words)
+    }
+
     /// The cluster's record as last committed.
     pub(crate) fn cluster(&self) -> Option<ClusterRecord> {
         self.lock().cluster.clone()
@@ -138,7 +158,49 @@ impl StoreDisk {
 
 // === impl State ===
 
+/// The newest electorate that a record has.
+fn electorate(record: &ClusterRecord) -> Option<&BTreeSet<MemberName>> {
+    record.reign.as_ref().map(|reign| &reign.newest().members)
+}
+
 impl State {
+    /// A commit begins.
+    fn see_coming(&mut self, writes: &[Write]) {
+        for write in writes {
+            let Write::Put(key, value) = write else { continue };
+            if !key.as_str().starts_with(keys::CLUSTERS) {
+                continue;
+            }
+            let Ok(record) = serde_json::from_slice::<ClusterRecord>(value) else { continue };
+            if let (Some(was), Some(is)) = (self.cluster.as_ref().and_then(electorate), electorate(&record))
+                && !was.is_subset(is)
+            {
+                self.words.push("leaving".to_owned());
+            }
+        }
+    }
+
+    /// What a committed record differs in from the one before.
+    fn tell(&mut self, record: &ClusterRecord) {
+        let Some(was) = &self.cluster else { return };
+        if was.policy.profile != record.policy.profile {
+            self.words.push("times".to_owned());
+        }
+        let (Some(old), Some(new)) = (&was.reign, &record.reign) else { return };
+        if old.epoch != new.epoch {
+            return;
+        }
+        if !old.newest().members.is_subset(&new.newest().members) {
+            self.words.push("leaves".to_owned());
+        }
+        if !new.newest().members.is_subset(&old.newest().members) {
+            self.words.push("joins".to_owned());
+        }
+        if new.is_acknowledged() && !old.is_acknowledged() {
+            self.words.push("acknowledged".to_owned());
+        }
+    }
+
     fn see_put(&mut self, key: &str, value: &[u8]) {
         if key.starts_with(keys::CLUSTERS) {
             let Ok(record) = serde_json::from_slice::<ClusterRecord>(value) else { return };
@@ -152,15 +214,26 @@ impl State {
                 record.candidate.as_ref().map_or("-", |name| name.as_str()),
                 states.join(", "),
             );
+            self.tell(&record);
+            if self.cluster.as_ref().is_none_or(|before| before.id != record.id) {
+                // A cluster that was made after a backup is in no store that it is put back to, and nobody takes it up: its nodes
+                // stay its members, and a person has to release them. What is put back here is younger than that.
+                self.backup = None;
+            }
             self.cluster = Some(record);
         } else if key.starts_with(keys::OPERATIONS) {
             let Ok(record) = serde_json::from_slice::<OperationRecord>(value) else { return };
             let number = self.operations.begin(&record);
+            self.words.push(record.kind.clone());
             traced!("operation {number}: {} begins: {}", record.kind, record.reason);
         } else if let Some(rest) = key.strip_prefix("operation_logs/") {
             let Some((id, _)) = rest.split_once('/') else { return };
             let Ok(entry) = serde_json::from_slice::<Entry>(value) else { return };
             let Some(text) = self.operations.enter(id, &entry.event) else { return };
+            self.words.extend(self.operations.word(id, &entry.event));
+            if matches!(entry.event, Event::Started { .. }) {
+                self.words.push("step begins".to_owned());
+            }
             if !matches!(entry.event, Event::Undone { .. }) {
                 traced!("{text}");
             }
@@ -180,7 +253,11 @@ impl Store for SeenStore {
 
     async fn commit(&self, transaction: Transaction) -> Result<Revision, StoreError> {
         // The flush takes time; a coordinator that dies meanwhile has committed or not.
-        let takes = self.disk.lock().chance.millis(0..4);
+        let takes = {
+            let mut state = self.disk.lock();
+            state.see_coming(&transaction.writes);
+            state.chance.millis(0..4) + state.slow
+        };
         tokio::time::sleep(takes).await;
         let writes = transaction.writes.clone();
         let revision = self.inner.commit(transaction).await?;

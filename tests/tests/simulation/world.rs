@@ -4,15 +4,21 @@
 //! and end, the oracle looks. All of it runs on one thread and draws from the seed.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
     sync::Arc,
     time::Duration,
 };
 
 use regent_agent::engine::fake::FakeWorld;
-use regent_common::{chance::repeatable, mutation, mutation::Rule};
-use regent_coordinator::model::cluster::Phase;
+use regent_common::{
+    chance::{Delivery, repeatable},
+    mutation,
+    mutation::Rule,
+};
+use regent_coordinator::model::cluster::{MemberState, Phase};
 use turmoil::Sim;
 use ulid::Ulid;
 
@@ -24,8 +30,10 @@ use super::{
     machine::Machine,
     network::Network,
     oracle::{Kind, MAX_LAG_ROWS, Oracle, Violation},
-    shown::Shown,
+    script::Script,
+    shown::{Shown, Wish},
     store::StoreDisk,
+    themes::Theme,
     time,
     trace::{self, traced},
     writers::Writers,
@@ -43,6 +51,8 @@ pub(crate) const CLUSTER: &str = "db";
 const TICK: Duration = Duration::from_millis(10);
 /// Shortest time of a simulation, and fewest acknowledged rows.
 const LEAST: (Duration, usize) = (Duration::from_secs(30), 100);
+/// How long a script waits for a cluster that is well.
+const CALM: Duration = Duration::from_secs(20);
 /// How long a cluster may take to be well after all faults.
 const RECOVERY: Duration = Duration::from_secs(180);
 /// What a row weighs: so many are what the policy lets a failover lose.
@@ -73,10 +83,13 @@ pub(crate) struct Simulation<'a> {
     pub(crate) network: Network,
     pub(crate) engines: FakeWorld,
     pub(crate) store: StoreDisk,
+    /// Whether every other answer to a heartbeat is delivered late.
+    pub(crate) late_answers: Rc<Cell<bool>>,
     shown: Shown,
     writers: Writers,
     pub(crate) oracle: Oracle,
     chance: Chance,
+    theme: Theme,
     streams: Chance,
     /// Reasons for which a host's process is down, and an engine hangs.
     pub(crate) down: BTreeMap<String, u32>,
@@ -96,13 +109,16 @@ pub(crate) fn run(seed: u64, broken: Option<Rule>) -> Outcome {
         Ulid::from_parts(millis, u128::from(ids.next()) << 16)
     };
     repeatable::use_on_this_thread(Some(Box::new(next)));
-    let mut outcome = catch_unwind(AssertUnwindSafe(|| Simulation::new(seed).run())).unwrap_or_else(|panic| {
+    let late = Rc::new(Cell::new(false));
+    repeatable::deliver_on_this_thread(Some(Box::new(deliveries(seed, Rc::clone(&late)))));
+    let mut outcome = catch_unwind(AssertUnwindSafe(|| Simulation::new(seed, late).run())).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
         let detail = format!("panic: {}", text.unwrap_or_default());
         Outcome { violations: vec![Violation { kind: Kind::Broken, detail }], ..Outcome::default() }
     });
     repeatable::use_on_this_thread(None);
+    repeatable::deliver_on_this_thread(None);
     mutation::break_on_this_thread(None);
     engine::forget();
     outcome.seed = seed;
@@ -110,21 +126,28 @@ pub(crate) fn run(seed: u64, broken: Option<Rule>) -> Outcome {
     outcome
 }
 
-fn nodes_of(chance: &mut Chance) -> usize {
-    match chance.within(0..10) {
-        0 => 1,
-        1 => 2,
-        2 => MOST_NODES,
-        _ => 3,
+/// Some answers come again, and some only late.
+fn deliveries(seed: u64, late: Rc<Cell<bool>>) -> impl FnMut() -> Delivery {
+    let (mut chance, often) = (Chance::of(seed, "deliveries"), Theme::of(seed).replays());
+    move || {
+        if late.get() {
+            let again = Some(chance.millis(1000..3000));
+            return if chance.percent(50) { Delivery { now: false, again } } else { Delivery::ONCE };
+        }
+        if !chance.percent(often) {
+            return Delivery::ONCE;
+        }
+        Delivery { now: chance.percent(70), again: Some(chance.millis(300..4000)) }
     }
 }
 
 // === impl Simulation ===
 
 impl<'a> Simulation<'a> {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, late_answers: Rc<Cell<bool>>) -> Self {
         let mut chance = Chance::of(seed, "world");
-        let names: Vec<String> = (1..=nodes_of(&mut chance)).map(|number| format!("n{number}")).collect();
+        let theme = Theme::of(seed);
+        let names: Vec<String> = (1..=theme.nodes(&mut chance)).map(|number| format!("n{number}")).collect();
         let machines: Vec<_> = names.iter().map(|name| Arc::new(Machine::new(name, seed))).collect();
         let own = Arc::new(Machine::new(COORDINATOR, seed));
         let engines = FakeWorld::new();
@@ -171,10 +194,12 @@ impl<'a> Simulation<'a> {
             network,
             engines,
             store,
+            late_answers,
             shown,
             writers,
             oracle,
             chance,
+            theme,
             streams,
             down,
             hung,
@@ -188,23 +213,47 @@ impl<'a> Simulation<'a> {
         self.shown.disturb(true);
         let mut chance = Chance::of(self.chance.next(), "faults");
         let early = chance.percent(25);
-        let wanted = chance.within(4..25);
+        // What is played together takes longer than one fault.
+        let wanted = if self.theme == Theme::Free { chance.within(4..25) } else { chance.within(2..6) };
         let begin = self.live_until(Duration::from_secs(60), |world| early || world.is_active());
         let mut active: Vec<Fault> = Vec::new();
+        let mut script: Option<Script> = None;
         let mut struck = 0;
+        let mut calm_by = Duration::MAX;
         let mut next = begin + chance.millis(200..3000);
         while struck < wanted && self.oracle.violations().is_empty() {
             self.step();
             self.end_faults(&mut active);
+            let words = self.store.take_words();
+            if let Some(playing) = &mut script {
+                if playing.step(&mut self, &words, &mut active) {
+                    continue;
+                }
+                script = None;
+                next = self.now() + chance.millis(600..6000);
+            }
             if self.now() >= next {
-                active.extend(faults::strike(&mut self, &mut chance));
+                // A script begins at a cluster that is well, mostly: that is waited for.
+                calm_by = calm_by.min(self.now() + CALM);
+                if self.theme != Theme::Free && self.now() < calm_by && !(active.is_empty() && self.is_whole()) {
+                    continue;
+                }
+                calm_by = Duration::MAX;
                 struck += 1;
+                if struck == 1 || chance.percent(75) {
+                    script = self.theme.script(&self, &mut chance);
+                }
+                if script.is_some() {
+                    continue;
+                }
+                active.extend(faults::strike(&mut self, &mut chance));
                 next = self.now() + if chance.percent(35) { chance.millis(10..600) } else { chance.millis(600..6000) };
             }
             if chance.within(0..400) == 0 {
                 self.store.back_up();
             }
         }
+        self.calm();
         while !active.is_empty() && self.oracle.violations().is_empty() {
             self.step();
             self.end_faults(&mut active);
@@ -222,6 +271,28 @@ impl<'a> Simulation<'a> {
             person,
             ..Outcome::default()
         }
+    }
+
+    /// Ends what a script has made slow.
+    pub(crate) fn calm(&self) {
+        self.machines.iter().for_each(|machine| machine.passage.kernel().set_pace(Duration::ZERO));
+        self.store.slow(Duration::ZERO);
+        self.late_answers.set(false);
+    }
+
+    /// Whether nothing is missing: every member serves and is in an electorate that was acknowledged, and nothing runs.
+    fn is_whole(&self) -> bool {
+        let whole = self.store.cluster().is_some_and(|cluster| {
+            let all = cluster.members.values().all(|member| member.state == MemberState::Ready);
+            let reign = cluster.reign.as_ref().filter(|_| cluster.phase == Phase::Active && cluster.primary.is_some());
+            all && reign.is_some_and(|reign| reign.promotable().len() + 1 == self.machines.len())
+        });
+        whole && self.oracle.able().len() == 1 && self.store.operations().running().is_empty()
+    }
+
+    /// Gives the person something to do.
+    pub(crate) fn wish(&self, wish: Wish) {
+        self.shown.wish(wish);
     }
 
     fn end_faults(&mut self, active: &mut Vec<Fault>) {
@@ -286,6 +357,8 @@ impl<'a> Simulation<'a> {
         self.stream();
         let rows = self.writers.step(now, &self.engines, &self.network, &self.machines);
         self.oracle.look(&self.engines, &self.machines);
+        // What is left of a cluster that is gone may take writes until it is found; nobody was promised anything of them.
+        let rows = if self.store.exists() { rows } else { Vec::new() };
         self.oracle.note(rows, &self.machines);
         for names in self.store.take_prepared() {
             let rows =
@@ -317,7 +390,8 @@ impl<'a> Simulation<'a> {
         self.sim.elapsed()
     }
 
-    fn is_active(&self) -> bool {
+    /// Whether the cluster is made.
+    pub(crate) fn is_active(&self) -> bool {
         self.store.cluster().is_some_and(|cluster| cluster.phase == Phase::Active)
     }
 

@@ -1,4 +1,5 @@
-//! The clients of the engines: one writer follows the primary, one for each node never stops trying there.
+//! The clients of the engines: one writer follows the primary, one for each node never stops trying there, and one more does from
+//! the machine of another member.
 //!
 //! A write passes the kernel of the machine twice: as a request on its way in, and as an acknowledgement on its way out. One
 //! that was committed and is not let out stays in its socket until that is let out later, or destroyed. **Invariant:** a row
@@ -16,6 +17,8 @@ const PERIODS: (Duration, Duration) = (Duration::from_millis(25), Duration::from
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often a packet that was dropped is sent again.
 const AGAIN: Duration = Duration::from_millis(200);
+/// In how many of a hundred cases an engine's process takes its time until it answers.
+const SLOW: u64 = 2;
 /// How long a socket whose client is gone keeps what it has to send.
 const LINGER: Duration = Duration::from_secs(20);
 
@@ -42,6 +45,8 @@ pub(crate) struct Writers {
 struct Writer {
     /// The node that it writes to; `None` follows the primary.
     fixed: Option<usize>,
+    /// The member's machine that it is on; `None` for the clients' own.
+    on: Option<usize>,
     node: usize,
     next_at: Duration,
     attempt: Option<Attempt>,
@@ -66,10 +71,14 @@ enum Stage {
 /// An acknowledgement that has not left its machine.
 struct Leaving {
     node: usize,
+    /// The member's machine that its client is on.
+    on: Option<usize>,
     row: u64,
     branch: u64,
     at: Duration,
     until: Duration,
+    /// Whether the engine's process takes its time until it sends it.
+    slow: bool,
     /// The socket that it is in.
     sockets: u64,
 }
@@ -79,9 +88,16 @@ struct Leaving {
 impl Writers {
     /// The writers of a cluster of so many nodes.
     pub(crate) fn new(nodes: usize, seed: u64) -> Self {
-        let writer =
-            |fixed: Option<usize>| Writer { fixed, node: fixed.unwrap_or(0), next_at: Duration::ZERO, attempt: None };
-        let writers = std::iter::once(None).chain((0..nodes).map(Some)).map(writer).collect();
+        let writer = |(fixed, on): (Option<usize>, Option<usize>)| Writer {
+            fixed,
+            on,
+            node: fixed.unwrap_or(0),
+            next_at: Duration::ZERO,
+            attempt: None,
+        };
+        let beside = (0..nodes).filter(|_| nodes > 1).map(|node| (Some(node), Some((node + 1) % nodes)));
+        let writers = std::iter::once((None, None)).chain((0..nodes).map(|node| (Some(node), None))).chain(beside);
+        let writers = writers.map(writer).collect();
         Self { writers, leaving: Vec::new(), chance: Chance::of(seed, "writers") }
     }
 
@@ -100,10 +116,16 @@ impl Writers {
             }
         }
         self.leaving.extend(committed);
-        self.let_out(now, network, machines)
+        self.let_out(now, engines, network, machines)
     }
 
-    fn let_out(&mut self, now: Duration, network: &Network, machines: &[Arc<Machine>]) -> Vec<Acknowledged> {
+    fn let_out(
+        &mut self,
+        now: Duration,
+        engines: &FakeWorld,
+        network: &Network,
+        machines: &[Arc<Machine>],
+    ) -> Vec<Acknowledged> {
         let mut acknowledged = Vec::new();
         let mut left = Vec::new();
         self.leaving.retain_mut(|leaving| {
@@ -114,20 +136,27 @@ impl Writers {
             if now < leaving.at {
                 return true;
             }
+            if std::mem::take(&mut leaving.slow) {
+                // Until now it was the process's to send, and that is gone or is no primary of then any more.
+                let endpoint = machine.endpoint();
+                if !engines.accepts_writes(&endpoint) || engines.branch(&endpoint) != Some(leaving.branch) {
+                    return false;
+                }
+            }
             // The kernel sends it, whether its process still lives or not.
-            if !machine.stalls.runs() || !machine.passage.lets_out() {
+            if !machine.stalls.runs() || !machine.passage.lets_out(leaving.on.is_some()) {
                 leaving.at = now + AGAIN;
                 return true;
             }
-            let Leaving { node, row, branch, .. } = *leaving;
+            let Leaving { node, row, branch, on, .. } = *leaving;
             acknowledged.push(Acknowledged { at: now, node, row, branch });
-            left.push((node, row));
+            left.push((node, row, on));
             false
         });
-        for (node, row) in left {
-            let latency = network.latency(&machines[node].name, CLIENTS);
-            let arrives =
-                network.passes(&machines[node].name, CLIENTS).then(|| now + self.chance.millis(1..millis(latency)));
+        for (node, row, on) in left {
+            let (from, to) = (machines[node].name.as_str(), on.map_or(CLIENTS, |on| machines[on].name.as_str()));
+            let latency = network.latency(from, to);
+            let arrives = network.passes(from, to).then(|| now + self.chance.millis(1..millis(latency)));
             for writer in &mut self.writers {
                 writer.told(row, arrives);
             }
@@ -152,9 +181,10 @@ impl Writer {
         chance: &mut Chance,
     ) -> Option<Leaving> {
         let machine = &machines[self.node];
+        let client = self.on.map_or(CLIENTS, |on| machines[on].name.as_str());
         let Some(attempt) = &mut self.attempt else {
             if now >= self.next_at {
-                let latency = network.latency(CLIENTS, &machine.name);
+                let latency = network.latency(client, &machine.name);
                 let arrives = now + chance.millis(1..millis(latency));
                 self.attempt = Some(Attempt { deadline: now + PATIENCE, stage: Stage::Asked(arrives) });
             }
@@ -171,7 +201,7 @@ impl Writer {
                 None
             }
             Stage::Asked(arrives) if now >= arrives => {
-                let passes = network.connected(CLIENTS, &machine.name) && machine.passage.lets_in();
+                let passes = network.connected(client, &machine.name) && machine.passage.lets_in(self.on.is_some());
                 if !passes || !machine.stalls.runs() {
                     attempt.stage = Stage::Asked(now + AGAIN);
                     return None;
@@ -180,8 +210,11 @@ impl Writer {
                 match engines.write(&machine.endpoint()) {
                     Ok(row) => {
                         attempt.stage = Stage::Answered(row);
-                        let (at, until) = (now + chance.millis(1..6), now + LINGER);
-                        Some(Leaving { node: self.node, row, branch, at, until, sockets: machine.passage.sockets() })
+                        let slow = chance.percent(SLOW);
+                        let takes = if slow { chance.millis(100..8000) } else { chance.millis(1..6) };
+                        let (at, until) = (now + takes, now + takes + LINGER);
+                        let sockets = machine.passage.sockets();
+                        Some(Leaving { node: self.node, on: self.on, row, branch, at, until, slow, sockets })
                     }
                     Err(problem) if problem == "no answer" || problem == "the write does not end" => {
                         attempt.stage = Stage::Silent;

@@ -503,3 +503,26 @@ async fn a_reign_that_wrote_is_the_base_also_when_it_is_fenced_a_second_time() {
     let record = bench.cluster.record().unwrap();
     assert_ne!(record.primary, Some(member(3)), "{outcome:?}: it lacks what db2 acknowledged");
 }
+
+#[tokio::test]
+async fn a_candidate_that_failed_is_restarted_in_place_although_the_primary_before_it_hangs() {
+    let bench = failover_with_lag(100, 50).await;
+    let change = |record: &mut ClusterRecord| {
+        // db2 was promoted alone, and its engine failed before that was stored.
+        record.epoch = record.epoch.next();
+        record.reign = Some(Reign::new(record.epoch, member(2), BTreeSet::new(), true));
+        record.primary = None;
+        record.may_be_writable = [member(1), member(2)].into();
+        record.reigned = [(member(1), None), (member(2), None)].into();
+        (1..=3).for_each(|n| record.set_state(&member(n), MemberState::NeedsRejoin));
+        Ok(Transaction::default())
+    };
+    bench.cluster.change(change).await.unwrap();
+    // The lease of db1 is over, and its disk answers nothing any more.
+    bench.world.nodes.lock().unwrap().get_mut(&node(1)).unwrap().writable = false;
+    bench.environment.authorities.register(&bench.cluster, false);
+    bench.world.hung.lock().unwrap().insert(node(1));
+    let operation = bench.begin().await;
+    assert_eq!(bench.run(&operation, false).await, Outcome::Succeeded, "nobody was promoted");
+    assert_eq!(bench.cluster.record().unwrap().primary, Some(member(2)));
+}

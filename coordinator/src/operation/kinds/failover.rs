@@ -128,9 +128,12 @@ impl Kind for Failover {
         if !(mutation::broken(Rule::P2Candidate) && cluster.candidate.is_some()) {
             cluster.epoch = cluster.epoch.next();
         }
-        if mutation::broken(Rule::L5Established) && cluster.candidate.take().is_some() {
-            // The candidate's reign was never stored as established: the one before it counts.
+        if mutation::broken(Rule::L5Established)
+            && let Some(candidate) = cluster.candidate.take()
+        {
+            // The candidate's reign was never stored as established: the one before it counts, and nobody is afraid of it.
             cluster.reign = cluster.base.take().or_else(|| cluster.reign.take());
+            cluster.may_be_writable.remove(&candidate);
         }
         let reigned = cluster.primary.take().into_iter().chain(cluster.candidate.take());
         for member in reigned.collect::<Vec<_>>() {
@@ -313,8 +316,9 @@ async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -> Result<St
                 reigned.keys().filter(|member| !unknown.contains(member) && fenced(member)).cloned().collect();
             examined.extend(examine(context, &others, &mut reigned, &mut report).await);
             // Who reigned before the last reign may lack what that one acknowledged: while its primary is not fenced only who
-            // could be promoted is restarted either (rule P2).
-            examined.retain(|own| cluster.may_be_writable.is_empty() || eligible.contains(&own.member));
+            // could be promoted is restarted either (rule P2). Of one before it the end of its lease is enough.
+            let last_is_fenced = cluster.reign.as_ref().is_none_or(|reign| fenced(&reign.primary));
+            examined.retain(|own| last_is_fenced || eligible.contains(&own.member));
             restart_in_place(&examined, &reigned, max_lag, &report)?
         }
     };

@@ -1,0 +1,124 @@
+//! A script: faults that are played together, in stages that wait for word from the store, so that they strike at the moment
+//! at which a rule of the protocol matters.
+//!
+//! A script makes such moments frequent and is no judge: what must not happen is the oracle's, as ever. It may say that its faults
+//! leave a writer possible, and then the oracle wants one ([`Act::WantWriter`]).
+
+use std::{collections::VecDeque, time::Duration};
+
+use super::{
+    faults::{Fault, Kind},
+    oracle,
+    shown::Wish,
+    world::Simulation,
+};
+
+/// In the place of a host: the candidate of the moment.
+pub(crate) const CANDIDATE: &str = "the candidate";
+/// How long a script waits at most until it is through.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(45);
+
+/// What a script does.
+pub(crate) enum Act {
+    /// Lets a fault begin that ends after that time, unless something ends it before.
+    Begin(Kind, String, String, Duration),
+    /// Ends all faults of a kind about a host.
+    End(Kind, String),
+    /// Brings a replica all that its upstream has.
+    CatchUp(String),
+    /// Makes a machine's kernel take so long for every opening of the gate.
+    Pace(String, Duration),
+    /// Makes every commit of the store take so much longer.
+    SlowStore(Duration),
+    /// Delivers every other answer of the coordinator late, or none any more.
+    LateAnswers(bool),
+    /// Makes a backup of the store.
+    BackUp,
+    /// Has the person do something.
+    Ask(Wish),
+    /// The faults that stand leave somebody who can take writes: there has to be one by now.
+    WantWriter(&'static str),
+}
+
+/// A part of a script: waits for word from the store, and a time, and acts.
+pub(crate) struct Stage {
+    pub(crate) wait: Option<&'static str>,
+    pub(crate) delay: Duration,
+    pub(crate) acts: Vec<Act>,
+}
+
+/// A script that is being played.
+pub(crate) struct Script {
+    stages: VecDeque<Stage>,
+    due: Option<Duration>,
+    give_up_at: Duration,
+}
+
+// === impl Script ===
+
+impl Script {
+    /// One that begins now.
+    pub(crate) fn new(stages: VecDeque<Stage>, now: Duration) -> Self {
+        Self { stages, due: None, give_up_at: now + PATIENCE }
+    }
+
+    /// Goes on; `words` came from the store since the last time. False when it is through.
+    pub(crate) fn step(&mut self, simulation: &mut Simulation<'_>, words: &[String], active: &mut Vec<Fault>) -> bool {
+        let now = simulation.now();
+        let Some(stage) = self.stages.front().filter(|_| now < self.give_up_at) else {
+            simulation.calm();
+            return false;
+        };
+        let due = *self.due.get_or_insert_with(|| match stage.wait {
+            None => now + stage.delay,
+            Some(_) => Duration::MAX,
+        });
+        if due == Duration::MAX && stage.wait.is_some_and(|wait| words.iter().any(|word| word == wait)) {
+            self.due = Some(now + stage.delay);
+        }
+        if self.due.is_some_and(|due| now >= due) {
+            let stage = self.stages.pop_front().expect("it was there");
+            self.due = None;
+            for act in stage.acts {
+                act.play(simulation, active);
+            }
+            simulation.follow_network();
+        }
+        true
+    }
+}
+
+// === impl Act ===
+
+impl Act {
+    fn play(self, simulation: &mut Simulation<'_>, active: &mut Vec<Fault>) {
+        let now = simulation.now();
+        match self {
+            Self::Begin(kind, host, other, lasts) => {
+                let host = if host == CANDIDATE { simulation.candidate() } else { Some(host) };
+                let other = if other == CANDIDATE { simulation.candidate() } else { Some(other) };
+                let (Some(host), Some(other)) = (host, other) else { return };
+                if host != other {
+                    active.push(Fault::begin(simulation, kind, (host, other), now + lasts));
+                }
+            }
+            Self::End(kind, host) => {
+                let host = if host == CANDIDATE { simulation.candidate().unwrap_or_default() } else { host };
+                for fault in active.iter_mut().filter(|fault| fault.is(kind, &host)) {
+                    fault.until = now;
+                }
+            }
+            Self::CatchUp(host) => drop(simulation.engines.advance(&simulation.machine(&host).endpoint(), 10_000)),
+            Self::Pace(host, pace) => simulation.machine(&host).passage.kernel().set_pace(pace),
+            Self::SlowStore(takes) => simulation.store.slow(takes),
+            Self::LateAnswers(late) => simulation.late_answers.set(late),
+            Self::BackUp => simulation.store.back_up(),
+            Self::Ask(wish) => simulation.wish(wish),
+            Self::WantWriter(when) => {
+                if simulation.oracle.able().is_empty() && simulation.is_active() {
+                    simulation.oracle.complain(oracle::Kind::NoWriter, format!("nobody accepts writes {when}"));
+                }
+            }
+        }
+    }
+}
