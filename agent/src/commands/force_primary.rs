@@ -13,17 +13,21 @@ use crate::{
 /// How long it may take: asking everybody, recovering, promoting.
 const ANSWER_WITHIN: Duration = Duration::from_secs(400);
 
+/// What a person has to know before.
+pub(super) const LONG_ABOUT: &str = "\
+Makes this node's member the primary while no coordinator can be brought back: the last resort, for root. Nothing but your \
+word makes sure that the others are off.
+
+Switch every other member's machine off first, and keep it off until a coordinator is back and \"regentctl cluster show\" names \
+this member as the primary. The coordinator then adopts it and brings the others back as its replicas; what only they had is \
+reported as a divergence.
+
+Refused while a coordinator is connected or answers; while this member's promise to the primary, or a lease that anybody knows \
+of, stands; while a member that answers knows a higher epoch; and while one that you name as off answers in any way. A refusal \
+changes nothing. If it breaks off in the middle, say it again: it goes on.";
+
 /// Arguments of `force-primary`.
 #[derive(Debug, clap::Args)]
-#[command(
-    long_about = "Makes this node's member the primary while no coordinator can be brought back. The last resort, for root: \
-    nothing makes sure that the others are off but your word.\n\n\
-    Refused while a coordinator is connected or answers, while this member's promise to the primary or a lease that anybody knows \
-    of stands, while a member that answers knows a higher epoch, and while a member that you name as off answers in any way.\n\n\
-    Switch every other member's machine off first, and keep it off until a coordinator is back and \"regentctl cluster show\" \
-    names this member as the primary. The coordinator then adopts it and brings the others back as its replicas; what only they \
-    had is reported as a divergence."
-)]
 pub(super) struct Arguments {
     #[command(flatten)]
     common: Common,

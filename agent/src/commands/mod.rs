@@ -42,6 +42,7 @@ enum Command {
     /// Shows the state of this node, without the coordinator
     Status(status::Arguments),
     /// Makes this member the primary while no coordinator can be brought back: the last resort
+    #[command(long_about = force_primary::LONG_ABOUT)]
     ForcePrimary(force_primary::Arguments),
     /// Takes the gate out of the kernel, when the agent is removed from this machine
     RemoveGate(remove_gate::Arguments),

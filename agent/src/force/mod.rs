@@ -137,7 +137,7 @@ impl Force {
             Ok(plan) => plan,
             Err(refusals) => {
                 answer.refusals = refusals.iter().map(Refused::from).collect();
-                tracing::warn!(reasons = ?answer.reasons(), "a person wants to force this member to be the primary: refused");
+                tracing::info!(reasons = ?answer.reasons(), "a person wants to force this member to be the primary: refused");
                 return answer;
             }
         };

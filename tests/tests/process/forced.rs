@@ -98,6 +98,12 @@ async fn a_replica_that_a_person_forces_serves_alone_and_is_adopted_when_a_coord
     assert_eq!(wrong.code, Some(3), "{}", wrong.errors);
     assert!(wrong.reasons().contains(&"confirm_wrong") && wrong.reasons().contains(&"not_named_off"));
 
+    // The engine's own user, in whose folder the socket stands, may not say it.
+    let mut stranger = trio.fleet.agent("n2").command("force-primary").unwrap();
+    process::as_user(&mut stranger, "postgres").unwrap();
+    let denied = stranger.args(WORDS).output().unwrap();
+    assert_eq!(denied.status.code(), Some(5), "{}", String::from_utf8_lossy(&denied.stderr));
+
     // Without one the primary lives by the endorsement of both: the promise keeps db2 from taking its place.
     let at = now_nanos();
     trio.fleet.coordinator.daemon().unwrap().kill().unwrap();
@@ -205,7 +211,12 @@ async fn a_replica_that_a_person_forces_serves_alone_and_is_adopted_when_a_coord
         .unwrap();
     }
     written_down_once(&trio, Epoch(forced_epoch)).await;
-    trio.check_logs(&[]);
+    trio.check_logs(&[
+        "a person makes this member the primary without a coordinator",
+        "no coordinator answers",
+        "a person has made db2 the primary of epoch",
+        "db2 holds the lease of epoch",
+    ]);
 }
 
 /// host:port of the primary's engine.
