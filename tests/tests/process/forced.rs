@@ -1,7 +1,7 @@
 //! The last resort: no coordinator can be brought back, the primary's node is lost, and a person makes a replica the primary on
 //! its node. Everything that could be wrong about that is refused; and when a coordinator is back it adopts what was done.
 
-use std::process::Command;
+use std::{process::Command, time::Duration};
 
 use nix::sys::signal::Signal;
 use regent_common::ids::Epoch;
@@ -13,6 +13,9 @@ use regent_tests::{
 use serde_json::Value;
 
 use crate::support::{CLUSTER, SOON, Trio, how_it_was_started, write_by_hand};
+
+/// How often it is said again while something is waited for.
+const PERIOD: Duration = Duration::from_millis(50);
 
 /// What the command said: its exit code, and what it printed for programs.
 struct Said {
@@ -57,6 +60,7 @@ fn force(trio: &mut Trio, more: &[&str]) -> Said {
     say(trio, "n2", "force-primary", &[&WORDS, more].concat())
 }
 
+/// Says it until the answer is the one that is waited for.
 async fn forced_until(trio: &mut Trio, what: &str, more: &[&str], is: impl Fn(&Said) -> bool) -> Said {
     let begin = now_nanos();
     loop {
@@ -64,8 +68,9 @@ async fn forced_until(trio: &mut Trio, what: &str, more: &[&str], is: impl Fn(&S
         if is(&said) {
             return said;
         }
-        let waited = u128::from(now_nanos() - begin);
-        assert!(waited < SOON.as_nanos(), "{what}: {:?} {}\n{}", said.code, said.answer, said.errors);
+        let waited = Duration::from_nanos(now_nanos() - begin);
+        assert!(waited < SOON, "{what}: {:?} {}\n{}", said.code, said.answer, said.errors);
+        tokio::time::sleep(PERIOD).await;
     }
 }
 

@@ -318,6 +318,9 @@ fn of_words(membership: &Membership, words: &Words, refusals: &mut Vec<Refusal>)
         Some(given) if given != member.as_str() => {
             refusals.push(Refusal::ConfirmWrong { given: given.clone(), member: member.clone() });
         }
+        None if !words.dry_run => {
+            refusals.push(Refusal::ConfirmWrong { given: String::new(), member: member.clone() });
+        }
         Some(_) | None => {}
     }
     let others = || membership.spec.members.iter().filter(|peer| peer.member != *member);

@@ -136,6 +136,7 @@ fn every_reason_is_found_alone() {
         ("data_not_whole", |facts, _| member(facts).distrusted = true),
         ("data_not_whole", |facts, _| member(facts).resyncing = true),
         ("confirm_wrong", |_, words| words.confirm = Some("db".to_owned())),
+        ("confirm_wrong", |_, words| words.confirm = None),
         ("nobody_called_so", |_, words| words.confirm_off.push("db4".to_owned())),
         ("nobody_called_so", |_, words| words.confirm_off.push("db1".to_owned())),
         ("not_named_off", |_, words| words.confirm_off.truncate(1)),
