@@ -123,7 +123,7 @@ async fn a_member_from_its_assignment_to_its_release() {
     kill(postmaster, Signal::SIGKILL).unwrap();
     agent.until(EngineState::Crashed).await;
     let fenced = agent.done(2, "fence", Action::Fence).await;
-    assert!(fenced.became_writable);
+    assert_eq!(fenced.writable_epoch, Some(Epoch(1)));
     // The same node takes the next reign: its data is the most advanced there is.
     let promoted = agent.done(3, "promote", Action::Promote).await;
     assert!(promoted.position.unwrap().includes(&made.position.unwrap()));

@@ -66,9 +66,6 @@ pub struct Membership {
     pub configured: bool,
     /// Highest epoch that was accepted.
     pub epoch: Epoch,
-    /// The epoch that was the highest before [`Membership::epoch`]: the last one that a fence at the present one ends.
-    #[serde(default)]
-    pub epoch_before: Epoch,
     /// Highest operation token that was accepted.
     pub token: OperationToken,
     /// Role that the last step gave this member.
@@ -202,9 +199,9 @@ pub struct StepOutcome {
     /// Version of the engine's programs.
     #[serde(default)]
     pub engine_version: String,
-    /// Fence: whether the engine became writable in the epoch that ended.
-    #[serde(default)]
-    pub became_writable: bool,
+    /// Fence and prepare: the highest epoch in which the engine may have become writable (rule P2).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writable_epoch: Option<Epoch>,
     /// Clone: bytes copied.
     #[serde(default)]
     pub bytes_copied: u64,
@@ -348,10 +345,9 @@ impl Membership {
         self.dirty || self.distrusted
     }
 
-    /// Raises the epoch, remembering the one before.
+    /// Raises the epoch.
     pub fn raise_epoch(&mut self, epoch: Epoch) {
         if epoch > self.epoch {
-            self.epoch_before = self.epoch;
             self.epoch = epoch;
             // Whether a primary is established is said anew in each epoch (rule L5).
             self.established = false;
@@ -425,14 +421,6 @@ impl Membership {
         let known = |millis: Option<u64>, usual| millis.map_or(usual, Duration::from_millis);
         let ttl = known(self.ttl_millis, usual.ttl);
         Timing { heartbeat: known(self.heartbeat_millis, usual.heartbeat), ttl, suspect_after: ttl / 2 }
-    }
-
-    /// Whether the engine may have been writable in the last epoch below `epoch` that this node knows.
-    ///
-    /// An unknown jump of epochs counts as "it was": only a certain "no" makes a reign count as never established.
-    pub fn became_writable_below(&self, epoch: Epoch) -> bool {
-        let ended = if self.epoch < epoch { self.epoch } else { self.epoch_before };
-        self.writable_epoch.is_some_and(|writable| writable < epoch && writable >= ended)
     }
 
     /// Keeps the higher of the known and a newly heard position of the primary. Of two that have diverged, the newer

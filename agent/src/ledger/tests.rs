@@ -49,7 +49,6 @@ fn membership(epoch: u64, token: u64) -> Membership {
         },
         configured: false,
         epoch: Epoch(epoch),
-        epoch_before: Epoch(0),
         token: OperationToken(token),
         role: None,
         upstream: None,
@@ -196,29 +195,13 @@ fn a_node_in_quarantine_can_only_be_assigned_or_released() {
 }
 
 #[test]
-fn a_fence_tells_whether_the_last_reign_ever_wrote() {
-    let mut reigned = membership(5, 1);
-    reigned.writable_epoch = Some(Epoch(5));
-    assert!(reigned.became_writable_below(Epoch(6)));
-    assert!(reigned.became_writable_below(Epoch(1006)), "epochs may jump");
-    reigned.raise_epoch(Epoch(6));
-    assert!(reigned.became_writable_below(Epoch(6)), "prepared at 6 before the fence at 6");
-    let mut never = membership(4, 1);
-    never.writable_epoch = Some(Epoch(3));
-    assert!(!never.became_writable_below(Epoch(5)), "it reigned at 3, and 4 was somebody else's");
-    let mut reigning = membership(6, 1);
-    reigning.writable_epoch = Some(Epoch(6));
-    assert!(!reigning.became_writable_below(Epoch(6)), "a reign at 6 is not below 6");
-}
-
-#[test]
 fn raising_the_epoch_ends_what_was_established() {
     let mut known = Membership { established: true, ..membership(5, 1) };
     known.raise_epoch(Epoch(5));
     assert!(known.established);
     known.raise_epoch(Epoch(7));
     assert!(!known.established);
-    assert_eq!((known.epoch, known.epoch_before), (Epoch(7), Epoch(5)));
+    assert_eq!(known.epoch, Epoch(7));
 }
 
 #[test]

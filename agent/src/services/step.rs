@@ -137,11 +137,11 @@ fn outcome_to_wire(outcome: &StepOutcome) -> wire::StepResult {
         position: outcome.position.as_ref().map(Into::into),
         endpoint: outcome.endpoint.as_ref().map(Into::into),
         engine_version: outcome.engine_version.clone(),
-        became_writable: outcome.became_writable,
         bytes_copied: outcome.bytes_copied,
         old_data_kept: outcome.old_data_kept,
         detail: outcome.detail.clone(),
         primary_position_heard: outcome.primary_position_heard.as_ref().map(Into::into),
+        writable_epoch: outcome.writable_epoch.map(|epoch| epoch.0),
     }
 }
 

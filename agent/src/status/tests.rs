@@ -32,7 +32,6 @@ pub(crate) fn membership() -> Membership {
         },
         configured: true,
         epoch: Epoch(3),
-        epoch_before: Epoch(2),
         token: OperationToken(1),
         role: Some(Role::Primary),
         upstream: None,

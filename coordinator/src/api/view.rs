@@ -6,7 +6,7 @@ use regent_common::{
     convert::to_wire_time,
     ids::{MemberName, NodeName, OperationId},
     position::Position,
-    topology::Progress,
+    topology::{Observation, Progress},
 };
 use regent_proto::{coordinator::v1 as wire, types::v1 as types};
 
@@ -262,12 +262,23 @@ fn resync_action(facts: &ClusterFacts<'_>, member: Option<&MemberName>) -> wire:
     action("resync", resync_obstacle(facts.record, facts.judgements, member))
 }
 
+/// What a node holds of a cluster that is not in the store, and what becomes of it.
+pub fn left_over(seen: &Observation) -> String {
+    format!(
+        "it holds member {} of cluster {}, which is not in this coordinator's store: if that was deleted the node is emptied by \
+         itself within a minute; if not, an old backup of the store was put back: its members serve on, and a newer backup \
+         brings it back",
+        seen.member, seen.cluster_id
+    )
+}
+
 /// Renders a node.
 pub fn node(stored: &NodeRecord, view: &NodeView, assignment: Option<&crate::model::Assignment>) -> wire::Node {
     let reason = if stored.revoked {
         "the node is revoked: nothing is sent to it".to_owned()
     } else if view.connected {
-        String::new()
+        let left_over = view.observation.as_ref().filter(|_| assignment.is_none());
+        left_over.map(|seen| format!("the node is not free: {}", self::left_over(seen))).unwrap_or_default()
     } else if view.problem.is_empty() {
         "the node has not been heard yet".to_owned()
     } else {

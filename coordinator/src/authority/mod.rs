@@ -43,6 +43,17 @@ struct State {
     suspended: Option<Epoch>,
     /// Nothing is granted at all (rule T4).
     frozen: bool,
+    /// Until then a lease that has lapsed is not renewed: who reigns since may be known to members that were not heard yet, and
+    /// not to this store (rule T4).
+    lapsed_until: Moment,
+}
+
+// === impl State ===
+
+impl State {
+    fn keeps_lapsed(&self, now: Moment) -> bool {
+        !self.lapsed_until.awaited_for(now).is_zero()
+    }
 }
 
 // === impl Authorities ===
@@ -60,7 +71,7 @@ impl Authorities {
         let longest = record.as_ref().filter(|_| found).map(|record| record.longest_ttl());
         let latest_end =
             longest.map_or_else(Moment::default, |longest| self.clock.now().plus(longest + margin(longest)));
-        let state = Mutex::new(State { latest_end, suspended: None, frozen: false });
+        let state = Mutex::new(State { latest_end, suspended: None, frozen: false, lapsed_until: latest_end });
         let authority = Arc::new(Authority { clock: self.clock.clone(), cluster: Arc::clone(cluster), state });
         if let Some(record) = record {
             let mut by_cluster = self.by_cluster.write().unwrap_or_else(PoisonError::into_inner);
@@ -134,7 +145,9 @@ impl Authority {
             let now = self.clock.now();
             // An acknowledgement counts like a grant, also one that gets none in return (rules M1, L2).
             let acknowledges = seen.epoch == record.epoch && seen.authority.electorate.is_some();
-            let withheld = state.frozen || state.suspended == Some(record.epoch);
+            let stands = seen.authority.lease.as_ref().is_some_and(|lease| lease.stands && lease.epoch == record.epoch);
+            let lapsed = !stands && state.keeps_lapsed(now);
+            let withheld = state.frozen || state.suspended == Some(record.epoch) || lapsed;
             if !withheld || acknowledges {
                 let end = now.plus(grant.ttl + margin(grant.ttl));
                 state.latest_end = if mutation::broken(Rule::L2Maximum) { end } else { state.latest_end.later(end) };
@@ -165,6 +178,17 @@ impl Authority {
     /// Grants again.
     pub fn resume(&self) {
         self.state().suspended = None;
+    }
+
+    /// Whether a lease that has lapsed is not renewed yet, so that who holds none cannot be blamed for it.
+    pub fn keeps_lapsed(&self) -> bool {
+        let now = self.clock.now();
+        self.state().keeps_lapsed(now)
+    }
+
+    /// Every member has been heard since this coordinator started: none knows of a reign that the store does not (rule T4).
+    pub fn heard_all(&self) {
+        self.state().lapsed_until = Moment::default();
     }
 
     /// Grants nothing at all, or again (rule T4).

@@ -2,7 +2,7 @@
 
 use regent_common::{
     clock::ManualClock,
-    lease::{Electorate, Profile},
+    lease::{Electorate, LeaseReport, Profile},
 };
 
 use super::*;
@@ -96,4 +96,24 @@ fn a_frozen_cluster_is_granted_nothing() {
     let bench = bench(false, |_| ());
     bench.authority.freeze(true);
     assert!(bench.beat("n1", |_| ()).grant.is_none());
+}
+
+#[test]
+fn after_a_start_a_standing_lease_is_renewed_at_once_and_a_lapsed_one_when_all_were_heard_or_time_has_passed() {
+    let lease = |stands, epoch| {
+        move |seen: &mut Observation| {
+            let remaining = Duration::ZERO;
+            seen.authority.lease = Some(LeaseReport { epoch: Epoch(epoch), stands, source: None, remaining });
+        }
+    };
+    let bench = bench(true, |_| ());
+    assert!(bench.beat("n1", lease(false, 1)).grant.is_none(), "another may reign since");
+    assert!(bench.beat("n1", lease(true, 2)).grant.is_none(), "of another epoch");
+    assert!(bench.beat("n1", |_| ()).grant.is_none(), "nothing is said of it");
+    assert!(bench.beat("n1", lease(true, 1)).grant.is_some());
+    bench.authority.heard_all();
+    assert!(bench.beat("n1", lease(false, 1)).grant.is_some());
+    let later = self::bench(true, |_| ());
+    later.clock.advance(TTL + margin(TTL));
+    assert!(later.beat("n1", lease(false, 1)).grant.is_some());
 }

@@ -291,6 +291,9 @@ impl Actor {
         if self.look_at_store(&record, &views).await {
             return;
         }
+        if views.values().all(|view| view.connected) {
+            self.authority.heard_all();
+        }
         let (mut judgements, succession) = judge_all(&self.environment, &record);
         self.look_for_deafness(&record, &mut judgements, &succession);
         let record = self.keep_electorate(record, &judgements, &views).await;
@@ -338,8 +341,9 @@ impl Actor {
         succession: &Succession,
     ) {
         let judged = record.primary.as_ref().and_then(|primary| Some((primary, judgements.get_mut(primary)?)));
-        let Some((primary, judgement)) = judged.filter(|(_, judgement)| judgement.verdict == Verdict::WithoutLease)
-        else {
+        let granted = !self.authority.keeps_lapsed();
+        let without = |(_, judgement): &(&MemberName, &mut Judgement)| judgement.verdict == Verdict::WithoutLease;
+        let Some((primary, judgement)) = judged.filter(without).filter(|_| granted) else {
             self.without_lease_since = None;
             return;
         };

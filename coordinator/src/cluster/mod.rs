@@ -125,3 +125,42 @@ impl ClusterHandle {
         tokio::spawn(commit).await.expect("a commit neither panics nor is aborted")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{future::Future as _, task::Context, time::Duration};
+
+    use regent_common::ids::Epoch;
+
+    use super::*;
+    use crate::{
+        planner::fixtures::cluster,
+        store::{get_json, memory::MemoryStore, paused::Paused},
+    };
+
+    /// Regression: an operation that was stopped in the middle of a commit left the record as it had been before, and every
+    /// later change met a version that was not its own.
+    #[tokio::test]
+    async fn a_caller_that_goes_away_does_not_part_the_record_from_the_store() {
+        let (memory, record) = (Arc::new(MemoryStore::default()), cluster());
+        let key = keys::cluster(&record.name);
+        let version = memory.commit(Transaction::default().put_json(key.clone(), &record)).await.unwrap();
+        let store = Arc::new(Paused::before_commits(memory));
+        let handle = ClusterHandle::new(store.clone(), record, version.0);
+        let raise = |record: &mut ClusterRecord| {
+            record.epoch = record.epoch.next();
+            Ok(Transaction::default())
+        };
+        {
+            let mut change = std::pin::pin!(handle.change(raise));
+            let mut context = Context::from_waker(std::task::Waker::noop());
+            assert!(change.as_mut().poll(&mut context).is_pending(), "the commit waits");
+        }
+        store.let_through(2);
+        let second = tokio::time::timeout(Duration::from_secs(10), handle.change(raise)).await.unwrap().unwrap();
+        assert_eq!(second.epoch, Epoch(3));
+        let stored = get_json::<ClusterRecord>(store.as_ref(), &key).await.unwrap().unwrap();
+        assert_eq!(stored.value, *second);
+        assert_eq!(handle.version().await, Some(stored.version));
+    }
+}

@@ -6,13 +6,12 @@ use rcgen::{CertificateParams, KeyPair};
 use regent_common::{
     clock::{ManualClock, wall_now},
     error::reason_of,
-    ids::{ClusterId, ClusterName, MemberName, Revision, Term, UserName},
+    ids::{ClusterId, ClusterName, MemberName, UserName},
     token::JoinToken,
     topology::ConnectionFormat,
 };
 
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
-use tokio::sync::mpsc;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::*;
@@ -23,46 +22,10 @@ use crate::{
         cluster::Policy,
         user::{UserRecord, UserRole},
     },
-    store::{Change, Key, Versioned, get_json, memory::MemoryStore},
+    store::{get_json, memory::MemoryStore, paused::Paused},
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
-
-/// Lets others go first after each read, so that concurrent changes do meet.
-struct Yielding(Arc<MemoryStore>);
-
-#[async_trait::async_trait]
-impl Store for Yielding {
-    async fn get(&self, key: &Key) -> Result<Option<Versioned>, StoreError> {
-        let found = self.0.get(key).await;
-        tokio::task::yield_now().await;
-        found
-    }
-
-    async fn list(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<Vec<(Key, Versioned)>, StoreError> {
-        self.0.list(prefix, after, limit).await
-    }
-
-    async fn commit(&self, transaction: Transaction) -> Result<Revision, StoreError> {
-        self.0.commit(transaction).await
-    }
-
-    fn watch(&self, prefix: &str) -> mpsc::Receiver<Change> {
-        self.0.watch(prefix)
-    }
-
-    fn term(&self) -> Term {
-        self.0.term()
-    }
-
-    async fn revision(&self) -> Result<Revision, StoreError> {
-        self.0.revision().await
-    }
-
-    async fn raise_revision(&self, at_least: Revision) -> Result<(), StoreError> {
-        self.0.raise_revision(at_least).await
-    }
-}
 
 struct Fixture {
     _folder: tempfile::TempDir,
@@ -113,7 +76,7 @@ impl Fixture {
             on_revoked: Arc::new(move |name| revoked.lock().unwrap().push(format!("revoked {name}"))),
         };
         let settings = Settings {
-            store: Arc::new(Yielding(store.clone())),
+            store: Arc::new(Paused::between_reads(store.clone())),
             clock: clock.clone(),
             authority: authority.clone(),
             coordinator_id: "01ABC".to_owned(),

@@ -140,8 +140,7 @@ fn succeed(reason: &str, cluster: &ClusterRecord, succession: &Succession) -> De
         );
     }
     if succession.reachable.is_empty() {
-        let names: Vec<_> = succession.promotable.iter().map(ToString::to_string).collect();
-        return no(format!("none of those who may be promoted ({}) is heard either", names.join(", ")));
+        return no(nobody_is_heard(succession));
     }
     let allowed = cluster.policy.max_lag_on_failover;
     if let Some(loss) = succession.known_loss.filter(|loss| *loss > allowed) {
@@ -165,6 +164,11 @@ fn succeed(reason: &str, cluster: &ClusterRecord, succession: &Succession) -> De
         };
     }
     Decision::Failover { cause: Cause::LeaseOver, why: reason.to_owned() }
+}
+
+fn nobody_is_heard(succession: &Succession) -> String {
+    let names: Vec<_> = succession.promotable.iter().map(ToString::to_string).collect();
+    format!("none of those who may be promoted ({}) is heard either", names.join(", "))
 }
 
 /// An earlier failover did not end. Whoever may be writable has to be heard and fenced, or his lease has to be over.
@@ -201,6 +205,18 @@ fn without_primary(
             left: succession.lease_left,
             why: format!("{why}, and a lease of {member} may stand for {} ms yet", succession.lease_left.as_millis()),
         };
+    }
+    // Who reigned last is heard: once it is fenced its own data can be used.
+    let own = cluster.reign.as_ref().is_some_and(|reign| !away(&&reign.primary));
+    if !own && succession.reachable.is_empty() {
+        return Decision::NoFailover {
+            why: format!("{why}; {member} is not heard, and {}", nobody_is_heard(succession)),
+        };
+    }
+    if !own && succession.free.is_empty() {
+        let why =
+            format!("{why}; every member that may be promoted has endorsed the last one, and that promise stands");
+        return Decision::AwaitLease { left: PROMISE, why };
     }
     Decision::Failover { cause: Cause::LeaseOver, why }
 }

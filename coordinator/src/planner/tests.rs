@@ -95,6 +95,9 @@ fn a_member_that_may_be_writable_and_is_not_heard_is_waited_for() {
     assert!(matches!(decided(|s| s.reported_by = Some(name(2))), Decision::NoFailover { .. }));
     assert!(matches!(decided(|s| s.lease_left = Duration::from_secs(1)), Decision::AwaitLease { .. }));
     assert!(matches!(decided(|_| ()), Decision::Failover { cause: Cause::LeaseOver, .. }));
+    let decision = decided(|succession| succession.reachable.clear());
+    assert!(matches!(&decision, Decision::NoFailover { why } if why.contains("is heard either")), "{decision:?}");
+    assert!(matches!(decided(|succession| succession.free.clear()), Decision::AwaitLease { .. }));
     let decision = super::decide(&cluster, &judged(Verdict::EngineDown, Verdict::NodeUnreachable), &heard_and_over());
     assert!(matches!(decision, Decision::Failover { cause: Cause::EngineFailed, .. }), "{decision:?}");
 }

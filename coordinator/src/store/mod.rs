@@ -21,6 +21,8 @@ use tokio::sync::mpsc;
 mod conformance;
 pub mod keys;
 pub mod memory;
+#[cfg(test)]
+pub(crate) mod paused;
 pub mod sqlite;
 
 /// A path-like key, such as `clusters/db`.

@@ -77,6 +77,8 @@ pub struct Measured {
     pub duplicated: usize,
     /// Rows that are there and should not be.
     pub unexpected: usize,
+    /// Failovers of the run, each with what it reports.
+    pub failovers: Vec<String>,
     /// What the runner missed while it watched.
     pub missed: Vec<String>,
 }
@@ -203,6 +205,7 @@ mod tests {
             lost: Vec::new(),
             duplicated: 0,
             unexpected: 0,
+            failovers: Vec::new(),
             missed: Vec::new(),
         }
     }

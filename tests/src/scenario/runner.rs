@@ -1,8 +1,9 @@
 //! Runs one scenario on a bed: writes, injects, watches, heals, waits until all is well, accounts for every row.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result};
+use regent_proto::coordinator::v1 as wire;
 
 use super::{
     Bed, Cast, Injected, Scenario,
@@ -100,6 +101,7 @@ pub async fn run(bed: &mut Bed, scenario: &'static Scenario, number: u32, settin
     let writers = writers(bed, &cast, &prefix)?;
     writers.acknowledged(0, ROWS, CREATE).await.context("before the fault")?;
 
+    let earlier: BTreeSet<String> = failovers(bed).await?.into_iter().map(|failover| failover.name).collect();
     let fault = now_nanos();
     let injected = Injected::make(&mut bed.fleet, &cast, scenario.faults).await?;
     let missed = watch(scenario, settings, bed, &cast, &writers, fault).await;
@@ -124,11 +126,26 @@ pub async fn run(bed: &mut Bed, scenario: &'static Scenario, number: u32, settin
         .collect();
     measured.new_primary = api::plain(&cluster.primary).to_owned();
     measured.missed = missed;
+    let failovers = failovers(bed).await?;
+    // The list begins with the newest.
+    measured.failovers = failovers.iter().rev().filter(|f| !earlier.contains(&f.name)).map(report).collect();
     match cluster.epoch.checked_sub(cast.epoch) {
         Some(epochs) => measured.epochs = epochs,
         None => measured.missed.push(format!("the epoch went back from {} to {}", cast.epoch, cluster.epoch)),
     }
     Ok(measured)
+}
+
+/// All failovers of the bed's cluster, the newest first.
+async fn failovers(bed: &Bed) -> Result<Vec<wire::Operation>> {
+    bed.fleet.api.operations_of(Bed::CLUSTER, "failover").await
+}
+
+/// What a failover says of itself, in a line.
+fn report(operation: &wire::Operation) -> String {
+    let state = operation.state().as_str_name().to_lowercase();
+    let state = state.trim_start_matches("operation_state_");
+    format!("{state}; because: {}; {}{}", operation.reason, operation.report.join("; "), operation.error)
 }
 
 /// Milliseconds from one point in time to another, either way.
@@ -179,6 +196,7 @@ fn measure(scenario: &Scenario, bed: &Bed, cast: &Cast, histories: &[History], t
         lost: Vec::new(),
         duplicated: 0,
         unexpected: 0,
+        failovers: Vec::new(),
         missed: Vec::new(),
     }
 }

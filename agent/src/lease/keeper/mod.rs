@@ -95,6 +95,10 @@ struct Running {
     listening: BTreeSet<u16>,
     /// What the gate was last opened for.
     opened: Option<Opened>,
+    /// Whether what an earlier process left was taken over.
+    adopted: bool,
+    /// The reign that the ledger named when this process started, and when that was.
+    found: Option<(Epoch, Moment)>,
     asked_at: Option<Moment>,
     verified_at: Option<Moment>,
     /// The last trouble with the gate, so that it is logged once.
@@ -155,6 +159,7 @@ impl Keeper {
             holder.revoke(membership.fenced_epoch.unwrap_or_default());
             holder.set_reign(reign_of(membership, &self.boot_id));
         }
+        let found = holder.reign().map(|reign| reign.epoch);
         let (orders, receiver) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared::new(self.clock.clone(), self.gate.abilities(), holder));
         let handle = LeaseHandle { shared: shared.clone(), orders };
@@ -168,6 +173,8 @@ impl Keeper {
             armed: None,
             listening,
             opened: None,
+            adopted: false,
+            found: found.map(|epoch| (epoch, now)),
             asked_at: None,
             verified_at: None,
             trouble: None,
@@ -183,7 +190,6 @@ impl KeeperTask {
     /// Runs until told to stop. What the gate stands open for then ends by itself.
     pub async fn run(self, stop: CancellationToken) {
         let mut running = self.0;
-        running.adopt().await;
         stop.run_until_cancelled(running.keep()).await;
     }
 
@@ -202,41 +208,43 @@ impl Running {
         self.shared.abilities.timed_gate
     }
 
-    /// Takes over what an earlier process left in the kernel: a gate that still stands open goes on standing until its time
-    /// is over (rule L7).
+    /// Takes over what an earlier process left in the kernel; what the kernel refuses is tried again at the next look.
     async fn adopt(&mut self) {
-        if !self.has_gate() {
-            return;
+        if !self.adopted && self.has_gate() {
+            let taken_over = self.take_over().await;
+            self.adopted = taken_over.is_ok();
+            self.note(taken_over);
         }
-        let state = match self.keeper.gate.state().await {
-            Ok(state) => state,
-            Err(error) => return self.note(Err(error)),
-        };
+    }
+
+    /// A gate that still stands open goes on standing until its time is over (rule L7); an engine that may be writable gets one.
+    async fn take_over(&mut self) -> Result<(), GateError> {
+        let state = self.keeper.gate.state().await?;
         let reign = self.shared.holder().reign().map(|reign| reign.epoch);
-        if state.gated.is_empty() && reign.is_none() {
-            return;
+        let ledger = self.keeper.ledger.borrow().clone();
+        // The epoch may be over and its engine run all the same: the process that was to end it died before.
+        let reigned = ledger.membership.as_ref().is_some_and(|membership| membership.role == Some(Role::Primary));
+        if state.gated.is_empty() && reign.is_none() && !reigned {
+            return Ok(());
         }
         let ports = state.gated.union(&self.listening).copied().collect();
-        let armed = self.arm(ports).await;
-        self.note(armed);
+        self.arm(ports).await?;
         match (state.open, reign) {
-            (Open::Closed, _) => {}
-            // Opened for a reign that the ledger does not know any more: the process that was to close it died before.
-            (Open::Until(_) | Open::Untimed, None) => {
-                let cut = self.cut().await;
-                self.note(cut);
-            }
+            (_, None) => self.cut().await?,
+            (Open::Closed, Some(_)) => {}
             (Open::Until(end), Some(epoch)) => self.opened = Some(Opened { epoch, end: Some(end), inherited: true }),
             (Open::Untimed, Some(epoch)) => self.opened = Some(Opened { epoch, end: None, inherited: true }),
         }
         if let Some(opened) = self.opened {
             self.shared.set_kernel(|kernel| kernel.open_for = Some(opened.epoch));
         }
+        Ok(())
     }
 
     async fn keep(&mut self) {
         loop {
             self.read_ledger();
+            self.adopt().await;
             self.look().await;
             let pause = {
                 let now = self.shared.clock.now();
@@ -422,9 +430,12 @@ impl Running {
             Some(Standing { end: None, .. }) => false,
             Some(Standing { end: Some(end), .. }) => end.held_for(judged.now) < judged.timing.heartbeat,
         };
-        // Before the first grant of a reign its engine is not writable yet: there is nothing to stop.
+        // Before the first grant of a reign its engine is not writable yet: there is nothing to stop. What an earlier process
+        // was granted is over when a whole lease has passed since this one started.
         let reigned = self.shared.kernel().open_for;
-        let lapsed = judged.reign.filter(|epoch| ending && reigned == Some(*epoch));
+        let found = self.found.filter(|(_, started)| started.age(judged.now) >= judged.timing.ttl);
+        let is_over = |epoch: &Epoch| reigned == Some(*epoch) || found.is_some_and(|(found, _)| found == *epoch);
+        let lapsed = judged.reign.filter(|epoch| ending && is_over(epoch));
         self.shared.lapsed.send_if_modified(|known| {
             let changed = *known != lapsed;
             *known = lapsed;

@@ -10,7 +10,10 @@ use regent_common::{
 
 use super::*;
 use crate::{
-    gate::fake::{FakeGate, FakeKernel},
+    gate::{
+        Abilities,
+        fake::{FakeGate, FakeKernel},
+    },
     lease::handle::Answer,
     ledger::StoredSpec,
 };
@@ -65,7 +68,6 @@ fn reigning(recorded: Option<Electorate>) -> Ledger {
         },
         configured: true,
         epoch: Epoch(3),
-        epoch_before: Epoch(2),
         token: OperationToken(1),
         role: None,
         upstream: None,
@@ -181,6 +183,51 @@ async fn a_gate_that_was_left_open_for_a_reign_that_is_over_is_closed_at_the_sta
     let bench = bench.restart().await;
     bench.settle().await;
     assert!(!bench.passes());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_was_a_primary_is_gated_at_the_start_although_its_reign_is_over_and_the_table_gone() {
+    let bench = Bench::new(reigning(Some(electorate(1, &["db2"]))));
+    bench.grant(electorate(1, &["db2"]));
+    bench.settle().await;
+    bench.task.abort();
+    bench.ledger.send_modify(|ledger| Arc::make_mut(ledger).membership.as_mut().unwrap().raise_epoch(Epoch(4)));
+    bench.kernel.flush();
+    bench.kernel.connect(PORT, 2);
+    let bench = bench.restart().await;
+    bench.settle().await;
+    assert!(!bench.passes(), "its engine may still run as a primary");
+    assert_eq!(bench.kernel.destroyed(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kernel_that_refuses_at_the_start_is_asked_again() {
+    let bench = Bench::new(reigning(Some(electorate(1, &["db2"]))));
+    let able = FakeGate::new(bench.kernel.clone()).abilities();
+    bench.kernel.set_abilities(Abilities { timed_gate: false, ..able.clone() });
+    bench.settle().await;
+    assert!(bench.passes());
+    bench.kernel.set_abilities(able);
+    bench.settle().await;
+    assert!(!bench.passes());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_gate_an_engine_that_was_found_running_is_stopped_when_no_lease_comes() {
+    let clock = Arc::new(ManualClock::default());
+    clock.advance(Duration::from_secs(10));
+    let kernel = FakeKernel::new(clock.clone());
+    kernel.set_abilities(Abilities { timed_gate: false, ..FakeGate::new(kernel.clone()).abilities() });
+    let bench = Bench::start(clock, kernel, reigning(Some(electorate(1, &["db2"]))));
+    bench.settle().await;
+    let lapsed = || *bench.lease.lapsed().borrow();
+    assert_eq!(lapsed(), None, "what the process before was granted may stand");
+    bench.clock.advance(Duration::from_millis(1500));
+    bench.settle().await;
+    assert_eq!(lapsed(), Some(Epoch(3)));
+    bench.grant(electorate(1, &["db2"]));
+    bench.settle().await;
+    assert_eq!(lapsed(), None);
 }
 
 #[tokio::test(start_paused = true)]

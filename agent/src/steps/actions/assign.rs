@@ -74,7 +74,6 @@ fn enter(context: &StepContext, spec: &ClusterSpec, port: u16, distrusted: bool)
         spec: StoredSpec::from(spec),
         configured: false,
         epoch: context.header.epoch,
-        epoch_before: context.header.epoch,
         token: context.header.token,
         role: None,
         upstream: None,

@@ -46,12 +46,13 @@ pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
         // A late message: this member was promoted at this epoch since, so that every reign below it is over.
         return Ok(Done::new(StepOutcome {
             detail: format!("this member reigns at epoch {epoch}; no reign below it stands"),
+            writable_epoch: membership.writable_epoch,
             ..StepOutcome::default()
         }));
     }
     if mutation::broken(Rule::G5Ledger) {
         context.driver()?.stop(Stop::Kill).await?;
-        return Ok(Done::new(StepOutcome { became_writable: true, ..StepOutcome::default() }));
+        return Ok(Done::new(StepOutcome { writable_epoch: membership.writable_epoch, ..StepOutcome::default() }));
     }
     // The epochs below were revoked in the lease future, and the gate closed, before this step was admitted.
     context
@@ -71,7 +72,7 @@ pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
     };
     Ok(Done::new(StepOutcome {
         detail,
-        became_writable: membership.became_writable_below(epoch),
+        writable_epoch: membership.writable_epoch,
         position: context.member.last_position(),
         primary_position_heard: membership.primary_position_heard,
         ..StepOutcome::default()

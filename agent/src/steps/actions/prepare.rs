@@ -46,7 +46,7 @@ pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
     let outcome = StepOutcome {
         position: Some(position),
         primary_position_heard: membership.primary_position_heard.clone(),
-        became_writable: membership.became_writable_below(epoch),
+        writable_epoch: membership.writable_epoch,
         ..StepOutcome::default()
     };
     Ok(Done::noting(outcome, |membership| membership.upstream = None))

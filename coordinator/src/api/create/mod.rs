@@ -15,6 +15,7 @@ use regent_proto::coordinator::v1::CreateClusterRequest;
 use tonic::Status;
 
 use crate::{
+    api::view,
     model::{
         Assignment,
         cluster::{ClusterRecord, MemberRecord, MemberState, Phase, Policy},
@@ -152,7 +153,7 @@ fn obstacle(name: &NodeName, node: &Candidate) -> Option<Status> {
         return Some(refuse(Reason::NodeUnreachable, message));
     }
     if let Some(seen) = &node.view.observation {
-        let message = format!("node {name} still holds member {} of a cluster that is being removed", seen.member);
+        let message = format!("node {name} is not free: {}; nothing was changed", view::left_over(seen));
         return Some(refuse(Reason::NodeInCluster, message));
     }
     None

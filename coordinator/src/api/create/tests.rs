@@ -1,11 +1,9 @@
 //! Every refusal of a new cluster, by its reason, and what is made when there is none.
 
-use regent_common::{
-    error::reason_of,
-    topology::{ConnectionFormat, Observation},
-};
+use regent_common::{error::reason_of, topology::ConnectionFormat};
 
 use super::*;
+use crate::planner::fixtures::observation;
 
 fn candidate(name: &str) -> (NodeName, Candidate) {
     let offer = EngineOffer {
@@ -107,10 +105,11 @@ fn bad_requests_are_refused_with_their_reason() {
 #[test]
 fn nodes_that_cannot_be_used_are_refused_with_their_reason() {
     type Spoil = fn(&mut Candidate);
-    let cases: [(Reason, Spoil); 5] = [
+    let cases: [(Reason, Spoil); 6] = [
         (Reason::NodeInCluster, |c| {
             c.assignment = Some(Assignment { cluster: "x".parse().unwrap(), member: "x1".parse().unwrap() });
         }),
+        (Reason::NodeInCluster, |c| c.view.observation = Some(observation("x1".parse().unwrap()))),
         (Reason::NodeRevoked, |c| c.record.revoked = true),
         (Reason::NodeUnreachable, |c| c.view.connected = false),
         (Reason::EngineMissing, |c| c.view.engines[0].problem = "not installed".to_owned()),
@@ -140,30 +139,7 @@ fn zero_usable_nodes_are_no_cluster() {
 fn a_node_that_still_holds_data_of_a_cluster_is_no_spare() {
     let mut nodes = nodes();
     let spoiled = nodes.get_mut(&"a".parse().unwrap()).unwrap();
-    spoiled.view.observation = Some(Observation {
-        cluster_id: ClusterId::from_parts(2, 2),
-        member: "old1".parse().unwrap(),
-        epoch: Epoch(1),
-        token: OperationToken(1),
-        fenced: false,
-        dirty: false,
-        authority: regent_common::lease::Authority::default(),
-        engine: regent_common::topology::EngineObservation {
-            state: regent_common::topology::EngineState::Stopped,
-            role: None,
-            storage_writable: regent_common::topology::Ternary::Unknown,
-            position: None,
-            streaming: regent_common::topology::Ternary::Unknown,
-            upstream: None,
-            replay_lag_bytes: None,
-            pid: None,
-            version: String::new(),
-            reason: String::new(),
-            details: BTreeMap::new(),
-            data_bytes: 0,
-        },
-        observed_at: Timestamp::UNIX_EPOCH,
-    });
+    spoiled.view.observation = Some(observation("old1".parse().unwrap()));
     let record = outcome(&request(|_| ()), &nodes).unwrap();
     assert!(record.members.values().all(|m| m.node.as_str() != "a"));
 }

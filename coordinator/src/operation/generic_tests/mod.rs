@@ -106,6 +106,7 @@ async fn bench(kind: &'static dyn Kind) -> Bench {
             state.member = Some(member(n).to_string());
             (state.has_data, state.running, state.position) = (true, true, 100);
             state.writable = n == 1;
+            state.writable_epoch = (n == 1).then_some(1);
             state.upstream = (n > 1).then(|| member(1).to_string());
         }
         world.nodes.lock().unwrap().insert(node(n), state);
@@ -466,4 +467,39 @@ async fn a_primary_that_hangs_is_asked_to_fence_and_for_nothing_more() {
     assert_eq!(bench.cluster.record().unwrap().primary, Some(member(2)));
     // Its fence, two prepares, promote, follow. Regression: it was asked to prepare as well, and waited for.
     assert_eq!(*bench.world.calls.lock().unwrap(), 5);
+}
+
+#[tokio::test]
+async fn a_reign_that_wrote_is_the_base_also_when_it_is_fenced_a_second_time() {
+    // db2 reigned at epoch 1 after db1, and nobody noted that its promotion had come through; both lack nothing of it but db3.
+    let bench = failover_with_lag(100, 50).await;
+    let change = |record: &mut ClusterRecord| {
+        let base = Reign::new(Epoch(0), member(1), [member(2), member(3)].into(), true);
+        record.base = Some(base);
+        record.reign = Some(Reign::new(record.epoch, member(2), BTreeSet::new(), true));
+        (record.primary, record.candidate) = (None, Some(member(2)));
+        record.may_be_writable = [member(2)].into();
+        record.policy.max_lag_on_failover = u64::MAX;
+        Ok(Transaction::default())
+    };
+    bench.cluster.change(change).await.unwrap();
+    {
+        let mut nodes = bench.world.nodes.lock().unwrap();
+        (nodes.get_mut(&node(1)).unwrap().writable, nodes.get_mut(&node(1)).unwrap().writable_epoch) = (false, None);
+        let reigned = nodes.get_mut(&node(2)).unwrap();
+        // It was fenced at epoch 2 already, and that answer was lost.
+        (reigned.writable_epoch, reigned.epoch) = (Some(1), 2);
+    }
+    bench
+        .cluster
+        .change(|record| {
+            record.epoch = Epoch(2);
+            Ok(Transaction::default())
+        })
+        .await
+        .unwrap();
+    let operation = bench.begin().await;
+    let outcome = bench.run(&operation, false).await;
+    let record = bench.cluster.record().unwrap();
+    assert_ne!(record.primary, Some(member(3)), "{outcome:?}: it lacks what db2 acknowledged");
 }

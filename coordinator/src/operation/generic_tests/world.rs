@@ -40,6 +40,7 @@ pub(super) struct Node {
     pub(super) copied: bool,
     pub(super) running: bool,
     pub(super) writable: bool,
+    pub(super) writable_epoch: Option<u64>,
     pub(super) upstream: Option<String>,
     pub(super) position: u64,
     pub(super) diverged: u64,
@@ -105,6 +106,7 @@ impl World {
             }
             Action::Initialize(_) | Action::Promote(_) => {
                 assert!(!others_writable, "two writable members");
+                node.writable_epoch = Some(node.epoch);
                 (node.has_data, node.running, node.writable, node.upstream) = (true, true, true, None);
             }
             Action::Clone(clone) => {
@@ -120,7 +122,7 @@ impl World {
                 node.upstream = Some(swap.upstream.as_ref().expect("set").member.clone());
             }
             Action::Fence(_) => {
-                result.became_writable = node.writable;
+                result.writable_epoch = node.writable_epoch;
                 (node.running, node.writable) = (false, false);
             }
             Action::Prepare(_) | Action::Examine(_) => {

@@ -17,7 +17,7 @@ use std::{
 use async_trait::async_trait;
 use regent_common::{
     error::Reason,
-    ids::MemberName,
+    ids::{Epoch, MemberName},
     lease::margin,
     mutation::{self, Rule},
     position::Position,
@@ -31,6 +31,7 @@ use crate::{
     model::{
         cluster::{ClusterRecord, MemberRecord, MemberState},
         operation::{OperationRecord, PlannedStep},
+        reign::Reign,
     },
     operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience},
     planner::{
@@ -78,7 +79,7 @@ fn engine_failed() -> Cause {
 /// How it is sure that a member accepts no writes.
 enum Secured {
     /// It has answered the fence.
-    Fenced { position: Option<Position>, became_writable: bool },
+    Fenced { position: Option<Position>, writable_epoch: Option<Epoch> },
     /// Its lease is over.
     LeaseOver,
 }
@@ -165,30 +166,30 @@ async fn fence(context: &StepContext<'_>, members: &[MemberName]) -> Result<Step
         StepError::new(Reason::Deadline, late)
     })?;
     let mut done = StepDone::new();
-    let (mut fenced, mut never_reigned) = (Vec::new(), Vec::new());
+    let mut fenced = Vec::new();
     for (member, secured) in members.iter().zip(answers) {
         match secured? {
-            Secured::Fenced { position, became_writable } => {
+            Secured::Fenced { position, writable_epoch } => {
                 done = done.say(format!("fenced {member}"));
-                if !became_writable {
-                    never_reigned.push(member.clone());
-                }
-                fenced.push((member.clone(), position));
+                fenced.push((member.clone(), position, writable_epoch));
             }
             Secured::LeaseOver => done = done.say(format!("the lease of {member} is over: its gate is closed")),
         }
     }
     Ok(done.change(move |cluster| {
         // Whose lease is over stays among those who may be writable until somebody is promoted: his promises still stand.
-        for (member, position) in &fenced {
+        for (member, position, _) in &fenced {
             cluster.may_be_writable.remove(member);
             cluster.note_reign(member.clone(), position.clone());
         }
         // A reign whose engine never became writable never was: the one before it counts (rule P2).
-        if cluster.base.is_some()
-            && !mutation::broken(Rule::P2Base)
-            && cluster.reign.as_ref().is_some_and(|reign| never_reigned.contains(&reign.primary))
-        {
+        let never_was = |reign: &Reign| {
+            let of_its_primary = |(member, _, writable): &&(MemberName, _, Option<Epoch>)| {
+                *member == reign.primary && writable.is_none_or(|writable| writable < reign.epoch)
+            };
+            fenced.iter().any(|answer| of_its_primary(&answer))
+        };
+        if cluster.base.is_some() && !mutation::broken(Rule::P2Base) && cluster.reign.as_ref().is_some_and(never_was) {
             cluster.reign = cluster.base.take();
         }
     }))
@@ -217,12 +218,12 @@ async fn secure(context: &StepContext<'_>, member: &MemberName, cause: Cause) ->
     let unsecured = mutation::broken(Rule::P1Evidence) && cause == Cause::LeaseOver;
     if unsecured || (mutation::broken(Rule::G5Event) && cause == Cause::EngineFailed) {
         let position = context.view(member)?.last_position.map(|(_, position)| position);
-        return Ok(Secured::Fenced { position, became_writable: true });
+        return Ok(Secured::Fenced { position, writable_epoch: Some(cluster.epoch) });
     }
     let fence = context.call(member, Action::Fence(wire::Fence {}), PATIENCE);
     let fenced = |result: StepResult| Secured::Fenced {
         position: result.position.map(Position::from),
-        became_writable: result.became_writable,
+        writable_epoch: result.writable_epoch.map(Epoch),
     };
     tokio::select! {
         biased;
