@@ -189,6 +189,15 @@ pub async fn announce(
     answered(&address, call).await.map(|_| ())
 }
 
+/// The first coordinator that can be reached, by an address of these: it has shown that it is one of ours.
+pub async fn answering(
+    dialer: &Arc<dyn Dialer>,
+    coordinators: &[String],
+    identity: &ReloadingIdentity,
+) -> Option<String> {
+    reach(dialer, coordinators, identity).await.ok().map(|(address, _)| address)
+}
+
 /// Has a new key certified for this node's own identity.
 pub async fn renew(
     coordinators: &[String],

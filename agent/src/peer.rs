@@ -1,5 +1,6 @@
-//! What agents ask of each other: whether a copy is whole (rule T2), and whether they endorse the primary while no
-//! coordinator renews its lease (rules E1, E2). The asking side and the answering side.
+//! What agents ask of each other: whether a copy is whole (rule T2), whether they endorse the primary while no coordinator
+//! renews its lease (rules E1, E2), and what they know before a person makes one of them the primary (rule P9). The asking side
+//! and the answering side.
 //!
 //! **Invariant:** the answer is about now: the engine is looked at for it, and it echoes the asker's nonce.
 
@@ -18,18 +19,19 @@ use regent_common::{
     mutation::{self, Rule},
     position::Position,
     tls::{ExpectedServer, ReloadingIdentity},
-    topology::{EngineState, Peer, Ternary},
+    topology::{EngineState, Observation, Peer, Ternary},
     transport::{self, Dialer},
 };
 use regent_proto::agent::v1::{
-    ConfirmWholeRequest, ConfirmWholeResponse, EndorseRequest, EndorseResponse, peer_service_client::PeerServiceClient,
-    peer_service_server::PeerService,
+    ConfirmWholeRequest, ConfirmWholeResponse, EndorseRequest, EndorseResponse, ReportRequest, ReportResponse,
+    peer_service_client::PeerServiceClient, peer_service_server::PeerService,
 };
 use ring::rand::SecureRandom;
 use tonic::{Request, Response, Status, transport::Channel};
 
 use crate::{
     access,
+    force::Word as Told,
     lease::{
         Endorsers, Question, Word,
         promises::{Asker, NoPromise},
@@ -71,9 +73,7 @@ impl PeerService for PeerAnswers {
         let ledger = self.0.ledger().read();
         access::peer(&request, &self.0.coordinator_id, &ledger)?;
         let ConfirmWholeRequest { cluster_id, token, nonce } = request.into_inner();
-        let cluster_id: ClusterId = cluster_id
-            .parse()
-            .map_err(|error: regent_common::ids::NameError| bad_field("cluster_id", error.to_string()))?;
+        let cluster_id = read_cluster(&cluster_id)?;
         let Some(membership) = ledger.membership.as_ref().filter(|m| m.cluster_id == cluster_id) else {
             return Err(refuse(Reason::WrongCluster, format!("this node is not a member of cluster {cluster_id}")));
         };
@@ -121,9 +121,28 @@ impl PeerService for PeerAnswers {
             reason: word.err().map(|reason| reason.to_string()).unwrap_or_default(),
         }))
     }
+
+    async fn report(&self, request: Request<ReportRequest>) -> Result<Response<ReportResponse>, Status> {
+        access::peer(&request, &self.0.coordinator_id, &self.0.ledger().read())?;
+        let ReportRequest { cluster_id, nonce } = request.into_inner();
+        let cluster_id = read_cluster(&cluster_id)?;
+        let Some(seen) = self.0.observation().filter(|seen| seen.cluster_id == cluster_id) else {
+            return Err(refuse(Reason::WrongCluster, format!("this node is not a member of cluster {cluster_id}")));
+        };
+        let sessions = self.0.contact.borrow().sessions;
+        Ok(Response::new(ReportResponse {
+            nonce,
+            member: Some((&seen).into()),
+            coordinator_sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
+        }))
+    }
 }
 
 // === impl PeerAnswers ===
+
+fn read_cluster(cluster_id: &str) -> Result<ClusterId, Status> {
+    cluster_id.parse().map_err(|error: regent_common::ids::NameError| bad_field("cluster_id", error.to_string()))
+}
 
 impl PeerAnswers {
     /// Gives the promise, or not (rule E2). A promise and a preparation meet in the lock of the promises: whichever comes
@@ -201,6 +220,12 @@ async fn whole(node: &Node, membership: &Membership, token: OperationToken) -> R
     }
 }
 
+fn random_nonce() -> Result<u64, String> {
+    let mut random = [0; 8];
+    ring::rand::SystemRandom::new().fill(&mut random).map_err(|_| "the system has no random numbers".to_owned())?;
+    Ok(u64::from_le_bytes(random))
+}
+
 // === impl PeerCalls ===
 
 impl PeerCalls {
@@ -235,12 +260,45 @@ impl PeerCalls {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner).remove(&peer.agent_address);
     }
 
-    async fn confirm(&self, source: &Peer, question: ConfirmWholeRequest) -> Result<ConfirmWholeResponse, String> {
+    /// A connection for one question.
+    async fn connect(&self, peer: &Peer) -> Result<Channel, String> {
         let (dialer, identity) = (Arc::clone(&self.dialer), Some(self.identity.clone()));
-        let channel = transport::connect_through(dialer, &source.agent_address, identity, self.expected(source))
+        transport::connect_through(dialer, &peer.agent_address, identity, self.expected(peer))
             .await
-            .map_err(|error| ErrorChain(&error).to_string())?;
-        let answer = PeerServiceClient::new(channel).confirm_whole(question).await;
+            .map_err(|error| ErrorChain(&error).to_string())
+    }
+
+    /// What a member knows, if it can be reached at all (rule P9).
+    pub async fn report(&self, peer: &Peer, cluster_id: ClusterId) -> Told {
+        let asking = async {
+            let channel = match self.connect(peer).await {
+                Ok(channel) => channel,
+                Err(problem) => return Told::Silent(problem),
+            };
+            match self.ask_for_report(channel, cluster_id).await {
+                Ok((observation, sessions)) => Told::Report { observation: Box::new(observation), sessions },
+                Err(problem) => Told::Unreadable(problem),
+            }
+        };
+        let waited = tokio::time::timeout(ANSWER_WITHIN, asking).await;
+        waited.unwrap_or_else(|_| Told::Unreadable(format!("it connects, and has no answer within {ANSWER_WITHIN:?}")))
+    }
+
+    async fn ask_for_report(&self, channel: Channel, cluster_id: ClusterId) -> Result<(Observation, u32), String> {
+        let nonce = random_nonce()?;
+        let question = ReportRequest { cluster_id: cluster_id.to_string(), nonce };
+        let answer = PeerServiceClient::new(channel).report(question).await;
+        let answer = answer.map_err(|status| status.message().to_owned())?.into_inner();
+        if answer.nonce != nonce {
+            return Err("the answer is to another question".to_owned());
+        }
+        let seen = answer.member.ok_or("the answer names no member")?;
+        let seen = Observation::try_from(seen).map_err(|error| ErrorChain(&error).to_string())?;
+        Ok((seen, answer.coordinator_sessions))
+    }
+
+    async fn confirm(&self, source: &Peer, question: ConfirmWholeRequest) -> Result<ConfirmWholeResponse, String> {
+        let answer = PeerServiceClient::new(self.connect(source).await?).confirm_whole(question).await;
         answer.map(Response::into_inner).map_err(|status| status.message().to_owned())
     }
 }
@@ -288,9 +346,7 @@ impl Peers for PeerCalls {
         cluster_id: ClusterId,
         token: OperationToken,
     ) -> Result<Position, String> {
-        let mut random = [0; 8];
-        ring::rand::SystemRandom::new().fill(&mut random).map_err(|_| "the system has no random numbers".to_owned())?;
-        let nonce = u64::from_le_bytes(random);
+        let nonce = random_nonce()?;
         let question = ConfirmWholeRequest { cluster_id: cluster_id.to_string(), token: token.0, nonce };
         let answer = tokio::time::timeout(ANSWER_WITHIN, self.confirm(source, question))
             .await

@@ -11,7 +11,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
     ids::{Epoch, NameError, OperationToken},
-    lease::{Authority, Electorate, FenceStages, Grant, HeardLease, LeaseReport, LeaseSource},
+    lease::{Authority, Electorate, FenceStages, Forced, Grant, HeardLease, LeaseReport, LeaseSource},
     position::{IntervalSet, Position},
     topology::{
         ClusterSpec, ConnectionFormat, Divergence, Endpoint, EngineObservation, EngineOffer, EngineState, HostFacts,
@@ -325,6 +325,23 @@ impl From<wire::FenceStages> for FenceStages {
     }
 }
 
+impl From<&Forced> for wire::Forced {
+    fn from(forced: &Forced) -> Self {
+        Self {
+            at: Some(to_wire_time(forced.at)),
+            confirmed_off: forced.confirmed_off.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl TryFrom<wire::Forced> for Forced {
+    type Error = ConvertError;
+    fn try_from(message: wire::Forced) -> Result<Self, ConvertError> {
+        let confirmed_off = message.confirmed_off.iter().map(|member| member.parse()).collect::<Result<_, _>>()?;
+        Ok(Self { at: time_or_epoch(message.at.as_ref()), confirmed_off })
+    }
+}
+
 impl From<&Authority> for wire::Authority {
     fn from(authority: &Authority) -> Self {
         Self {
@@ -336,6 +353,7 @@ impl From<&Authority> for wire::Authority {
             heard: authority.heard.as_ref().map(Into::into),
             prepare_in_millis: to_millis(authority.prepare_in),
             fence: Some((&authority.fence).into()),
+            forced: authority.forced.as_ref().map(Into::into),
         }
     }
 }
@@ -352,6 +370,7 @@ impl TryFrom<wire::Authority> for Authority {
             heard: message.heard.map(HeardLease::try_from).transpose()?,
             prepare_in: Duration::from_millis(message.prepare_in_millis),
             fence: message.fence.map(Into::into).unwrap_or_default(),
+            forced: message.forced.map(Forced::try_from).transpose()?,
         })
     }
 }
@@ -628,6 +647,10 @@ mod tests {
                 survives_flush: true,
                 problems: vec!["none".to_owned()],
             },
+            forced: Some(Forced {
+                at: jiff::Timestamp::UNIX_EPOCH,
+                confirmed_off: ["db2", "db3"].map(|member| member.parse().unwrap()).into(),
+            }),
         }
     }
 

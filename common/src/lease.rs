@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeSet, fmt, str::FromStr, time::Duration};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -122,6 +123,15 @@ pub struct FenceStages {
     pub problems: Vec<String>,
 }
 
+/// That a person has made a member the primary while no coordinator answered (rule P9). It is of the member's present epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forced {
+    /// When, by the wall clock of its machine; for display.
+    pub at: Timestamp,
+    /// Members that the person named as off, to stay so until a coordinator is back.
+    pub confirmed_off: BTreeSet<MemberName>,
+}
+
 /// What a member reports of its authority: by its ledger, its lease, and its promises to others.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Authority {
@@ -141,6 +151,8 @@ pub struct Authority {
     pub prepare_in: Duration,
     /// What its host can do of the fence.
     pub fence: FenceStages,
+    /// Whether a person has made it the primary of its epoch without a coordinator.
+    pub forced: Option<Forced>,
 }
 
 /// A lease, for one member at one epoch: what the coordinator answers a heartbeat with.

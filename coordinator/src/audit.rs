@@ -81,23 +81,32 @@ impl AuditLog {
 
     /// Adds a record; it is durable when this returns, unless the log says that it could not be written.
     pub async fn record(&self, actor: &str, source: &str, action: &str, resource: &str, outcome: &str, detail: &str) {
-        let time = self.0.clock.wall();
-        let record = AuditRecord {
-            id: self.0.ids.next(time),
-            time,
-            actor: actor.to_owned(),
-            source: source.to_owned(),
-            action: action.to_owned(),
-            resource: resource.to_owned(),
-            outcome: outcome.to_owned(),
-            detail: detail.to_owned(),
-        };
-        let key = keys::audit(&record.id.to_string());
-        let transaction = Transaction::default().require_absent(key.clone()).put_json(key, &record);
+        let said = [actor, source, action, resource, outcome, detail];
+        let transaction = self.add_to(Transaction::default(), said);
         if let Err(error) = self.0.store.commit(transaction).await {
             let error = ErrorChain(&error);
             tracing::error!(actor, action, resource, outcome, detail, %error, "an audit record was not written");
         }
+    }
+
+    /// Adds a record of the coordinator's own to a commit, so that there is exactly one with what it is about.
+    pub fn with_own(
+        &self,
+        transaction: Transaction,
+        action: &str,
+        resource: &str,
+        outcome: &str,
+        detail: &str,
+    ) -> Transaction {
+        self.add_to(transaction, [SELF, "", action, resource, outcome, detail])
+    }
+
+    fn add_to(&self, transaction: Transaction, said: [&str; 6]) -> Transaction {
+        let time = self.0.clock.wall();
+        let [actor, source, action, resource, outcome, detail] = said.map(ToOwned::to_owned);
+        let record = AuditRecord { id: self.0.ids.next(time), time, actor, source, action, resource, outcome, detail };
+        let key = keys::audit(&record.id.to_string());
+        transaction.require_absent(key.clone()).put_json(key, &record)
     }
 
     /// Reads records, oldest first, `limit` at most: only those of a cluster, at or after a time, and after an id (which need

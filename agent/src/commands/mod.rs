@@ -4,6 +4,7 @@
 //! 5 denied, 6 unreachable.
 
 mod check;
+mod force_primary;
 mod join;
 mod output;
 mod remove_gate;
@@ -40,6 +41,9 @@ enum Command {
     Check(check::Arguments),
     /// Shows the state of this node, without the coordinator
     Status(status::Arguments),
+    /// Makes this member the primary while no coordinator can be brought back: the last resort
+    #[command(long_about = force_primary::LONG_ABOUT)]
+    ForcePrimary(force_primary::Arguments),
     /// Takes the gate out of the kernel, when the agent is removed from this machine
     RemoveGate(remove_gate::Arguments),
     /// Starts programs for the agent; not for people
@@ -131,6 +135,7 @@ pub fn run(line: CommandLine) -> ExitCode {
         Command::Join(arguments) => join::run(arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::ForcePrimary(arguments) => force_primary::run(&arguments),
         Command::RemoveGate(arguments) => remove_gate::run(&arguments),
         Command::Helper(wanted) => match helper::run(wanted) {
             Err(error) => Err(Failure::of(&error)),

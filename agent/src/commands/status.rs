@@ -2,7 +2,8 @@
 
 use regent_common::{
     identity::{IdentityDirectory, Principal},
-    lease::LeaseSource,
+    ids::MemberName,
+    lease::{Forced, LeaseSource},
     tls::ReloadingIdentity,
     topology::Role,
 };
@@ -94,7 +95,8 @@ fn yes_no(value: bool) -> String {
 }
 
 fn of_member(member: &MemberStatus) -> Vec<(&'static str, String)> {
-    vec![
+    let forced = member.forced.as_ref().map(|forced| ("forced", of_forced(forced)));
+    let lines = vec![
         ("member", format!("{} of cluster {}", member.member, member.cluster)),
         ("role", member.role.map_or_else(none, |role| format!("{role:?}").to_lowercase())),
         ("epoch", member.epoch.to_string()),
@@ -103,7 +105,17 @@ fn of_member(member: &MemberStatus) -> Vec<(&'static str, String)> {
         ("fenced", yes_no(member.fenced)),
         ("data must not start", yes_no(member.dirty)),
         ("port", member.port.to_string()),
-    ]
+    ];
+    lines.into_iter().chain(forced).collect()
+}
+
+fn of_forced(forced: &Forced) -> String {
+    let off = forced.confirmed_off.iter().map(MemberName::as_str).collect::<Vec<_>>().join(", ");
+    let at = forced.at;
+    if off.is_empty() {
+        return format!("by a person at {at}");
+    }
+    format!("by a person at {at}, who named {off} as off: to stay off until a coordinator has adopted this primary")
 }
 
 fn of_electorate(member: &MemberStatus) -> String {

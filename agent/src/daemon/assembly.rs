@@ -16,6 +16,7 @@ use tonic::service::Routes;
 use super::{DaemonError, contact};
 use crate::{
     enroll::Addresses,
+    force::Force,
     gate::Gate,
     ledger::LedgerStore,
     member::Member,
@@ -62,6 +63,8 @@ pub struct Assembled {
     pub routes: Routes,
     /// Certificates that count no more.
     pub revocations: Revocations,
+    /// Carries out what a person may order without a coordinator.
+    pub force: Arc<Force>,
 }
 
 // === impl Assembly ===
@@ -74,7 +77,7 @@ impl Assembly {
             self;
         let coordinator_id = identity.identity().coordinator_id;
         let calls = PeerCalls::new(Arc::clone(&dialer), identity.clone(), coordinator_id.clone());
-        let (peers, endorsers, stopped) = (Arc::new(calls.clone()), Arc::new(calls), stop.clone());
+        let (peers, endorsers, stopped) = (Arc::new(calls.clone()), Arc::new(calls.clone()), stop.clone());
         let parts = Parts {
             name,
             coordinator_id,
@@ -95,8 +98,9 @@ impl Assembly {
             .map_err(|status| DaemonError::Services(status.message().to_owned()))?;
         let steps = node.executor.table().changes();
         tokio::spawn(observe::run(node.member.clone(), steps, LOOK_PERIOD, stop.clone()));
+        let force = Force::new(node.clone(), calls, Arc::clone(&dialer), identity.clone(), coordinators.clone());
         let announcing = contact::Announcing { dialer, node: node.clone(), identity, coordinators, addresses };
         tokio::spawn(announcing.run(stop.clone()));
-        Ok(Assembled { node, routes, revocations })
+        Ok(Assembled { node, routes, revocations, force: Arc::new(force) })
     }
 }

@@ -35,12 +35,13 @@ pub use assembly::{Assembled, Assembly};
 use crate::{
     config::Config,
     enroll::{Addresses, Enrollment},
+    force::Force,
     gate::{Gate, measured::Measured, nftables::NftablesGate, none::NoGate},
     host, http,
     ledger::{LedgerError, LedgerStore, RealDisk},
+    local,
     member::{Engines, Member, Place, data_in},
     node::{KeeperRuns, Node},
-    status,
 };
 
 /// Time between two looks at the identity's files.
@@ -172,10 +173,10 @@ impl Daemon {
             coordinators: self.coordinators(),
             addresses: Addresses::of(config),
         };
-        let Assembled { node, routes, revocations } = assembly.start(&stop).await?;
+        let Assembled { node, routes, revocations, force } = assembly.start(&stop).await?;
         // Whatever ends the agent ends all of it.
         let _all = stop.clone().drop_guard();
-        self.spawn_around(&node, &identity, plain, &stop);
+        self.spawn_around(&node, force, &identity, plain, &stop);
         tracing::info!(node = %node.name, address = %config.listen, "the agent runs");
         if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
             tracing::warn!(%error, "systemd was not told that the agent runs");
@@ -233,6 +234,7 @@ impl Daemon {
     fn spawn_around(
         &self,
         node: &Arc<Node>,
+        force: Arc<Force>,
         identity: &ReloadingIdentity,
         plain: Option<TcpListener>,
         stop: &CancellationToken,
@@ -251,7 +253,7 @@ impl Daemon {
         }
         let (socket, told, until) = (config.status_socket(), node.clone(), stop.clone());
         tokio::spawn(async move {
-            if let Err(error) = status::serve(&socket, told, until).await {
+            if let Err(error) = local::serve(&socket, told, force, until).await {
                 tracing::warn!(socket = %socket.display(), error = %ErrorChain(&error), "status is told by the ledger alone");
             }
         });

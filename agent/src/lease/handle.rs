@@ -194,6 +194,12 @@ impl LeaseHandle {
         self.shared.standing()
     }
 
+    /// Highest epoch that anybody has told this process of.
+    pub fn told_epoch(&self) -> Epoch {
+        let told = self.shared.holder().told_epoch();
+        told.max(self.promises().barred_below())
+    }
+
     /// The promises of this member.
     pub fn promises(&self) -> MutexGuard<'_, Promises> {
         self.shared.promises()
@@ -260,6 +266,7 @@ impl LeaseHandle {
             heard: promises.heard(now),
             prepare_in: promises.prepare_in(now, membership.epoch.next(), membership.longest_ttl()),
             fence,
+            forced: membership.forced.clone(),
         }
     }
 

@@ -14,6 +14,8 @@ use regent_common::{
     position::Position,
 };
 
+use crate::ledger::Membership;
+
 /// Who asks, for how long, and what he says of himself.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Asker {
@@ -142,6 +144,22 @@ impl Promises {
         let longest_ttl = longest_ttl.filter(|_| !mutation::broken(Rule::E2Start));
         let forgotten = longest_ttl.map_or(Duration::ZERO, |ttl| self.started.plus(ttl + margin(ttl)).awaited_for(now));
         self.promised_for(now, epoch).max(forgotten)
+    }
+
+    /// How long a person who makes this member the primary has to wait (rule P9): for every promise of whichever epoch, and after
+    /// a start for those of an earlier process. Not for the latter where a person's word is in the ledger: none was given since.
+    pub fn force_in(&self, now: Moment, membership: Option<&Membership>) -> Duration {
+        let every = Epoch(u64::MAX);
+        match membership {
+            Some(membership) if membership.forced.is_some() => self.promised_for(now, every),
+            Some(membership) => self.prepare_in(now, every, membership.longest_ttl()),
+            None => self.promised_for(now, every),
+        }
+    }
+
+    /// Nothing below this epoch is endorsed by this process.
+    pub fn barred_below(&self) -> Epoch {
+        self.barred_below
     }
 
     /// What a primary said of its lease when it last asked (rule E4).

@@ -11,7 +11,7 @@ use std::{
 
 use regent_common::{
     ids::{ClusterId, ClusterName, Epoch, MemberName, OperationId, OperationToken, Revision},
-    lease::{Electorate, Profile, Timing},
+    lease::{Electorate, Forced, Profile, Timing},
     mutation::{self, Rule},
     position::Position,
     topology::{ClusterSpec, Endpoint, Peer, Role},
@@ -24,6 +24,9 @@ pub const FORMAT: u32 = 1;
 
 /// Operations whose steps are remembered; a coordinator that resumes one resumes the last.
 const OPERATIONS_REMEMBERED: usize = 20;
+
+/// Version of the empty electorate with which a forced reign begins; versions count within an epoch (rule M1).
+const FORCED_VERSION: u64 = 1;
 
 /// Everything that this node has to remember over a restart.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -112,6 +115,9 @@ pub struct Membership {
     /// Highest position of the primary that was ever heard (rule P3).
     #[serde(default)]
     pub primary_position_heard: Option<Position>,
+    /// That a person has made this member the primary of the present epoch, without a coordinator (rule P9).
+    #[serde(default)]
+    pub forced: Option<Forced>,
 }
 
 /// A [`ClusterSpec`] without its secrets.
@@ -347,7 +353,20 @@ impl Membership {
             // Whether a primary is established is said anew in each epoch (rule L5).
             self.established = false;
             self.electorate = None;
+            // A person's word was for the epoch that it was given for.
+            self.forced = None;
         }
+    }
+
+    /// Records that a person makes this member the primary of the present epoch (rule P9): established, with nobody to ask, so
+    /// that it goes on alone (rule E1). Said twice, the first word stays.
+    pub fn force(&mut self, epoch: Epoch, forced: Forced) {
+        if self.epoch != epoch || self.forced.is_some() {
+            return;
+        }
+        self.established = true;
+        self.electorate = Some(Electorate { version: FORCED_VERSION, members: BTreeSet::new() });
+        self.forced = Some(forced);
     }
 
     /// Marks that the engine may become writable in this epoch, before it does (rule L6).

@@ -65,6 +65,7 @@ fn membership(epoch: u64, token: u64) -> Membership {
         fenced_epoch: None,
         fenced: false,
         primary_position_heard: None,
+        forced: None,
     }
 }
 

@@ -1,40 +1,31 @@
-//! What a person on this machine can know of the agent without the coordinator: from the running agent over a socket
-//! that only its user can open, else from the ledger alone.
+//! What a person on this machine can know of the agent without the coordinator: from the running agent over its own socket
+//! ([`crate::local`]), else from the ledger alone.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::{Read, Write},
-    os::unix::{fs::PermissionsExt, net::UnixStream},
     path::Path,
-    sync::Arc,
-    time::Duration,
 };
 
-use axum::{Json, Router, extract::State, routing::get};
 use jiff::Timestamp;
 use regent_common::{
     clock::Moment,
     convert::to_millis,
     ids::{ClusterName, Epoch, MemberName},
-    lease::{Authority, Electorate, FenceStages, LeaseSource},
+    lease::{Authority, Electorate, FenceStages, Forced, LeaseSource},
     topology::{EngineObservation, Role},
 };
 use serde::{Deserialize, Serialize};
-use tokio::net::UnixListener;
-use tokio_util::sync::CancellationToken;
 
 use self::outlook::Outlook;
 use crate::{
     answers::Answering,
     gate::{Gate, GateState, Open},
     ledger::Ledger,
+    local,
     node::Node,
 };
 
 mod outlook;
-
-/// How long the running agent may take to answer.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// The state of this node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -154,6 +145,9 @@ pub struct MemberStatus {
     /// Whom the primary has to ask for endorsement; absent while it is not known.
     #[serde(default)]
     pub electorate: Option<Electorate>,
+    /// That a person has made it the primary of this epoch without a coordinator; absent when nobody has.
+    #[serde(default)]
+    pub forced: Option<Forced>,
     /// Whether a fence stands.
     pub fenced: bool,
     /// Whether the data must not be started.
@@ -183,6 +177,7 @@ impl Status {
                 writable_epoch: membership.writable_epoch,
                 established: membership.established,
                 electorate: membership.electorate.clone(),
+                forced: membership.forced.clone(),
                 fenced: membership.fenced,
                 dirty: membership.must_not_start(),
                 port: membership.port,
@@ -198,7 +193,8 @@ impl Status {
         }
     }
 
-    async fn of_node(node: &Node) -> Self {
+    /// The state of a running agent.
+    pub async fn of_node(node: &Node) -> Self {
         let contact = node.contact.borrow().clone();
         let observation = node.observation();
         let ledger = node.ledger().read();
@@ -242,13 +238,7 @@ impl Status {
 
     /// Asks the running agent; `None` when none answers.
     pub fn of_running_agent(socket: &Path) -> Option<Self> {
-        let mut stream = UnixStream::connect(socket).ok()?;
-        stream.set_read_timeout(Some(ANSWER_WITHIN)).ok()?;
-        stream.write_all(b"GET /status HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        let (_, body) = answer.split_once("\r\n\r\n")?;
-        serde_json::from_str(body).ok()
+        serde_json::from_str(&local::get_status(socket).ok()?.body).ok()
     }
 }
 
@@ -342,23 +332,5 @@ impl PromiseStatus {
     }
 }
 
-/// Answers people on this machine until told to stop.
-pub async fn serve(socket: &Path, node: Arc<Node>, stop: CancellationToken) -> std::io::Result<()> {
-    // An agent that was killed leaves its socket behind; that no other one lives is sure by the lock.
-    match std::fs::remove_file(socket) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    let listener = UnixListener::bind(socket)?;
-    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
-    let router = Router::new().route("/status", get(show)).with_state(node);
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
-}
-
-async fn show(State(node): State<Arc<Node>>) -> Json<Status> {
-    Json(Status::of_node(&node).await)
-}
-
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -12,7 +12,7 @@ use super::*;
 use crate::ledger::{Membership, StoredSpec};
 
 /// db1, primary of epoch 3 in a cluster of three.
-pub(super) fn membership() -> Membership {
+pub(crate) fn membership() -> Membership {
     let peer = |number: u8| Peer {
         member: format!("db{number}").parse().unwrap(),
         node: format!("n{number}").parse().unwrap(),
@@ -48,6 +48,7 @@ pub(super) fn membership() -> Membership {
         fenced_epoch: None,
         fenced: false,
         primary_position_heard: None,
+        forced: None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use regent_common::{
     convert::ConvertError,
+    lease::Forced,
     position::Position,
     topology::{ClusterSpec, Peer},
 };
@@ -75,6 +76,11 @@ pub enum Action {
     },
     /// Flushes the primary.
     Checkpoint,
+    /// Makes this member the primary on the word of a person, without a coordinator (rule P9). Never comes over the wire.
+    ForcePrimary {
+        /// What the person said, and when.
+        forced: Forced,
+    },
 }
 
 /// Why an action from the wire was refused.
@@ -126,6 +132,7 @@ impl Action {
             Self::Rewind { .. } => "rewind",
             Self::Release { .. } => "release",
             Self::Checkpoint => "checkpoint",
+            Self::ForcePrimary { .. } => "force_primary",
         }
     }
 
@@ -145,7 +152,8 @@ impl Action {
             | Self::Follow { .. }
             | Self::Examine { .. }
             | Self::Rewind { .. }
-            | Self::Checkpoint => Claim::Act,
+            | Self::Checkpoint
+            | Self::ForcePrimary { .. } => Claim::Act,
         }
     }
 

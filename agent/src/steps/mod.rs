@@ -73,7 +73,7 @@ const GRACE: Duration = Duration::from_secs(5);
 
 fn stopping(action: &Action) -> Stopping {
     match action {
-        Action::Initialize | Action::Promote => Stopping::AtItsEnd,
+        Action::Initialize | Action::Promote | Action::ForcePrimary { .. } => Stopping::AtItsEnd,
         Action::Clone { .. } | Action::Swap { .. } | Action::Rewind { .. } => Stopping::Within(GRACE),
         Action::Assign { .. }
         | Action::Configure { .. }
@@ -200,10 +200,18 @@ impl Executor {
     /// The higher epoch is kept in any case: nothing lower is endorsed any more.
     async fn respect_promises(&self, header: &Header, action: &Action) -> Result<(), StepError> {
         let epoch = header.epoch;
-        let longest = self.ledger.read().membership.as_ref().and_then(|membership| membership.longest_ttl());
+        let membership = self.ledger.read().membership.clone();
+        let longest = membership.as_ref().and_then(|membership| membership.longest_ttl());
         let left = {
             let now = self.lease.clock().now();
             let mut promises = self.lease.promises();
+            if matches!(action, Action::ForcePrimary { .. }) {
+                let left = promises.force_in(now, membership.as_ref());
+                if !left.is_zero() {
+                    // Not barred, and the epoch not kept: nothing is to change for a primary that lives by this member's word.
+                    return Err(StepError::PromiseStands { left });
+                }
+            }
             promises.bar(epoch);
             match action {
                 Action::Prepare { old_primary_fenced: true } => {
@@ -222,7 +230,8 @@ impl Executor {
                 | Action::Examine { .. }
                 | Action::Rewind { .. }
                 | Action::Release { .. }
-                | Action::Checkpoint => Duration::ZERO,
+                | Action::Checkpoint
+                | Action::ForcePrimary { .. } => Duration::ZERO,
             }
         };
         if left.is_zero() {

@@ -408,13 +408,20 @@ impl Actor {
             tracing::error!(error = %ErrorChain(&error), "the store's revision cannot be raised");
             return true;
         }
-        let transaction = match self.end_of_operation(record).await {
+        let forced = adoption::forced(record, &reports);
+        let resource = record.name.resource();
+        let mut transaction = match self.end_of_operation(record).await {
             Ok(transaction) => transaction,
             Err(error) => {
                 tracing::error!(error = %ErrorChain(&*error), "the operation of before cannot be ended");
                 return true;
             }
         };
+        for (_, detail) in &forced {
+            // In the same commit: it is written down once, and not at all only if nothing is adopted.
+            let detail = format!("{resource}: {detail}");
+            transaction = self.environment.audit.with_own(transaction, "FORCED", &resource, "adopted", &detail);
+        }
         let mut said = String::new();
         let adopted = self.cluster.change(|record| {
             said = adoption::adopt(record, &reports);
@@ -424,8 +431,11 @@ impl Actor {
             Ok(_) => {
                 self.adopted = above;
                 tracing::warn!(said, "what the ledgers say is adopted");
-                self.write_down("ADOPTED", &record.name.resource(), "decided", &said).await;
-                self.tell("ADOPTED", &record.name.resource(), &said, BTreeMap::new()).await;
+                for (_, detail) in &forced {
+                    self.tell("FORCED", &resource, detail, BTreeMap::new()).await;
+                }
+                self.write_down("ADOPTED", &resource, "decided", &said).await;
+                self.tell("ADOPTED", &resource, &said, BTreeMap::new()).await;
                 self.look_at = Duration::ZERO;
             }
             Err(error) => tracing::error!(error = %ErrorChain(&error), "what the ledgers say could not be adopted"),

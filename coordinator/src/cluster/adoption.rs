@@ -3,12 +3,15 @@
 //! A cluster is frozen while that is so: nothing is granted and nothing fails over, endorsement carries on. It ends when all
 //! members have reported: a lease that stands is adopted with its holder's epoch and electorate; else everybody is prepared
 //! anew, as in a failover. Epochs and tokens then start far above everything that was reported.
+//!
+//! The same goes for a member that a person has made the primary while no coordinator answered (rule P9): its epoch is higher than
+//! the stored one. Those that the person named as off are not waited for; they are brought back when they are heard again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use regent_common::{
     ids::{Epoch, MemberName, OperationToken, Revision},
-    lease::Electorate,
+    lease::{Electorate, Forced},
     mutation::{self, Rule},
     topology::{Observation, Role},
 };
@@ -35,6 +38,12 @@ pub fn frozen(record: &ClusterRecord, views: &BTreeMap<MemberName, NodeView>, ad
     let ours = |view: &&NodeView| view.observation.as_ref().is_some_and(|seen| seen.cluster_id == record.id);
     for (member, view) in views.iter().filter(|(_, view)| ours(view)) {
         let seen = view.observation.as_ref().expect("filtered by it");
+        if seen.epoch > record.epoch && seen.authority.forced.is_some() {
+            return Some(format!(
+                "a person has made {member} the primary of epoch {} on its node, and this store has epoch {}",
+                seen.epoch, record.epoch
+            ));
+        }
         if seen.epoch > record.epoch {
             return Some(format!(
                 "{member} has seen epoch {} and this store has {}: the store is older than the cluster",
@@ -51,12 +60,21 @@ pub fn frozen(record: &ClusterRecord, views: &BTreeMap<MemberName, NodeView>, ad
     None
 }
 
-/// What all members report, once they have; else who is missing.
+/// Who a person named as off when he forced a primary (rules P9, T4): it counts as long as nobody has seen a higher epoch.
+fn excused(record: &ClusterRecord, views: &BTreeMap<MemberName, NodeView>) -> BTreeSet<MemberName> {
+    let ours = |view: &NodeView| view.observation.clone().filter(|seen| seen.cluster_id == record.id);
+    let newest = views.values().filter(|view| view.connected).filter_map(ours).max_by_key(|seen| seen.epoch);
+    let forced = newest.filter(|seen| seen.epoch > record.epoch).and_then(|seen| seen.authority.forced);
+    forced.map(|forced| forced.confirmed_off).unwrap_or_default()
+}
+
+/// What all members report, once they have; else who is missing. Who is off by a person's word is not waited for.
 pub fn reports<'a>(
     record: &ClusterRecord,
     views: &'a BTreeMap<MemberName, NodeView>,
 ) -> Result<BTreeMap<MemberName, &'a Observation>, Vec<MemberName>> {
     let (mut seen, mut missing) = (BTreeMap::new(), Vec::new());
+    let excused = excused(record, views);
     for member in record.members.keys() {
         let view = views.get(member).filter(|view| view.connected);
         match view.and_then(|view| view.observation.as_ref()).filter(|seen| seen.cluster_id == record.id) {
@@ -68,10 +86,26 @@ pub fn reports<'a>(
                 missing.push(member.clone());
             }
             Some(observation) => drop(seen.insert(member.clone(), observation)),
+            None if excused.contains(member) => {}
             None => missing.push(member.clone()),
         }
     }
     if missing.is_empty() { Ok(seen) } else { Err(missing) }
+}
+
+/// The members that a person has forced to be the primary since the store knew of an epoch, each with a sentence for the audit.
+pub fn forced(record: &ClusterRecord, reports: &BTreeMap<MemberName, Observation>) -> Vec<(MemberName, String)> {
+    let told = |(member, seen): (&MemberName, &Observation)| {
+        let Forced { at, confirmed_off } = seen.authority.forced.as_ref().filter(|_| seen.epoch > record.epoch)?;
+        let off = confirmed_off.iter().map(MemberName::as_str).collect::<Vec<_>>().join(", ");
+        let off = if off.is_empty() { "no other member" } else { &off };
+        let sentence = format!(
+            "root of its node made {member} the primary of epoch {} at {at}, while no coordinator answered, and named as off: {off}",
+            seen.epoch
+        );
+        Some((member.clone(), sentence))
+    };
+    reports.iter().filter_map(told).collect()
 }
 
 /// Takes over what is reported.
@@ -182,6 +216,55 @@ mod tests {
         let reign = record.reign.as_ref().unwrap();
         assert_eq!((reign.newest().version, reign.promotable()), (1004, [name(1)].into()));
         assert!(record.members.values().all(|member| member.state == MemberState::Ready));
+    }
+
+    /// db2, made the primary of epoch 1001 by a person who named db1 as off.
+    fn forced_primary(stands: bool) -> Observation {
+        let mut seen = primary_at(1001, stands);
+        seen.authority.electorate = Some(Electorate { version: 1, members: BTreeSet::new() });
+        let at = jiff::Timestamp::UNIX_EPOCH;
+        seen.authority.forced = Some(Forced { at, confirmed_off: [name(1)].into() });
+        seen
+    }
+
+    #[test]
+    fn a_forced_primary_is_adopted_without_those_that_were_named_as_off() {
+        let mut record = cluster();
+        let views = BTreeMap::from([(name(2), view(forced_primary(true)))]);
+        let why = frozen(&record, &views, Revision(0)).unwrap();
+        assert!(why.contains("a person has made db2 the primary of epoch 1001"), "{why}");
+        let reports: BTreeMap<_, _> =
+            reports(&record, &views).unwrap().into_iter().map(|(member, seen)| (member, seen.clone())).collect();
+        let told = forced(&record, &reports);
+        assert_eq!(told.len(), 1);
+        assert!(told[0].1.contains("named as off: db1"), "{}", told[0].1);
+        adopt(&mut record, &reports);
+        assert_eq!((record.epoch, record.primary.clone(), record.established), (Epoch(1001), Some(name(2)), true));
+        assert!(record.promotable().is_empty(), "nobody could take its place yet");
+        assert_eq!(record.members[&name(1)].state, MemberState::NeedsRejoin);
+        assert_eq!(record.members[&name(2)].state, MemberState::Ready);
+        assert_eq!(forced(&record, &reports), [], "it is written down once");
+        assert_eq!(frozen(&record, &views, Revision(0)), None);
+    }
+
+    #[test]
+    fn a_persons_word_is_not_enough_where_somebody_has_seen_a_higher_epoch() {
+        let mut record = cluster();
+        let third = record.members[&name(2)].clone();
+        record.members.insert(name(3), third);
+        let mut views = BTreeMap::from([(name(2), view(forced_primary(true)))]);
+        assert_eq!(reports(&record, &views), Err(vec![name(3)]), "nobody said that db3 is off");
+        views.insert(name(3), view(primary_at(1002, false)));
+        assert_eq!(reports(&record, &views), Err(vec![name(1)]), "db1 is waited for like in every adoption");
+    }
+
+    #[test]
+    fn a_forced_primary_without_a_lease_is_prepared_like_any_other() {
+        let mut record = cluster();
+        adopt(&mut record, &[(name(2), forced_primary(false))].into());
+        assert_eq!((record.epoch, record.primary.clone()), (Epoch(2001), None));
+        assert_eq!(record.may_be_writable, [name(2)].into());
+        assert_eq!(record.members[&name(1)].state, MemberState::NeedsRejoin);
     }
 
     #[test]

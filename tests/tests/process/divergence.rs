@@ -1,30 +1,17 @@
 //! A former primary that went its own way comes back without a person, and what it had of its own is reported.
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{fs, process::Command};
 
 use nix::sys::signal::Signal;
 use regent_proto::coordinator::v1 as wire;
 use regent_tests::{
     api,
     cluster::run,
-    engines,
-    process::{self, Daemon, as_user},
-    wait,
+    engines, process,
     workload::{checker::Stored, postgres},
 };
 
-use crate::support::{CLUSTER, SOON, Trio};
-
-/// Command line and folder of a running engine, so that a person's start by hand can be imitated.
-fn how_it_was_started(pid: u32) -> (Vec<String>, PathBuf) {
-    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
-    let words = line.split(|byte| *byte == 0).filter(|word| !word.is_empty());
-    let words = words.map(|word| String::from_utf8(word.to_vec()).unwrap()).collect();
-    let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
-    let mut words: Vec<String> = words;
-    words[0] = program.to_str().unwrap().to_owned();
-    (words, fs::read_link(format!("/proc/{pid}/cwd")).unwrap())
-}
+use crate::support::{CLUSTER, SOON, Trio, how_it_was_started, write_by_hand};
 
 /// Kills the primary's engine, then its agent before the engine is brought back; starts the engine by hand and writes to
 /// it. Returns the old primary's member and node. `spoil` is done to the stopped data before the agent is back.
@@ -41,31 +28,7 @@ async fn diverge(trio: &mut Trio, spoil: impl FnOnce(&std::path::Path)) -> (Stri
     assert!(!data.join("standby.signal").exists(), "the agent was quicker than this test: it follows already");
     assert!(regent_tests::folder::processes_in(&data).unwrap().is_empty(), "the engine was started again already");
 
-    // The gate outlives the agent: what is started by hand reaches nobody until a person takes the gate away as well.
-    trio.fleet.agent(&node).command("remove-gate").and_then(run).unwrap();
-    let mut by_hand = Command::new(&command[0]);
-    by_hand.args(&command[1..]).current_dir(&data);
-    as_user(&mut by_hand, "postgres").unwrap();
-    let mut engine = Daemon::start("by hand", by_hand, &trio.folder.join("by-hand.log")).unwrap();
-    let login = trio.login.clone();
-    let client = wait::until("the engine started by hand", Duration::from_secs(30), || async {
-        let (client, _) = postgres::connect(&login, &address).await?;
-        let insert = format!("INSERT INTO {} VALUES ('by hand', 1, 'old')", postgres::TABLE);
-        client.execute(&insert, &[]).await?;
-        Ok(client)
-    })
-    .await
-    .unwrap();
-    for number in 2..200_i64 {
-        let insert = format!("INSERT INTO {} VALUES ('by hand', $1, 'old')", postgres::TABLE);
-        client.execute(&insert, &[&number]).await.unwrap();
-    }
-    // So much that the log goes on in other files: what is thrown away below is not what the engine starts from.
-    let more = "CREATE TABLE by_hand AS SELECT repeat('x', 1000) AS filler FROM generate_series(1, 60000)";
-    client.batch_execute(more).await.unwrap();
-    drop(client);
-    engine.signal(Signal::SIGINT).unwrap();
-    engine.wait(SOON).await.unwrap();
+    write_by_hand(trio, &node, &address, &command, &data).await;
     spoil(&data);
     trio.fleet.agent(&node).start().unwrap();
     (old, node)

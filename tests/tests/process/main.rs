@@ -10,6 +10,7 @@ mod bad_input;
 mod crash;
 mod divergence;
 mod failover;
+mod forced;
 mod full_disk;
 mod joining;
 mod late_answers;

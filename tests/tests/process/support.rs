@@ -1,15 +1,22 @@
 //! What the tests have in common: a fleet with a cluster, and the faults.
 
-use std::time::Duration;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use nix::sys::signal::Signal;
 use regent_common::error::{Reason, reason_of};
 use regent_proto::coordinator::v1 as wire;
 use regent_tests::{
     api::{self, Api, request_id},
-    cluster::Fleet,
+    cluster::{Fleet, run},
     folder::TestFolder,
-    logcheck, process,
+    logcheck,
+    process::{self, Daemon, as_user},
+    wait,
     workload::{Login, postgres, writers::Writers},
 };
 use tonic::Status;
@@ -86,6 +93,46 @@ impl Trio {
         let logs = self.fleet.logs();
         logcheck::check(logs.iter().map(std::path::PathBuf::as_path), expected).unwrap();
     }
+}
+
+/// Command line and folder of a running engine, so that a person's start by hand can be imitated.
+pub(crate) fn how_it_was_started(pid: u32) -> (Vec<String>, PathBuf) {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+    let words = line.split(|byte| *byte == 0).filter(|word| !word.is_empty());
+    let words = words.map(|word| String::from_utf8(word.to_vec()).unwrap()).collect();
+    let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+    let mut words: Vec<String> = words;
+    words[0] = program.to_str().unwrap().to_owned();
+    (words, fs::read_link(format!("/proc/{pid}/cwd")).unwrap())
+}
+
+/// Starts the dead engine of a node whose agent does not run, with nobody's leave, writes to it as `by hand`, and stops it.
+pub(crate) async fn write_by_hand(trio: &mut Trio, node: &str, address: &str, command: &[String], data: &Path) {
+    // The gate outlives the agent: what is started by hand reaches nobody until a person takes the gate away as well.
+    trio.fleet.agent(node).command("remove-gate").and_then(run).unwrap();
+    let mut by_hand = Command::new(&command[0]);
+    by_hand.args(&command[1..]).current_dir(data);
+    as_user(&mut by_hand, "postgres").unwrap();
+    let mut engine = Daemon::start("by hand", by_hand, &trio.folder.join("by-hand.log")).unwrap();
+    let login = trio.login.clone();
+    let client = wait::until("the engine started by hand", Duration::from_secs(30), || async {
+        let (client, _) = postgres::connect(&login, address).await?;
+        let insert = format!("INSERT INTO {} VALUES ('by hand', 1, 'old')", postgres::TABLE);
+        client.execute(&insert, &[]).await?;
+        Ok(client)
+    })
+    .await
+    .unwrap();
+    for number in 2..200_i64 {
+        let insert = format!("INSERT INTO {} VALUES ('by hand', $1, 'old')", postgres::TABLE);
+        client.execute(&insert, &[&number]).await.unwrap();
+    }
+    // So much that the log goes on in other files: what is thrown away of it is not what the engine starts from.
+    let more = "CREATE TABLE by_hand AS SELECT repeat('x', 1000) AS filler FROM generate_series(1, 60000)";
+    client.batch_execute(more).await.unwrap();
+    drop(client);
+    engine.signal(Signal::SIGINT).unwrap();
+    engine.wait(SOON).await.unwrap();
 }
 
 /// Checks that a call was refused with this reason and code, and that the message tells a person something.

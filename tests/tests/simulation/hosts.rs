@@ -177,7 +177,7 @@ async fn run_agent(machine: &Machine, engines: &FakeWorld, stop: &CancellationTo
         coordinators: vec![format!("{COORDINATOR}:{COORDINATOR_PORT}")],
         addresses: Addresses { agent: machine.agent_address(), public: String::new(), private: String::new() },
     };
-    let daemon::Assembled { node: _node, routes, revocations } = assembly.start(stop).await?;
+    let daemon::Assembled { node: _node, routes, revocations, force: _ } = assembly.start(stop).await?;
     let listener = TcpListener::bind(("0.0.0.0", 7421)).await?;
     let options = ServeOptions { revocations };
     Ok(transport::serve_incoming(incoming(listener), identity, routes, options, stop.clone()).await?)

@@ -168,6 +168,11 @@ impl Holder {
         self.heartbeats.clear();
     }
 
+    /// Highest epoch that a coordinator or a member has told of.
+    pub fn told_epoch(&self) -> Epoch {
+        self.stored_epoch.max(self.revoked_below)
+    }
+
     /// What the ledger says.
     pub fn reign(&self) -> Option<&Reign> {
         self.reign.as_ref()

@@ -84,6 +84,7 @@ fn reigning(recorded: Option<Electorate>) -> Ledger {
         fenced_epoch: None,
         fenced: false,
         primary_position_heard: None,
+        forced: None,
     };
     membership.begin_reign(Epoch(3), "boot");
     Ledger { membership: Some(membership), ..Ledger::default() }

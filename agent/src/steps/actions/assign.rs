@@ -90,6 +90,7 @@ fn enter(context: &StepContext, spec: &ClusterSpec, port: u16, distrusted: bool)
         fenced_epoch: None,
         fenced: false,
         primary_position_heard: None,
+        forced: None,
     }
 }
 

@@ -12,6 +12,7 @@ mod discard_kept;
 mod examine;
 mod fence;
 mod follow;
+mod force_primary;
 mod initialize;
 mod prepare;
 mod promote;
@@ -40,5 +41,6 @@ pub(super) async fn run(context: &StepContext, action: Action) -> Result<Done, S
         Action::Rewind { source } => rewind::run(context, source).await,
         Action::Release { keep_data } => release::run(context, keep_data).await,
         Action::Checkpoint => checkpoint::run(context).await,
+        Action::ForcePrimary { forced } => force_primary::run(context, forced).await,
     }
 }

@@ -126,7 +126,9 @@ pub fn sentence(facts: &ClusterFacts<'_>, decision: &Decision) -> String {
 
 fn of_frozen(Frozen { why, missing }: &Frozen) -> String {
     if missing.is_empty() {
-        return format!("frozen: {why}; every member has reported, and what they say is being adopted by itself");
+        return format!(
+            "frozen: {why}; all that are waited for have reported, and what they say is being adopted by itself"
+        );
     }
     format!(
         "frozen: {why}; nothing is granted and nobody is promoted, and a primary whom the others endorse goes on; put the newest \
