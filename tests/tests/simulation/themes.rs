@@ -175,7 +175,7 @@ impl Theme {
     /// The theme that was made for a rule: its seeds are looked at first when the rule is broken.
     pub(crate) fn for_rule(rule: Rule) -> Self {
         match rule {
-            Rule::E2Start => Self::EndorserRestarts,
+            Rule::E2Start | Rule::E2Promise => Self::EndorserRestarts,
             Rule::E3Prepared => Self::PreparedAsked,
             Rule::M2Leaving => Self::MemberLeaves,
             Rule::M1Ledger => Self::MemberJoins,
@@ -189,23 +189,18 @@ impl Theme {
             Rule::T1Token | Rule::T1Running => Self::OldSteps,
             Rule::L2Maximum => Self::ShorterTimes,
             Rule::L2Restart => Self::ShorterTimesForgotten,
-            Rule::L1Nonce => Self::Replays,
+            Rule::L1Nonce | Rule::L1Stamp | Rule::L2Wait | Rule::P1Evidence => Self::Replays,
             Rule::G5Event => Self::EngineHangs,
             Rule::G2Late => Self::LateRenewals,
-            Rule::E4Alive => Self::Sides,
+            Rule::E4Alive | Rule::E1Some => Self::Sides,
             Rule::T4Stale => Self::OldStore,
             Rule::T2Wipe => Self::SourceGone,
-            Rule::L1Stamp
-            | Rule::L2Wait
-            | Rule::L6Boot
+            Rule::L6Boot
             | Rule::G1Output
             | Rule::G1Peers
             | Rule::G5Ledger
-            | Rule::E1Some
             | Rule::E1Reboot
-            | Rule::E2Promise
             | Rule::M2Joining
-            | Rule::P1Evidence
             | Rule::P3Cut
             | Rule::P5Old
             | Rule::LedgerFlush => Self::Free,
