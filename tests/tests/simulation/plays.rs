@@ -93,6 +93,7 @@ impl<'a> Cast<'a> {
         match theme {
             Theme::Free => {}
             Theme::EndorserRestarts => self.endorser_restarts(),
+            Theme::EndorsedAnew => self.endorsed_anew(),
             Theme::PreparedAsked => self.prepared_asked(),
             Theme::CoordinatorRestarts => self.coordinator_restarts(),
             Theme::MemberLeaves => self.member_leaves(),
@@ -128,6 +129,17 @@ impl<'a> Cast<'a> {
         let mut acts = self.cut_from_members(long);
         acts.extend(self.others.iter().map(|other| on(Kind::AgentCrash, other, brief)));
         self.stage(None, ttl * 5 / 4..ttl * 2, acts);
+    }
+
+    /// The primary is given up and meets the member again before that one is prepared: only the member's promise keeps it from
+    /// being promoted beside a lease that stands again.
+    fn endorsed_anew(&mut self) {
+        let (first, long, slow) = (self.first(), self.long(), self.chance.millis(400..700));
+        let acts =
+            vec![cut(&self.primary, COORDINATOR, long), cut(&first, &self.primary, UNTIL_ENDED), Act::SlowStore(slow)];
+        self.stage(None, 0..1, acts);
+        self.stage(Some("failover"), 0..1, vec![Act::End(Kind::Partition, first)]);
+        self.stage(Some("failover prepare begins"), 0..1, vec![Act::SlowStore(Duration::ZERO)]);
     }
 
     /// The candidate's disk keeps it from beginning its reign, so that there is time to be asked.

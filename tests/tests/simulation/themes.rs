@@ -32,6 +32,8 @@ macro_rules! themes {
 themes! {
     /// Members that have endorsed a primary start again when it is cut off.
     EndorserRestarts,
+    /// A primary that was given up is endorsed anew before the endorser is prepared.
+    EndorsedAnew,
     /// A primary that was cut off asks members which have been prepared.
     PreparedAsked,
     /// A coordinator starts again while the primary is cut off.
@@ -103,6 +105,7 @@ impl Theme {
             | Self::ShorterTimesForgotten
             | Self::EngineHangs => Profile::Standard,
             Self::PreparedAsked
+            | Self::EndorsedAnew
             | Self::MemberLeaves
             | Self::OldElectorate
             | Self::ResyncAlone
@@ -140,7 +143,7 @@ impl Theme {
         };
         match self {
             Self::Free => any,
-            Self::GateOfOne | Self::ResyncAlone => 2,
+            Self::GateOfOne | Self::EndorsedAnew | Self::ResyncAlone => 2,
             Self::EndorserRestarts if chance.percent(70) => 2,
             Self::MemberLeaves
             | Self::MemberJoins
@@ -175,7 +178,8 @@ impl Theme {
     /// The theme that was made for a rule: its seeds are looked at first when the rule is broken.
     pub(crate) fn for_rule(rule: Rule) -> Self {
         match rule {
-            Rule::E2Start | Rule::E2Promise => Self::EndorserRestarts,
+            Rule::E2Start => Self::EndorserRestarts,
+            Rule::E2Promise => Self::EndorsedAnew,
             Rule::E3Prepared => Self::PreparedAsked,
             Rule::M2Leaving => Self::MemberLeaves,
             Rule::M1Ledger => Self::MemberJoins,
