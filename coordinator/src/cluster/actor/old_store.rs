@@ -1,0 +1,103 @@
+//! An actor's look at whether the store is older than what agents have seen, and the adoption of what the ledgers say (rule T4).
+//! What it decides is [`adoption`]'s; here it is carried out.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use regent_common::{
+    error::{ErrorChain, Reason},
+    ids::{MemberName, Revision},
+};
+
+use super::Actor;
+use crate::{
+    cluster::adoption,
+    model::{cluster::ClusterRecord, operation::OperationRecord},
+    nodes::NodeView,
+    operation::{executor, log::Failure},
+    store::{Transaction, get_json, keys},
+};
+
+// === impl Actor ===
+
+impl Actor {
+    /// Rule T4: whether this store is older than what agents have seen. Then nothing is granted and nothing is decided, until
+    /// all have reported and what their ledgers say is adopted.
+    pub(super) async fn look_at_store(
+        &mut self,
+        record: &Arc<ClusterRecord>,
+        views: &BTreeMap<MemberName, NodeView>,
+    ) -> bool {
+        let Some(why) = adoption::frozen(record, views, self.adopted) else {
+            if self.frozen.take().is_some() {
+                self.authority.freeze(false);
+            }
+            return false;
+        };
+        self.authority.freeze(true);
+        if self.frozen.is_none() {
+            tracing::error!(why, "STALE_STORE: the cluster is frozen until every member has reported");
+            self.write_down("FROZEN", &record.name.resource(), "decided", &why).await;
+            self.tell("FROZEN", &record.name.resource(), &why, BTreeMap::new()).await;
+        }
+        self.frozen = Some(why);
+        if let Some(running) = self.running.take() {
+            // It was begun from what is not true any more; the log hears of it with the adoption.
+            running.task.abort();
+        }
+        let Ok(reports) = adoption::reports(record, views) else { return true };
+        let reports: BTreeMap<_, _> = reports.into_iter().map(|(member, seen)| (member, seen.clone())).collect();
+        let highest = views.values().map(|view| view.revision.0).max().unwrap_or_default();
+        let above = Revision(highest + adoption::LEAP);
+        let raised = self.environment.store.raise_revision(above).await;
+        if let Err(error) = raised {
+            tracing::error!(error = %ErrorChain(&error), "the store's revision cannot be raised");
+            return true;
+        }
+        let forced = adoption::forced(record, &reports);
+        let resource = record.name.resource();
+        let mut transaction = match self.end_of_operation(record).await {
+            Ok(transaction) => transaction,
+            Err(error) => {
+                tracing::error!(error = %ErrorChain(&*error), "the operation of before cannot be ended");
+                return true;
+            }
+        };
+        for (_, detail) in &forced {
+            // In the same commit: it is written down once, and not at all only if nothing is adopted.
+            let detail = format!("{resource}: {detail}");
+            transaction = self.environment.audit.with_own(transaction, "FORCED", &resource, "adopted", &detail);
+        }
+        let mut said = String::new();
+        let adopted = self.cluster.change(|record| {
+            said = adoption::adopt(record, &reports);
+            Ok(transaction)
+        });
+        match adopted.await {
+            Ok(_) => {
+                self.adopted = above;
+                tracing::warn!(said, "what the ledgers say is adopted");
+                for (_, detail) in &forced {
+                    self.tell("FORCED", &resource, detail, BTreeMap::new()).await;
+                }
+                self.write_down("ADOPTED", &resource, "decided", &said).await;
+                self.tell("ADOPTED", &resource, &said, BTreeMap::new()).await;
+                self.look_at = Duration::ZERO;
+            }
+            Err(error) => tracing::error!(error = %ErrorChain(&error), "what the ledgers say could not be adopted"),
+        }
+        true
+    }
+
+    /// What ends the operation that the record names, in its log.
+    async fn end_of_operation(
+        &self,
+        record: &ClusterRecord,
+    ) -> Result<Transaction, Box<dyn std::error::Error + Send + Sync>> {
+        let Some(id) = record.operation else { return Ok(Transaction::default()) };
+        let stored = get_json::<OperationRecord>(self.environment.store.as_ref(), &keys::operation(&id)).await?;
+        let Some(operation) = stored else { return Ok(Transaction::default()) };
+        let message = "the store was older than the cluster: what the ledgers say was adopted instead".to_owned();
+        let failure = Failure { reason: Reason::StepSuperseded.as_str().to_owned(), message };
+        Ok(executor::end_in_log(&self.environment, &operation.value, &failure).await?)
+    }
+}
