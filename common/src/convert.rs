@@ -14,8 +14,8 @@ use crate::{
     lease::{Authority, Electorate, FenceStages, Forced, Grant, HeardLease, LeaseReport, LeaseSource},
     position::{IntervalSet, Position},
     topology::{
-        ClusterSpec, ConnectionFormat, Divergence, Endpoint, EngineObservation, EngineOffer, EngineState, HostFacts,
-        Observation, Peer, Progress, Role, Ternary,
+        ClusterSpec, ConnectionFormat, Divergence, Endpoint, EngineObservation, EngineOffer, EngineState,
+        HeardPosition, HostFacts, Observation, Peer, Progress, Role, Ternary,
     },
 };
 
@@ -299,6 +299,22 @@ impl TryFrom<wire::HeardLease> for HeardLease {
             lease: message.lease.ok_or_else(|| missing("lease"))?.into(),
             position: message.position.map(Into::into),
             age: Duration::from_millis(message.age_millis),
+        })
+    }
+}
+
+impl From<&HeardPosition> for wire::HeardPosition {
+    fn from(heard: &HeardPosition) -> Self {
+        Self { member: heard.member.to_string(), position: Some((&heard.position).into()) }
+    }
+}
+
+impl TryFrom<wire::HeardPosition> for HeardPosition {
+    type Error = ConvertError;
+    fn try_from(message: wire::HeardPosition) -> Result<Self, ConvertError> {
+        Ok(Self {
+            member: message.member.parse()?,
+            position: message.position.ok_or_else(|| missing("position"))?.into(),
         })
     }
 }

@@ -79,6 +79,15 @@ pub struct Peer {
     pub agent_address: String,
 }
 
+/// How far a member had come by its own word: what it said when it asked for endorsement, or what its stream told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeardPosition {
+    /// Who had.
+    pub member: MemberName,
+    /// How far.
+    pub position: Position,
+}
+
 /// What every member of a cluster applies.
 #[derive(Debug, Clone)]
 pub struct ClusterSpec {
