@@ -184,6 +184,7 @@ mod tests {
             dirty: false,
             engine,
             authority: Authority { lease, ..Authority::default() },
+            endpoint: None,
             observed_at: jiff::Timestamp::UNIX_EPOCH,
         }
     }

@@ -190,6 +190,7 @@ impl From<&Observation> for wire::MemberObservation {
             fenced: seen.fenced,
             data_bytes: engine.data_bytes,
             authority: Some((&seen.authority).into()),
+            endpoint: seen.endpoint.as_ref().map(Into::into),
         }
     }
 }
@@ -220,6 +221,7 @@ impl TryFrom<wire::MemberObservation> for Observation {
                 details: message.details,
                 data_bytes: message.data_bytes,
             },
+            endpoint: message.endpoint.map(Endpoint::try_from).transpose()?,
             authority: message.authority.map(Authority::try_from).transpose()?.unwrap_or_default(),
         })
     }
@@ -621,6 +623,7 @@ mod tests {
             token: OperationToken(4),
             fenced: true,
             dirty: true,
+            endpoint: Some(Endpoint { host: "h".to_owned(), port: 8 }),
             observed_at: Timestamp::new(5, 6).unwrap(),
             engine: EngineObservation {
                 state: EngineState::Hung,

@@ -120,6 +120,8 @@ pub struct Observation {
     pub fenced: bool,
     /// Whether the data must not be started (a half-done clone or rewind).
     pub dirty: bool,
+    /// Where its engine is reached; `None` while its driver cannot be opened.
+    pub endpoint: Option<Endpoint>,
     /// What the driver sees.
     pub engine: EngineObservation,
     /// Its authority: role by the ledger, lease, promises, fence.

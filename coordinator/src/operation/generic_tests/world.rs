@@ -184,6 +184,7 @@ impl Agents for World {
             token: OperationToken(node.token),
             fenced: false,
             dirty: false,
+            endpoint: None,
             observed_at: jiff::Timestamp::UNIX_EPOCH,
             authority: Authority { electorate: self.electorate().filter(|_| node.writable), ..Authority::default() },
             engine: EngineObservation {
