@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     cluster::{
+        ClusterHandle,
         actor::{ActorHandle, judge_all},
         adoption,
     },
@@ -46,7 +47,7 @@ use crate::{
         asked::{Consent, asked},
     },
     secrets::generate_password,
-    store::{StoreError, Transaction},
+    store::{StoreError, Transaction, keys},
 };
 
 /// The service.
@@ -173,11 +174,19 @@ fn confirm(given: &str, wanted: &str) -> Result<(), Status> {
     Err(refuse(Reason::ConfirmNameWrong, message))
 }
 
-fn check_etag(etag: &str, version: Option<u64>) -> Result<(), Status> {
-    if etag.is_empty() || version.is_some_and(|version| version.to_string() == etag) {
-        return Ok(());
+/// What makes a commit fail when the cluster is not as it was when the caller read it, also by a change that comes between this
+/// look and the commit. Nothing without an etag.
+async fn at_etag(etag: &str, cluster: &ClusterHandle) -> Result<Transaction, Status> {
+    if etag.is_empty() {
+        return Ok(Transaction::default());
     }
-    Err(refuse(Reason::EtagMismatch, "the cluster has changed since it was read: read it again; nothing was changed"))
+    match cluster.version().await.filter(|version| version.to_string() == etag) {
+        Some(version) => Ok(Transaction::default().require_version(keys::cluster(cluster.name()), version)),
+        None => {
+            let message = "the cluster has changed since it was read: read it again; nothing was changed";
+            Err(refuse(Reason::EtagMismatch, message))
+        }
+    }
 }
 
 fn new_operation(
@@ -266,7 +275,7 @@ impl ClusterService for ClusterApi {
     async fn update_cluster(&self, request: Request<UpdateClusterRequest>) -> Result<Response<Cluster>, Status> {
         let request = request.into_inner();
         let (actor, _) = self.find(&request.name)?;
-        check_etag(&request.etag, actor.cluster.version().await)?;
+        let unchanged = at_etag(&request.etag, &actor.cluster).await?;
         let profile = if request.profile.is_empty() { None } else { Some(create::profile(&request.profile)?) };
         let apply = |record: &mut ClusterRecord| {
             for (label, value) in &request.labels {
@@ -304,7 +313,7 @@ impl ClusterService for ClusterApi {
                 if !refused {
                     apply(record);
                 }
-                Ok(Transaction::default())
+                Ok(unchanged)
             });
             let changed = change.await.map_err(failed_change)?;
             if refused {
@@ -322,7 +331,7 @@ impl ClusterService for ClusterApi {
             return Ok(Response::new(operation));
         }
         let (actor, record) = self.find(&request.name)?;
-        check_etag(&request.etag, actor.cluster.version().await)?;
+        let unchanged = at_etag(&request.etag, &actor.cluster).await?;
         if record.protected {
             let message = format!("cluster {0} is protected: `regentctl cluster unprotect {0}` first", record.name);
             return Err(refuse(Reason::ClusterProtected, message));
@@ -335,7 +344,7 @@ impl ClusterService for ClusterApi {
             record.members.iter().map(|(member, stored)| format!("{member} on node {}: {fate}", stored.node)).collect();
         let parameters = json!({ "keep_data": request.keep_data });
         let new = new_operation(&kinds::delete_cluster::DeleteCluster, parameters, &caller, "asked for");
-        let transaction = self.0.remember(Transaction::default(), &caller, "DeleteCluster", &request, &new.id);
+        let transaction = self.0.remember(unchanged, &caller, "DeleteCluster", &request, &new.id);
         self.begin(&actor, &record, new, request.validate_only, report, transaction).await
     }
 
@@ -389,7 +398,7 @@ impl ClusterService for ClusterApi {
             return Ok(Response::new(operation));
         }
         let (actor, record) = self.find(&request.name)?;
-        check_etag(&request.etag, actor.cluster.version().await)?;
+        let unchanged = at_etag(&request.etag, &actor.cluster).await?;
         let environment = self.0.directory.environment();
         let (judgements, succession) = judge_all(environment, &record);
         let off = request.confirm_off.iter().map(|text| member_named(&record, text)).collect::<Result<_, _>>()?;
@@ -406,7 +415,7 @@ impl ClusterService for ClusterApi {
         let parameters = kinds::failover::Parameters { cause, known, consent };
         let parameters = serde_json::to_value(parameters).expect("parameters are plain data");
         let new = new_operation(&kinds::failover::Failover, parameters, &caller, "asked for");
-        let transaction = self.0.remember(Transaction::default(), &caller, "FailoverCluster", &request, &new.id);
+        let transaction = self.0.remember(unchanged, &caller, "FailoverCluster", &request, &new.id);
         self.begin(&actor, &record, new, request.validate_only, report, transaction).await
     }
 

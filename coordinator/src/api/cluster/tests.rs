@@ -19,7 +19,7 @@ use crate::{
     nodes::{Agents, StepCall},
     planner::fixtures::{cluster, name},
     secrets::Secrets,
-    store::{Store, get_json, keys, memory::MemoryStore},
+    store::{Store, get_json, memory::MemoryStore},
 };
 
 /// Agents of which nothing is heard.
@@ -161,4 +161,21 @@ async fn a_profile_that_is_none_is_refused_and_so_is_one_for_what_has_changed() 
     let old = UpdateClusterRequest { profile: "fast".to_owned(), etag: "old".to_owned(), ..Default::default() };
     assert_eq!(reason_of(&bench.update(old).await.unwrap_err()), Some(Reason::EtagMismatch));
     assert_eq!(bench.stored().await.policy.profile, Profile::Standard);
+}
+
+#[tokio::test]
+async fn a_change_between_the_look_at_the_etag_and_the_commit_is_noticed() {
+    let bench = bench(|_| ()).await;
+    let cluster = bench.api.0.directory.get(&"db".parse().unwrap()).unwrap().cluster;
+    let etag = cluster.version().await.unwrap().to_string();
+    let (mine, others) = (at_etag(&etag, &cluster).await.unwrap(), at_etag(&etag, &cluster).await.unwrap());
+    let protect = |record: &mut ClusterRecord| record.protected = true;
+    let change = |transaction| {
+        cluster.change(|record| {
+            protect(record);
+            Ok(transaction)
+        })
+    };
+    change(others).await.unwrap();
+    assert_eq!(reason_of(&failed_change(change(mine).await.unwrap_err())), Some(Reason::EtagMismatch));
 }
