@@ -22,7 +22,7 @@ use crate::{
     ledger::{Ledger, LedgerStore},
     member::Member,
     observe,
-    steps::{Executor, Peers, running::Running},
+    steps::{Executor, Peers, actions::drain, running::Running},
 };
 
 /// How long a starting agent waits until its engine has taken the settings again.
@@ -143,6 +143,11 @@ impl Node {
             KeeperRuns::OnThisRuntime => drop(tokio::spawn(task.run(stop.clone()))),
         }
         reopen(&ledger, &member).await;
+        // A drain does not outlive the agent that watched over its deadline (rule P6).
+        if let Some(token) = drain::standing(&ledger.read()) {
+            let (ledger, member) = (ledger.clone(), member.clone());
+            tokio::spawn(async move { drain::lift_late(&ledger, &member, token).await });
+        }
         tokio::spawn(stop_without_gate(lease.clone(), member.clone(), stop));
         Arc::new(Self {
             name,

@@ -480,3 +480,61 @@ async fn secrets_are_in_their_own_file_and_nowhere_else() {
     };
     assert_eq!(reason(&bench, 1, 1, "configure-other", other).await, Reason::WrongCluster);
 }
+
+fn drain(within: u64, hold: u64) -> Action {
+    let (within, hold) = (Duration::from_millis(within), Duration::from_millis(hold));
+    Action::Drain { successor: "db2".parse().unwrap(), within, hold }
+}
+
+/// A primary whose lease stands.
+async fn reigning() -> Bench {
+    let bench = Bench::assigned().await;
+    done(&bench, 1, 1, "initialize", Action::Initialize).await;
+    bench
+}
+
+#[tokio::test]
+async fn a_drain_that_a_fence_follows_is_final() {
+    let bench = reigning().await;
+    assert_eq!(done(&bench, 1, 1, "drain", drain(1000, 60_000)).await.position, Some(at(11)));
+    assert_eq!(bench.membership().drained, Some(OperationToken(1)));
+    assert_eq!(bench.machine.count("undo_drain"), 0);
+    let fenced = done(&bench, 2, 2, "fence", Action::Fence).await;
+    assert!(fenced.drained, "nobody was let in");
+    assert_eq!(bench.membership().drained, None);
+    assert!(!done(&bench, 3, 3, "fence", Action::Fence).await.drained, "of another reign");
+}
+
+#[tokio::test]
+async fn a_drain_ends_by_itself_and_its_result_with_it() {
+    let bench = reigning().await;
+    done(&bench, 1, 1, "drain", drain(1, 1)).await;
+    called(&bench.machine, "undo_drain", 1).await;
+    assert_eq!(bench.membership().drained, None);
+    assert!(!done(&bench, 2, 2, "fence", Action::Fence).await.drained, "somebody may have been let in");
+    let bench = reigning().await;
+    done(&bench, 1, 1, "drain", drain(1000, 60_000)).await;
+    done(&bench, 1, 1, "undo", Action::UndoDrain).await;
+    assert_eq!((bench.machine.count("undo_drain"), bench.membership().drained), (1, None));
+    done(&bench, 1, 2, "drain", drain(1000, 60_000)).await;
+    assert_eq!(bench.machine.count("drain"), 2, "it is not answered from the ledger any more");
+}
+
+#[tokio::test]
+async fn a_drain_that_fails_or_takes_too_long_is_taken_back() {
+    let bench = reigning().await;
+    bench.machine.fail("drain", "no");
+    assert_eq!(reason(&bench, 1, 1, "drain", drain(1000, 1000)).await, Reason::EngineFailed);
+    bench.machine.mend("drain");
+    bench.machine.hold("drain");
+    reason(&bench, 1, 1, "late", drain(10, 60_000)).await;
+    assert_eq!((bench.machine.count("undo_drain"), bench.membership().drained), (2, None));
+}
+
+#[tokio::test]
+async fn a_replica_hands_nothing_over() {
+    let bench = Bench::assigned().await;
+    bench.machine.set_running(Role::Replica);
+    assert_eq!(reason(&bench, 1, 1, "drain", drain(1000, 1000)).await, Reason::PrimaryUnhealthy);
+    assert_eq!(bench.machine.count("drain"), 0);
+}

@@ -61,6 +61,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("a cancelled clone leaves nothing and can be made again", |w| Box::pin(cancelled_clone(w))),
     ("a stopped engine starts again as it was told", |w| Box::pin(stop_and_start(w))),
     ("a cut is final and stays over a restart", |w| Box::pin(cut_stays(w))),
+    ("a drained primary takes no writes and its successor has all of them", |w| Box::pin(drain_and_undo(w))),
     ("a promoted replica takes writes and the others follow it", |w| Box::pin(promote_and_follow(w))),
     ("a killed engine leaves no process", |w| Box::pin(kill_leaves_nothing(w))),
     ("a crash is told from a stop, and an examined copy tells its exact position", |w| Box::pin(crash_and_examine(w))),
@@ -280,6 +281,28 @@ async fn cut_stays(world: &dyn World) -> Outcome {
     equal("the number of rows", &world.rows(2).await?, &1)?;
     told("follow", two.follow(&world.peer(1)).await)?;
     shows(world, 2, 2).await
+}
+
+async fn drain_and_undo(world: &dyn World) -> Outcome {
+    let (one, two) = (primary(world, 1).await?, replica(world, 2, 1).await?);
+    world.write(1).await?;
+    let position = told("drain", one.drain(&world.peer(2).member).await)?;
+    check(world.write(1).await.is_err(), || "a drained primary took a write".to_owned())?;
+    check(told("drain again", one.drain(&world.peer(2).member).await)? >= position, || "it went back".to_owned())?;
+    equal("the role", &one.observe().await.role, &Some(Role::Primary))?;
+    told("undo", one.undo_drain().await)?;
+    told("undo again", one.undo_drain().await)?;
+    world.write(1).await?;
+    shows(world, 2, 2).await?;
+    let position = told("drain", one.drain(&world.peer(2).member).await)?;
+    told("kill", one.stop(Stop::Kill).await)?;
+    let cut = told("cut", two.cut().await)?;
+    check(cut >= position, || format!("{cut} does not include {position}"))?;
+    told("promote", two.promote().await)?;
+    world.write(2).await?;
+    // A start ends a drain: as a replica it lets its readers in.
+    told("follow", one.follow(&world.peer(2)).await)?;
+    shows(world, 1, 3).await
 }
 
 async fn promote_and_follow(world: &dyn World) -> Outcome {

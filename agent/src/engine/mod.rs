@@ -182,6 +182,14 @@ pub trait Driver: Send + Sync {
     /// Cuts the stream from the upstream, so that it also stays cut over a restart, and returns the final position.
     async fn cut(&self) -> Result<Position, DriverError>;
 
+    /// Before a planned promotion (rule P6): ends the sessions of applications, lets nobody but replicas in any more, and returns the
+    /// final position once `successor` has all of it. The engine goes on as a primary. It waits as long as it takes: the caller sets
+    /// the deadline. Dropped half-way it leaves what [`Driver::undo_drain`] takes back.
+    async fn drain(&self, successor: &MemberName) -> Result<Position, DriverError>;
+
+    /// Lets applications in again. Does nothing where they are. Every start of the engine does the same.
+    async fn undo_drain(&self) -> Result<(), DriverError>;
+
     /// Makes the replica a primary; returns when it accepts writes.
     async fn promote(&self) -> Result<Position, DriverError>;
 

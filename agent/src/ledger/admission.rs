@@ -21,7 +21,7 @@ use regent_common::{
     mutation::{self, Rule},
 };
 
-use super::record::{Content, Digest, Ledger, StepKey, StepOutcome, StepRecord};
+use super::record::{Content, DRAIN, Digest, Ledger, StepKey, StepOutcome, StepRecord};
 
 /// Who asks for what, and when.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -253,6 +253,17 @@ impl Ledger {
     pub fn fail(&mut self, key: &StepKey, content: Content, error: &str) {
         if let Some(record) = self.step_mut(key).filter(|record| record.content == content) {
             error.clone_into(&mut record.last_error);
+        }
+    }
+
+    /// Applications are let in again: the drain of before is not carried out any more, and its result says nothing (rule T1).
+    pub fn end_drain(&mut self) {
+        if let Some(membership) = &mut self.membership {
+            membership.drained = None;
+        }
+        let steps = self.operations.iter_mut().flat_map(|operation| operation.steps.values_mut());
+        for record in steps.filter(|record| record.action == DRAIN) {
+            record.outcome = None;
         }
     }
 

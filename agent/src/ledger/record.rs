@@ -19,6 +19,9 @@ use regent_common::{
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
+/// Name of the action that keeps applications out: its results are erased when they are let in again (rules P6, T1).
+pub const DRAIN: &str = "drain";
+
 /// Format of the file that this build writes.
 pub const FORMAT: u32 = 1;
 
@@ -112,6 +115,10 @@ pub struct Membership {
     /// Whether that fence stands: no promotion and no start as a replica came after it.
     #[serde(default)]
     pub fenced: bool,
+    /// Applications are kept out of this primary, or are being so, by the step with this token, for a planned promotion (rule P6);
+    /// set before the first of them is turned away, and cleared before the first is let in again.
+    #[serde(default)]
+    pub drained: Option<OperationToken>,
     /// That a person has made this member the primary of the present epoch, without a coordinator (rule P9).
     #[serde(default)]
     pub forced: Option<Forced>,
@@ -209,6 +216,9 @@ pub struct StepOutcome {
     /// A sentence for people.
     #[serde(default)]
     pub detail: String,
+    /// Fence: applications were kept out until the engine was killed (rule P6).
+    #[serde(default)]
+    pub drained: bool,
     /// Prepare: how far the primaries had come that this process heard (rule P3).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub heard: Vec<HeardPosition>,

@@ -61,6 +61,7 @@ fn membership(epoch: u64, token: u64) -> Membership {
         writable_boot_id: None,
         fenced_epoch: None,
         fenced: false,
+        drained: None,
         forced: None,
     }
 }

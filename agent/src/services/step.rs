@@ -141,6 +141,7 @@ fn outcome_to_wire(outcome: &StepOutcome) -> wire::StepResult {
         old_data_kept: outcome.old_data_kept,
         detail: outcome.detail.clone(),
         heard: outcome.heard.iter().map(Into::into).collect(),
+        drained: outcome.drained,
         writable_epoch: outcome.writable_epoch.map(|epoch| epoch.0),
     }
 }

@@ -47,6 +47,7 @@ pub(crate) fn membership() -> Membership {
         writable_boot_id: None,
         fenced_epoch: None,
         fenced: false,
+        drained: None,
         forced: None,
     }
 }

@@ -1,13 +1,16 @@
 //! What a step is to do, translated from the wire. The list of actions of this agent.
 
+use std::time::Duration;
+
 use regent_common::{
     convert::ConvertError,
+    ids::{MemberName, NameError},
     lease::Forced,
     topology::{ClusterSpec, Peer},
 };
 use regent_proto::agent::v1 as wire;
 
-use crate::ledger::Claim;
+use crate::ledger::{Claim, DRAIN};
 
 /// One action, checked.
 #[derive(Debug, Clone)]
@@ -72,6 +75,17 @@ pub enum Action {
     },
     /// Flushes the primary.
     Checkpoint,
+    /// Hands everything over to a successor (rule P6).
+    Drain {
+        /// Whom.
+        successor: MemberName,
+        /// How long it may take.
+        within: Duration,
+        /// How long applications are kept out after it, until a fence comes.
+        hold: Duration,
+    },
+    /// Lets applications in again.
+    UndoDrain,
     /// Makes this member the primary on the word of a person, without a coordinator (rule P9). Never comes over the wire.
     ForcePrimary {
         /// What the person said, and when.
@@ -128,6 +142,8 @@ impl Action {
             Self::Rewind { .. } => "rewind",
             Self::Release { .. } => "release",
             Self::Checkpoint => "checkpoint",
+            Self::Drain { .. } => DRAIN,
+            Self::UndoDrain => "undo_drain",
             Self::ForcePrimary { .. } => "force_primary",
         }
     }
@@ -149,6 +165,8 @@ impl Action {
             | Self::Examine
             | Self::Rewind { .. }
             | Self::Checkpoint
+            | Self::Drain { .. }
+            | Self::UndoDrain
             | Self::ForcePrimary { .. } => Claim::Act,
         }
     }
@@ -190,6 +208,14 @@ impl TryFrom<wire::Action> for Action {
             Wire::Rewind(wire::Rewind { source }) => Self::Rewind { source: required("rewind", "source", source)? },
             Wire::Release(wire::Release { keep_data }) => Self::Release { keep_data },
             Wire::Checkpoint(wire::Checkpoint {}) => Self::Checkpoint,
+            Wire::Drain(wire::Drain { successor, within_millis, hold_millis }) => Self::Drain {
+                successor: successor
+                    .parse()
+                    .map_err(|error: NameError| ActionError::Field { action: DRAIN, source: error.into() })?,
+                within: Duration::from_millis(within_millis),
+                hold: Duration::from_millis(hold_millis),
+            },
+            Wire::UndoDrain(wire::UndoDrain {}) => Self::UndoDrain,
         })
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use regent_common::{
     error::{ErrorChain, Reason, refuse},
-    ids::MemberName,
+    ids::{Epoch, MemberName},
 };
 use tonic::Status;
 
@@ -51,6 +51,16 @@ pub enum StepError {
     DataNotWhole {
         /// The member.
         member: MemberName,
+    },
+    /// It is no primary whose lease stands.
+    #[error(
+        "{member} does not reign at epoch {epoch}: only a primary whose lease stands hands over; nothing was changed"
+    )]
+    NotReigning {
+        /// The member.
+        member: MemberName,
+        /// The epoch.
+        epoch: Epoch,
     },
     /// It was to copy itself over itself.
     #[error("{member} cannot be its own source; nothing was changed")]
@@ -106,6 +116,7 @@ impl StepError {
             Self::NoMember | Self::OtherSpec { .. } => Reason::WrongCluster,
             Self::DataNotWhole { .. } => Reason::DataDirty,
             Self::CopyNotWhole { .. } | Self::OwnSource { .. } => Reason::CopyNotWhole,
+            Self::NotReigning { .. } => Reason::PrimaryUnhealthy,
             Self::PromiseStands { .. } => Reason::PromiseStands,
             Self::Lease(LeaseError::NotHeld { .. }) => Reason::LeaseNotHeld,
             Self::Lease(LeaseError::Gate(_)) => Reason::GateFailed,

@@ -83,7 +83,9 @@ fn stopping(action: &Action) -> Stopping {
         | Action::Follow { .. }
         | Action::Examine
         | Action::Release { .. }
-        | Action::Checkpoint => Stopping::AtOnce,
+        | Action::Checkpoint
+        | Action::Drain { .. }
+        | Action::UndoDrain => Stopping::AtOnce,
     }
 }
 
@@ -231,6 +233,8 @@ impl Executor {
                 | Action::Rewind { .. }
                 | Action::Release { .. }
                 | Action::Checkpoint
+                | Action::Drain { .. }
+                | Action::UndoDrain
                 | Action::ForcePrimary { .. } => Duration::ZERO,
             }
         };

@@ -26,7 +26,7 @@ use regent_agent::{
     steps::{Action, Execution, Executor, Peers, StepError},
 };
 use regent_common::{
-    ids::{ClusterId, Epoch, NodeName, OperationId, OperationToken, Revision},
+    ids::{ClusterId, Epoch, MemberName, NodeName, OperationId, OperationToken, Revision},
     position::{IntervalSet, Position},
     topology::{
         ClusterSpec, Endpoint, EngineObservation, EngineOffer, EngineState, HeardPosition, Peer, Progress, Role,
@@ -290,6 +290,13 @@ impl Driver for TestDriver {
     async fn cut(&self) -> Result<Position, DriverError> {
         self.machine.enter("cut").await?;
         Ok(at(12))
+    }
+    async fn drain(&self, _: &MemberName) -> Result<Position, DriverError> {
+        self.machine.enter("drain").await?;
+        Ok(at(11))
+    }
+    async fn undo_drain(&self) -> Result<(), DriverError> {
+        self.machine.enter("undo_drain").await
     }
     async fn promote(&self) -> Result<Position, DriverError> {
         self.machine.enter("promote").await?;

@@ -7,7 +7,8 @@ use regent_common::{
     ids::{NodeName, OperationId},
 };
 use regent_proto::coordinator::v1::{
-    CreateClusterRequest, DeleteClusterRequest, FailoverClusterRequest, Operation, ResyncClusterRequest,
+    CreateClusterRequest, DeleteClusterRequest, FailoverClusterRequest, Operation, PromoteMemberRequest,
+    ResyncClusterRequest,
 };
 use tonic::{Request, Status};
 
@@ -153,7 +154,13 @@ macro_rules! repeatable {
     };
 }
 
-repeatable!(CreateClusterRequest, DeleteClusterRequest, ResyncClusterRequest, FailoverClusterRequest);
+repeatable!(
+    CreateClusterRequest,
+    DeleteClusterRequest,
+    ResyncClusterRequest,
+    FailoverClusterRequest,
+    PromoteMemberRequest
+);
 
 /// A store that did not do as asked, for the caller.
 pub fn failed_store(error: StoreError) -> Status {

@@ -247,5 +247,7 @@ pub fn action_label(action: &Kind) -> &'static str {
         Kind::Rewind(_) => "rewind",
         Kind::Release(_) => "release",
         Kind::Checkpoint(_) => "checkpoint",
+        Kind::Drain(_) => "drain",
+        Kind::UndoDrain(_) => "undo-drain",
     }
 }

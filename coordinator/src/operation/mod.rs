@@ -29,6 +29,7 @@ pub const KINDS: &[&dyn Kind] = &[
     &kinds::create_cluster::CreateCluster,
     &kinds::add_member::AddMember,
     &kinds::failover::Failover,
+    &kinds::promote::Promote,
     &kinds::rejoin::Rejoin,
     &kinds::resync::Resync,
     &kinds::delete_cluster::DeleteCluster,

@@ -50,14 +50,19 @@ pub enum NoChoice {
     },
 }
 
-/// Chooses the member whose position includes all others'; among equals, the first by name.
+/// Chooses the member whose position includes all others'; among equals the preferred one, else the first by name.
 ///
 /// `known` has the highest position that anybody heard of each member that reigned; the largest loss counts. What an old
 /// primary wrote after it was last heard nobody can know here: that part of the loss is bounded by the time between two
 /// reports and is stated when its data can be read again (rule P4).
-pub fn choose(prepared: &[Prepared], known: &[Position], max_lag: u64) -> Result<Choice, NoChoice> {
+pub fn choose(
+    prepared: &[Prepared],
+    known: &[Position],
+    max_lag: u64,
+    preferred: Option<&MemberName>,
+) -> Result<Choice, NoChoice> {
     let mut members: Vec<&Prepared> = prepared.iter().collect();
-    members.sort_by(|a, b| a.member.cmp(&b.member));
+    members.sort_by_key(|prepared| (Some(&prepared.member) != preferred, &prepared.member));
     let first = members.first().ok_or(NoChoice::NobodyPrepared)?;
     let best = members.iter().fold(first, |best, next| {
         if next.position.includes(&best.position) && !best.position.includes(&next.position) { next } else { best }
@@ -110,17 +115,24 @@ mod tests {
 
     #[test]
     fn the_most_advanced_wins_and_the_first_by_name_among_equals() {
-        let choice = choose(&[at("c", &[("x", 5)]), at("b", &[("x", 7)]), at("a", &[("x", 7)])], &[], 0).unwrap();
+        let choice = choose(&[at("c", &[("x", 5)]), at("b", &[("x", 7)]), at("a", &[("x", 7)])], &[], 0, None).unwrap();
         assert_eq!(choice.member.as_str(), "a");
+    }
+
+    #[test]
+    fn the_preferred_one_wins_among_equals_alone() {
+        let prepared = [at("a", &[("x", 7)]), at("b", &[("x", 7)]), at("c", &[("x", 6)])];
+        let chosen = |preferred: &str| choose(&prepared, &[], 0, Some(&preferred.parse().unwrap())).unwrap().member;
+        assert_eq!((chosen("b").as_str(), chosen("c").as_str()), ("b", "a"));
     }
 
     #[test]
     fn a_known_loss_beyond_the_policy_stops_the_choice() {
         let known = position(&[("x", 20)]);
         let prepared = [at("a", &[("x", 5)])];
-        assert_eq!(choose(&prepared, std::slice::from_ref(&known), 15).unwrap().known_loss, 15);
+        assert_eq!(choose(&prepared, std::slice::from_ref(&known), 15, None).unwrap().known_loss, 15);
         assert!(matches!(
-            choose(&prepared, &[position(&[("x", 1)]), known], 14),
+            choose(&prepared, &[position(&[("x", 1)]), known], 14, None),
             Err(NoChoice::TooFarBehind { known_loss: 15, .. })
         ));
     }
@@ -128,8 +140,8 @@ mod tests {
     #[test]
     fn diverged_copies_are_not_chosen_between() {
         let prepared = [at("a", &[("x", 5), ("y", 1)]), at("b", &[("x", 6)])];
-        assert!(matches!(choose(&prepared, &[], 100), Err(NoChoice::Diverged { .. })));
-        assert_eq!(choose(&[], &[], 0), Err(NoChoice::NobodyPrepared));
+        assert!(matches!(choose(&prepared, &[], 100, None), Err(NoChoice::Diverged { .. })));
+        assert_eq!(choose(&[], &[], 0, None), Err(NoChoice::NobodyPrepared));
     }
 
     proptest! {
@@ -140,7 +152,7 @@ mod tests {
                 .enumerate()
                 .map(|(i, (x, y))| at(&format!("m{i}"), &[("x", *x), ("y", *y)]))
                 .collect();
-            if let Ok(choice) = choose(&prepared, &[], 0) {
+            if let Ok(choice) = choose(&prepared, &[], 0, None) {
                 let chosen = prepared.iter().find(|p| p.member == choice.member).unwrap();
                 prop_assert!(prepared.iter().all(|p| chosen.position.includes(&p.position)));
             }

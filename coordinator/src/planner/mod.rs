@@ -23,6 +23,7 @@ use crate::{
 pub mod asked;
 pub mod candidate;
 pub mod electorate;
+pub mod planned;
 
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +66,8 @@ pub enum Cause {
     EngineFailed,
     /// Its lease is over.
     LeaseOver,
+    /// It is drained and then fenced: a planned promotion (rule P6).
+    Planned,
 }
 
 /// How soon a promise that stands is looked at again.

@@ -15,6 +15,7 @@ mod full_disk;
 mod joining;
 mod late_answers;
 mod network;
+mod promote;
 mod security;
 mod stock_clients;
 mod support;

@@ -16,6 +16,7 @@ use regent_agent::engine::{
     CloneOptions, Cloned, Context, Driver, DriverError, Factory, SettingsCheck, StartAs, Stop, Work, fake::FakeWorld,
 };
 use regent_common::{
+    ids::MemberName,
     position::Position,
     topology::{ClusterSpec, Endpoint, EngineObservation, EngineOffer, EngineState, HeardPosition, Peer},
 };
@@ -201,6 +202,14 @@ impl Driver for SlowDriver {
 
     async fn cut(&self) -> Result<Position, DriverError> {
         self.ask("stream cut", 10..60, self.inner.cut()).await
+    }
+
+    async fn drain(&self, successor: &MemberName) -> Result<Position, DriverError> {
+        self.ask("drained", 10..60, self.inner.drain(successor)).await
+    }
+
+    async fn undo_drain(&self) -> Result<(), DriverError> {
+        self.ask("drain undone", 2..20, self.inner.undo_drain()).await
     }
 
     async fn promote(&self) -> Result<Position, DriverError> {

@@ -106,6 +106,9 @@ impl Hand<'_> {
         };
         let instance = self.instance();
         instance.crashed = false;
+        if instance.running.is_none() {
+            instance.drained = false;
+        }
         if instance.running.replace(Running { process, role }).is_none() {
             instance.changed();
         }
@@ -359,6 +362,39 @@ impl Driver for FakeDriver {
             }
             hand.run_isolated()?;
             hand.position()
+        })
+    }
+
+    async fn drain(&self, successor: &MemberName) -> Result<Position, DriverError> {
+        self.act("drain", |hand| {
+            hand.instance().answers().map_err(|detail| refused("drain", &detail))?;
+            hand.instance().drained = true;
+            Ok(())
+        })?;
+        // Rows may move by somebody else's hand.
+        loop {
+            let (position, behind) = self.act("drain", |hand| {
+                hand.instance().answers().map_err(|detail| refused("drain", &detail))?;
+                let (own, endpoint) = (hand.copy()?.clone(), hand.driver.endpoint.clone());
+                let has_all = |copy: &Copy| copy.rows.len() >= own.rows.len() && copy.can_feed(&own);
+                let follows = |copy: &Copy| copy.upstream.as_ref().is_some_and(|(_, upstream)| *upstream == endpoint);
+                let caught_up = hand.state.instances.values().any(|instance| {
+                    let copy = instance.data.as_ref().filter(|_| instance.member.as_ref() == Some(successor));
+                    copy.is_some_and(|copy| follows(copy) && has_all(copy))
+                });
+                Ok((hand.position()?, !caught_up))
+            })?;
+            if !behind {
+                return Ok(position);
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    }
+
+    async fn undo_drain(&self) -> Result<(), DriverError> {
+        self.act("undo_drain", |hand| {
+            hand.instance().drained = false;
+            Ok(())
         })
     }
 

@@ -52,6 +52,8 @@ struct State {
 /// One engine on one node.
 #[derive(Debug)]
 struct Instance {
+    /// Whose it is.
+    member: Option<MemberName>,
     data: Option<Copy>,
     incoming: Option<Copy>,
     kept: Vec<Copy>,
@@ -61,6 +63,8 @@ struct Instance {
     running: Option<Running>,
     crashed: bool,
     hung: bool,
+    /// Applications are kept out.
+    drained: bool,
     disk_broken: bool,
     /// Rows that the stream may bring before it stops; `None` for all.
     stream_limit: Option<u64>,
@@ -108,6 +112,9 @@ impl FakeWorld {
         if instance.running.is_none_or(|running| running.role != Role::Primary) {
             return Err("read-only".to_owned());
         }
+        if instance.drained {
+            return Err("no login".to_owned());
+        }
         if instance.disk_broken {
             return Err("the write does not end".to_owned());
         }
@@ -133,6 +140,7 @@ impl FakeWorld {
         state.instances.get(endpoint).is_some_and(|instance| {
             instance.answers().is_ok()
                 && !instance.disk_broken
+                && !instance.drained
                 && instance.running.is_some_and(|running| running.role == Role::Primary)
         })
     }
@@ -235,7 +243,9 @@ impl FakeWorld {
     }
 
     fn register(&self, context: &Context) {
-        self.lock().instances.entry(endpoint_of(context)).or_insert_with(Instance::new);
+        let mut state = self.lock();
+        let instance = state.instances.entry(endpoint_of(context)).or_insert_with(Instance::new);
+        instance.member = Some(context.member.clone());
     }
 }
 
@@ -357,6 +367,7 @@ impl State {
 impl Instance {
     fn new() -> Self {
         Self {
+            member: None,
             data: None,
             incoming: None,
             kept: Vec::new(),
@@ -365,6 +376,7 @@ impl Instance {
             running: None,
             crashed: false,
             hung: false,
+            drained: false,
             disk_broken: false,
             stream_limit: None,
             wanted: None,

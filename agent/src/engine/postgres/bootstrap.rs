@@ -113,7 +113,7 @@ impl Postgres {
             layout.unmark(&candidate)?;
             let files = [
                 ("postgresql.conf", conf),
-                ("pg_hba.conf", config::hba_conf()),
+                ("pg_hba.conf", config::hba_conf(config::Applications::Admitted)),
                 ("pg_ident.conf", ident),
                 ("pgpass", config::password_file(&stored.replication)),
             ];

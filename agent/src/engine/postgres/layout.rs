@@ -104,6 +104,9 @@ impl Layout {
     pub(super) fn upstream_conf(&self) -> PathBuf {
         self.conf().join("upstream.conf")
     }
+    pub(super) fn hba_conf(&self) -> PathBuf {
+        self.conf().join("pg_hba.conf")
+    }
     pub(super) fn password_file(&self) -> PathBuf {
         self.conf().join("pgpass")
     }

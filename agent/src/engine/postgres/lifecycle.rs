@@ -309,6 +309,8 @@ fn prepare_files(layout: &Layout, replication: &secrecy::SecretString) -> Result
     // No process works in the directory: a pid in this file belongs to somebody else by now.
     layout.unmark(&layout.pid_file())?;
     layout.write_for_engine(&layout.password_file(), config::password_file(replication).as_bytes())?;
+    // A start ends a drain, whatever became of it.
+    layout.write_for_engine(&layout.hba_conf(), config::hba_conf(config::Applications::Admitted).as_bytes())?;
     strip_auto_conf(layout)
 }
 

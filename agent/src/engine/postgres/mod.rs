@@ -2,7 +2,7 @@
 //!
 //! One file per concern: `layout` (files and marks), `tools` (programs), `config` (rendered files), `session` and `wire`
 //! (SQL and the replication protocol), `position` (timelines), `bootstrap` (new instance, roles), `lifecycle` (start,
-//! stop), `replication` (cut, promote, follow, slots), `clone`, `swap`, `rewind`, `probe`.
+//! stop), `drain` (before a planned promotion), `replication` (cut, promote, follow, slots), `clone`, `swap`, `rewind`, `probe`.
 //!
 //! **Invariants**
 //! - `standby.signal` stands in the data directory whenever this member is not the primary, so that nothing that starts the
@@ -41,6 +41,7 @@ use crate::supervisor::{Supervisor, process::DetachedProcess};
 mod bootstrap;
 mod clone;
 mod config;
+mod drain;
 mod layout;
 mod lifecycle;
 mod position;
@@ -355,6 +356,16 @@ impl Driver for Postgres {
     async fn cut(&self) -> Result<Position, DriverError> {
         let _control = self.begin().await;
         Box::pin(self.cut_stream()).await
+    }
+
+    async fn drain(&self, successor: &MemberName) -> Result<Position, DriverError> {
+        let _control = self.begin().await;
+        Box::pin(self.hand_over_to(successor)).await
+    }
+
+    async fn undo_drain(&self) -> Result<(), DriverError> {
+        let _control = self.begin().await;
+        self.admit().await
     }
 
     async fn promote(&self) -> Result<Position, DriverError> {

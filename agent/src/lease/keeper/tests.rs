@@ -83,6 +83,7 @@ fn reigning(recorded: Option<Electorate>) -> Ledger {
         writable_boot_id: None,
         fenced_epoch: None,
         fenced: false,
+        drained: None,
         forced: None,
     };
     membership.begin_reign(Epoch(3), "boot");

@@ -89,6 +89,7 @@ fn enter(context: &StepContext, spec: &ClusterSpec, port: u16, distrusted: bool)
         writable_boot_id: None,
         fenced_epoch: None,
         fenced: false,
+        drained: None,
         forced: None,
     }
 }

@@ -70,10 +70,15 @@ pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
             "SIGKILL is pending on processes that wait for the disk; their ports are closed both ways".to_owned()
         }
     };
-    Ok(Done::new(StepOutcome {
+    // Read after the kill: whoever let applications in before that has cleared it first (rule P6).
+    let drained = context.membership()?.drained.is_some();
+    let outcome = StepOutcome {
         detail,
         writable_epoch: membership.writable_epoch,
         position: context.member.last_position(),
+        drained,
         ..StepOutcome::default()
-    }))
+    };
+    // The next start of the engine lets them in by itself.
+    Ok(Done::noting(outcome, |membership| membership.drained = None))
 }

@@ -9,6 +9,7 @@ mod checkpoint;
 mod clone;
 mod configure;
 mod discard_kept;
+pub mod drain;
 mod examine;
 mod fence;
 mod follow;
@@ -41,6 +42,8 @@ pub(super) async fn run(context: &StepContext, action: Action) -> Result<Done, S
         Action::Rewind { source } => rewind::run(context, source).await,
         Action::Release { keep_data } => release::run(context, keep_data).await,
         Action::Checkpoint => checkpoint::run(context).await,
+        Action::Drain { successor, within, hold } => drain::run(context, successor, within, hold).await,
+        Action::UndoDrain => drain::undo(context).await,
         Action::ForcePrimary { forced } => force_primary::run(context, forced).await,
     }
 }

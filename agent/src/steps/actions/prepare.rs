@@ -10,7 +10,10 @@ use regent_common::{
     topology::Role,
 };
 
-use super::super::{StepContext, StepError, context::Done};
+use super::{
+    super::{StepContext, StepError, context::Done},
+    drain,
+};
 use crate::{engine::Stop, ledger::StepOutcome};
 
 pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
@@ -34,6 +37,9 @@ pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
         } else if context.lease.has_gate() {
             // The engine goes on behind a closed gate: a blip must not end with nobody.
             context.lease.revoke(epoch).await?;
+            if membership.drained.is_some() {
+                drain::lift(&context.ledger, &*driver).await?;
+            }
         } else {
             driver.stop(Stop::Kill).await?;
         }

@@ -68,6 +68,7 @@ registry! {
             Show = show,
             Resync = resync,
             Failover = failover,
+            Promote = promote,
             Delete = delete,
             Protect = protect,
             Unprotect = unprotect,

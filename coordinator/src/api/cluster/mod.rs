@@ -13,7 +13,7 @@ use regent_proto::agent::v1::CheckSettingsRequest;
 use regent_proto::coordinator::v1::{
     self as wire, Cluster, CreateClusterRequest, Credentials, DeleteClusterRequest, FailoverClusterRequest,
     GetClusterRequest, GetCredentialsRequest, ListClustersRequest, ListClustersResponse, Operation,
-    ResyncClusterRequest, UpdateClusterRequest, cluster_service_server::ClusterService,
+    PromoteMemberRequest, ResyncClusterRequest, UpdateClusterRequest, cluster_service_server::ClusterService,
 };
 use secrecy::ExposeSecret;
 use serde_json::json;
@@ -37,7 +37,7 @@ use crate::{
     detector::{Judgement, Succession},
     environment::secret_name,
     model::{
-        cluster::ClusterRecord,
+        cluster::{ClusterRecord, MemberRecord},
         operation::{OperationRecord, PlannedStep},
     },
     nodes::{AgentError, NodeView},
@@ -45,10 +45,14 @@ use crate::{
     planner::{
         Cause,
         asked::{Consent, asked},
+        planned,
     },
     secrets::generate_password,
     store::{StoreError, Transaction, keys},
 };
+
+/// How long handing over may take before it is taken back, in milliseconds: when nothing is said, and at most.
+const DRAIN_WITHIN_MILLIS: (u64, u64) = (5_000, 60_000);
 
 /// The service.
 pub struct ClusterApi(pub Arc<Api>);
@@ -412,10 +416,50 @@ impl ClusterService for ClusterApi {
         }
         let report = failover_report(&record, &judgements, &succession, &consent, cause);
         let known = kinds::failover::heard(environment, &record);
-        let parameters = kinds::failover::Parameters { cause, known, consent };
+        let parameters = kinds::failover::Parameters { cause, known, consent, successor: None };
         let parameters = serde_json::to_value(parameters).expect("parameters are plain data");
         let new = new_operation(&kinds::failover::Failover, parameters, &caller, "asked for");
         let transaction = self.0.remember(unchanged, &caller, "FailoverCluster", &request, &new.id);
+        self.begin(&actor, &record, new, request.validate_only, report, transaction).await
+    }
+
+    async fn promote_member(&self, request: Request<PromoteMemberRequest>) -> Result<Response<Operation>, Status> {
+        let caller = self.0.caller(&request);
+        let request = request.into_inner();
+        if let Some(operation) = self.0.repeated(&caller, "PromoteMember", &request).await? {
+            return Ok(Response::new(operation));
+        }
+        let (actor, record) = self.find(&request.name)?;
+        let unchanged = at_etag(&request.etag, &actor.cluster).await?;
+        let drain_within_millis = match request.drain_within_millis {
+            0 => DRAIN_WITHIN_MILLIS.0,
+            within if within <= DRAIN_WITHIN_MILLIS.1 => within,
+            within => {
+                let problem =
+                    format!("is {within}, and applications are not kept out for more than {}", DRAIN_WITHIN_MILLIS.1);
+                return Err(bad_field("drain_within_millis", problem));
+            }
+        };
+        let environment = self.0.directory.environment();
+        let (judgements, succession) = judge_all(environment, &record);
+        let member = member_named(&record, &request.member)?;
+        if let Some((reason, why)) = planned::obstacle(&record, &judgements, &succession, &member) {
+            let message = format!("{member} of cluster {} cannot be promoted: {why}; nothing was changed", record.name);
+            return Err(refuse(reason, message));
+        }
+        let view = |stored: &MemberRecord| environment.agents.view(&stored.node);
+        let views = record.members.iter().map(|(name, stored)| (name.clone(), view(stored))).collect();
+        let report = planned::report(&record, &views, &member, drain_within_millis);
+        let failover = kinds::failover::Parameters {
+            cause: Cause::Planned,
+            known: BTreeMap::new(),
+            consent: Consent::default(),
+            successor: Some(member.clone()),
+        };
+        let parameters = kinds::promote::Parameters { failover, member, drain_within_millis };
+        let parameters = serde_json::to_value(parameters).expect("parameters are plain data");
+        let new = new_operation(&kinds::promote::Promote, parameters, &caller, "asked for");
+        let transaction = self.0.remember(unchanged, &caller, "PromoteMember", &request, &new.id);
         self.begin(&actor, &record, new, request.validate_only, report, transaction).await
     }
 
@@ -468,7 +512,7 @@ fn failover_report(
         .into_iter()
         .collect();
     report.push(match cause {
-        Cause::EngineFailed => "what is left of it is fenced first: its agent answers".to_owned(),
+        Cause::EngineFailed | Cause::Planned => "what is left of it is fenced first: its agent answers".to_owned(),
         Cause::LeaseOver => {
             format!("a lease may stand for {} ms yet, which is waited for", succession.lease_left.as_millis())
         }

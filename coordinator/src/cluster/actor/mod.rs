@@ -451,7 +451,7 @@ impl Actor {
             return;
         }
         let known = kinds::failover::heard(&self.environment, record);
-        let parameters = kinds::failover::Parameters { cause, known, consent: Consent::default() };
+        let parameters = kinds::failover::Parameters { cause, known, consent: Consent::default(), successor: None };
         let parameters = serde_json::to_value(parameters).expect("parameters are plain data");
         if self.start_automatic(&kinds::failover::Failover, parameters, why).await {
             self.budget.count(now);

@@ -127,6 +127,9 @@ async fn bench(kind: &'static dyn Kind) -> Bench {
             dead.running = false;
             json!({ "known": {} })
         }
+        "promote" => {
+            json!({ "cause": "planned", "successor": member(3), "member": member(3), "drain_within_millis": 1000 })
+        }
         _ => json!({}),
     };
     let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
@@ -190,7 +193,8 @@ impl Bench {
         assert_eq!(record.operation, None, "{place}");
         if outcome == Outcome::Succeeded {
             assert!(
-                record.members.values().all(|m| m.state == MemberState::Ready) || self.kind.name() == "failover",
+                record.members.values().all(|m| m.state == MemberState::Ready)
+                    || ["failover", "promote"].contains(&self.kind.name()),
                 "{place}"
             );
             let primary = record.primary.as_ref().unwrap_or_else(|| panic!("{place}: no primary"));

@@ -40,6 +40,8 @@ pub(super) struct Node {
     pub(super) copied: bool,
     pub(super) running: bool,
     pub(super) writable: bool,
+    /// Applications are kept out.
+    pub(super) drained: bool,
     pub(super) writable_epoch: Option<u64>,
     pub(super) upstream: Option<String>,
     /// What it heard of how far a member had come.
@@ -70,6 +72,13 @@ pub(super) struct World {
 /// The changes that all copies have in common, up to an end.
 pub(super) fn changes(end: u64) -> Position {
     Position::new([("x".to_owned(), IntervalSet::from(vec![(0, end)]))], "")
+}
+
+fn drain_successor(action: &Action) -> Option<&str> {
+    match action {
+        Action::Drain(drain) => Some(&drain.successor),
+        _ => None,
+    }
 }
 
 impl World {
@@ -127,7 +136,19 @@ impl World {
                 (node.has_data, node.running, node.writable) = (true, true, false);
                 node.upstream = Some(swap.upstream.as_ref().expect("set").member.clone());
             }
+            Action::Drain(_) => {
+                if !node.writable {
+                    return Err((Reason::PrimaryUnhealthy, "not a primary".to_owned()));
+                }
+                node.drained = true;
+                let (successor, position) = (drain_successor(action), node.position);
+                let successor = nodes.values_mut().find(|node| node.member.as_deref() == successor);
+                let successor = successor.expect("the successor exists");
+                successor.position = successor.position.max(position);
+            }
+            Action::UndoDrain(_) => node.drained = false,
             Action::Fence(_) => {
+                (result.drained, node.drained) = (node.drained, false);
                 result.writable_epoch = node.writable_epoch;
                 (node.running, node.writable) = (false, false);
             }
@@ -161,6 +182,7 @@ impl World {
                 (node.member, node.has_data, node.running, node.writable) = (None, false, false, false);
             }
         }
+        let node = &nodes[name];
         // A fence does not wait for the disk: what the dead engine had written is not known from it.
         if !matches!(action, Action::Fence(_)) {
             result.position = Some((&Self::position(node)).into());

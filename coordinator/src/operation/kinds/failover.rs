@@ -27,7 +27,7 @@ use regent_proto::agent::v1::{self as wire, StepResult, action::Action};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{listed, position_of};
+use super::{listed, position_of, promote};
 use crate::{
     environment::Environment,
     model::{
@@ -76,6 +76,9 @@ pub struct Parameters {
     /// What the person who asked for it took upon himself (rule P7).
     #[serde(default)]
     pub consent: Consent,
+    /// Who is to be promoted if it lacks nothing (rule P6).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<MemberName>,
 }
 
 /// Highest position that was heard of each member that reigned.
@@ -136,18 +139,12 @@ impl Kind for Failover {
             cluster.reign = cluster.base.take().or_else(|| cluster.reign.take());
             cluster.may_be_writable.remove(&candidate);
         }
-        let reigned = cluster.primary.take().into_iter().chain(cluster.candidate.take());
-        for member in reigned.collect::<Vec<_>>() {
-            cluster.set_state(&member, MemberState::NeedsRejoin);
-            cluster.note_reign(member.clone(), None);
-            cluster.may_be_writable.insert(member);
-        }
+        end_reign(cluster);
         for (member, position) in parameters.known {
             if cluster.reigned.contains_key(&member) {
                 cluster.note_reign(member, Some(position));
             }
         }
-        cluster.established = false;
     }
 
     async fn run(&self, step: &PlannedStep, context: &StepContext<'_>) -> Result<StepDone, StepError> {
@@ -177,7 +174,18 @@ impl Kind for Failover {
     }
 }
 
-async fn fence(context: &StepContext<'_>, members: &[MemberName]) -> Result<StepDone, StepError> {
+/// Nobody is the primary any more: who was, or was to be, may be writable until it is fenced.
+pub(super) fn end_reign(cluster: &mut ClusterRecord) {
+    let reigned = cluster.primary.take().into_iter().chain(cluster.candidate.take());
+    for member in reigned.collect::<Vec<_>>() {
+        cluster.set_state(&member, MemberState::NeedsRejoin);
+        cluster.note_reign(member.clone(), None);
+        cluster.may_be_writable.insert(member);
+    }
+    cluster.established = false;
+}
+
+pub(super) async fn fence(context: &StepContext<'_>, members: &[MemberName]) -> Result<StepDone, StepError> {
     let parameters = context.parameters::<Parameters>();
     let answers = futures::future::join_all(members.iter().map(|member| secure(context, member, &parameters)));
     let answers = tokio::time::timeout(FENCE_WITHIN, answers).await.map_err(|_| {
@@ -222,7 +230,7 @@ async fn secure(context: &StepContext<'_>, member: &MemberName, parameters: &Par
     let authority = context.environment().authority(&cluster).filter(|_| gated);
     let over = async {
         let Some(authority) = authority else { return std::future::pending().await };
-        if cause == Cause::EngineFailed {
+        if cause != Cause::LeaseOver {
             tokio::time::sleep(FENCE_GRACE).await;
         }
         loop {
@@ -240,8 +248,17 @@ async fn secure(context: &StepContext<'_>, member: &MemberName, parameters: &Par
         return Ok(Secured::Fenced { position, writable_epoch: Some(cluster.epoch) });
     }
     let fence = context.call(member, Action::Fence(wire::Fence {}), PATIENCE);
+    let position = |result: &StepResult| match cause {
+        // What the last look saw may be old; only the position of a drain that nothing has broken is final. Without it the data
+        // itself is asked (rule P6).
+        Cause::Planned if result.drained => {
+            context.output::<promote::Drained>("drain").ok().map(|drained| drained.position)
+        }
+        Cause::Planned => None,
+        Cause::EngineFailed | Cause::LeaseOver => result.position.clone().map(Position::from),
+    };
     let fenced = |result: StepResult| Secured::Fenced {
-        position: result.position.map(Position::from),
+        position: position(&result),
         writable_epoch: result.writable_epoch.map(Epoch),
     };
     tokio::select! {
@@ -259,13 +276,13 @@ async fn secure(context: &StepContext<'_>, member: &MemberName, parameters: &Par
 }
 
 /// Prepares every reachable replica and chooses among them, and a former primary's data if none of them will do.
-async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -> Result<StepDone, StepError> {
+pub(super) async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -> Result<StepDone, StepError> {
     let cluster = context.cluster()?;
     // Who has answered a fence, in this failover or in one before it that did not end.
     let fenced = |member: &MemberName| !cluster.may_be_writable.contains(member);
     // The old primary itself, unless its engine is dead or hung: a blip must not end with nobody (rule P5). One whose agent
     // did not answer the fence, because its disk hangs, would not answer this either.
-    let Parameters { cause, consent, .. } = context.parameters();
+    let Parameters { cause, consent, successor, .. } = context.parameters();
     let silent = cause == Cause::LeaseOver;
     let old = cluster.reign.as_ref().map(|reign| reign.primary.clone()).filter(|_| silent);
     let old = old.filter(|old| cluster.members.contains_key(old) && !fenced(old));
@@ -296,16 +313,22 @@ async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -> Result<St
             Err(why) => report.push(format!("{member} was not prepared: {why}")),
         }
     }
-    let max_lag = if consent.data_loss { u64::MAX } else { cluster.policy.max_lag_on_failover };
+    let max_lag = match cause {
+        // Nothing is lost by a plan.
+        Cause::Planned => 0,
+        Cause::EngineFailed | Cause::LeaseOver if consent.data_loss => u64::MAX,
+        Cause::EngineFailed | Cause::LeaseOver => cluster.policy.max_lag_on_failover,
+    };
     // Nobody heard how far these had come, so that they are asked themselves, crash recovery included.
     let unknown: Vec<_> =
         reigned.iter().filter(|(member, known)| known.is_none() && fenced(member)).map(|(m, _)| m.clone()).collect();
     let mut examined = examine(context, &unknown, &mut reigned, &mut report).await;
     let candidates: Vec<_> = prepared.iter().filter(|p| eligible.contains(&p.member)).cloned().collect();
+    let choose = |known: &[Position]| choose(&candidates, known, max_lag, successor.as_ref());
     let all_known: Option<Vec<Position>> = reigned.values().cloned().collect();
     let chosen = match all_known {
-        Some(known) => choose(&candidates, &known, max_lag).map_err(|no_choice| no_choice.to_string()),
-        None if max_lag == u64::MAX => choose(&candidates, &[], max_lag).map_err(|no_choice| no_choice.to_string()),
+        Some(known) => choose(&known).map_err(|no_choice| no_choice.to_string()),
+        None if max_lag == u64::MAX => choose(&[]).map_err(|no_choice| no_choice.to_string()),
         None => Err("how much would be lost is not known".to_owned()),
     };
     let choice = match chosen {
@@ -458,7 +481,7 @@ fn restart_in_place(
     Ok(Choice { member: best.member.clone(), known_loss: lacks(best).unwrap_or(0), why })
 }
 
-async fn promote(context: &StepContext<'_>) -> Result<StepDone, StepError> {
+pub(super) async fn promote(context: &StepContext<'_>) -> Result<StepDone, StepError> {
     let Prepare { candidate, others } = context.output("prepare")?;
     let promotion = context.call(&candidate, Action::Promote(wire::Promote {}), PATIENCE);
     tokio::time::timeout(PROMOTE_WITHIN, promotion).await.unwrap_or_else(|_| {
@@ -482,7 +505,7 @@ async fn promote(context: &StepContext<'_>) -> Result<StepDone, StepError> {
 }
 
 /// Points the other prepared members at the new primary. One that does not follow is brought back by a rejoin.
-async fn follow(context: &StepContext<'_>) -> Result<StepDone, StepError> {
+pub(super) async fn follow(context: &StepContext<'_>) -> Result<StepDone, StepError> {
     let Prepare { candidate, others } = context.output("prepare")?;
     let upstream = wire::Peer::from(&context.peer(&candidate)?);
     let calls = others.iter().map(|member| {

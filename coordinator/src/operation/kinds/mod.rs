@@ -9,6 +9,7 @@ pub mod add_member;
 pub mod create_cluster;
 pub mod delete_cluster;
 pub mod failover;
+pub mod promote;
 pub mod rejoin;
 pub mod resync;
 

@@ -121,6 +121,15 @@ pub(super) struct Place<'a> {
     pub(super) agent_user: &'a str,
 }
 
+/// Whether applications may log in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Applications {
+    /// With their password.
+    Admitted,
+    /// Not at all, while everything is handed over to a successor.
+    Rejected,
+}
+
 /// Whether a setting is ours.
 pub(super) fn is_owned(name: &str) -> bool {
     OWNED_PLACES.contains(&name) || OWNED.iter().any(|(owned, _)| *owned == name)
@@ -190,7 +199,7 @@ pub(super) fn postgresql_conf(place: &Place<'_>, settings: &BTreeMap<String, Str
     };
     let listen = place.section.listen_addresses.as_deref().unwrap_or("*");
     set("data_directory", &place.layout.data().display().to_string());
-    set("hba_file", &conf.join("pg_hba.conf").display().to_string());
+    set("hba_file", &place.layout.hba_conf().display().to_string());
     set("ident_file", &conf.join("pg_ident.conf").display().to_string());
     set("listen_addresses", listen);
     set("port", &place.port.to_string());
@@ -213,7 +222,11 @@ pub(super) fn postgresql_conf(place: &Place<'_>, settings: &BTreeMap<String, Str
 }
 
 /// Renders `pg_hba.conf`.
-pub(super) fn hba_conf() -> String {
+pub(super) fn hba_conf(applications: Applications) -> String {
+    let method = match applications {
+        Applications::Admitted => "scram-sha-256",
+        Applications::Rejected => "reject",
+    };
     format!(
         "# Written by regent-agent. Changes made here are lost.\n\
          # The agent, over the socket, known to the kernel by its user.\n\
@@ -226,7 +239,7 @@ pub(super) fn hba_conf() -> String {
          host    postgres     {REPLICATOR}  all  scram-sha-256\n\
          host    all          {REPLICATOR}  all  reject\n\
          # Applications.\n\
-         host    all          all  all  scram-sha-256\n"
+         host    all          all  all  {method}\n"
     )
 }
 

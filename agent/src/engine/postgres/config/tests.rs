@@ -39,7 +39,7 @@ fn postgresql_conf_is_rendered() {
 
 #[test]
 fn access_rules_are_rendered() {
-    insta::assert_snapshot!(hba_conf() + &ident_conf("root"));
+    insta::assert_snapshot!(hba_conf(Applications::Admitted) + &ident_conf("root"));
 }
 
 #[test]

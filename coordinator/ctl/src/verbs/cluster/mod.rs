@@ -7,6 +7,7 @@ pub(super) mod failover;
 pub(super) mod label;
 pub(super) mod list;
 pub(super) mod profile;
+pub(super) mod promote;
 pub(super) mod protect;
 pub(super) mod resync;
 pub(super) mod show;

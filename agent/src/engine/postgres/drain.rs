@@ -1,0 +1,139 @@
+//! Handing everything over to a successor before a planned promotion, and letting applications in again.
+//!
+//! New logins are rejected by the access rules, sessions that there are are ended, and so is every process that is in the midst of a
+//! login by the rules of before: after that nobody is left who could be told that a write is done. What stays is the agent, over
+//! the socket, and the stream.
+//!
+//! **Invariant:** the rules that keep applications out are undone by every start of the engine, as by [`Postgres::admit`].
+
+use std::{collections::BTreeSet, time::Duration};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use regent_common::{ids::MemberName, position::Position};
+use tokio::time;
+
+use super::{
+    Postgres,
+    config::{self, AGENT, REPLICATOR, SUPERUSER},
+    session::{Session, SqlError, literal},
+};
+use crate::{engine::DriverError, supervisor::Status};
+
+/// For one statement.
+const STATEMENT: Duration = Duration::from_secs(2);
+/// Pause between two looks.
+const POLL: Duration = Duration::from_millis(2);
+
+// === impl Postgres ===
+
+impl Postgres {
+    /// Keeps applications out and waits until `successor` has everything; the final position.
+    pub(super) async fn hand_over_to(&self, successor: &MemberName) -> Result<Position, DriverError> {
+        let failed = |error: SqlError| error.refused("hand over");
+        let superuser = self.superuser().await?;
+        self.write_access_rules(config::hba_conf(config::Applications::Rejected)).await?;
+        let before = superuser.value("SELECT clock_timestamp()", STATEMENT).await.map_err(failed)?.unwrap_or_default();
+        self.reload()?;
+        self.wait_loaded(&before).await?;
+        // What logs in from here on is rejected; who had begun before may still be let in.
+        let mut logins = self.unlisted(&listed(&superuser).await?.0);
+        loop {
+            let (listed, sessions) = listed(&superuser).await?;
+            for pid in &sessions {
+                superuser.execute(&format!("SELECT pg_terminate_backend({pid})")).await.map_err(failed)?;
+            }
+            // Looked at after the list: whoever was let in meanwhile is in the next one.
+            let unlisted = self.unlisted(&listed);
+            logins.retain(|login| unlisted.contains(login));
+            for login in &logins {
+                // One that has ended meanwhile is what is wanted.
+                let _ = kill(Pid::from_raw(*login), Signal::SIGTERM);
+            }
+            if sessions.is_empty() && logins.is_empty() {
+                break;
+            }
+            time::sleep(POLL).await;
+        }
+        // A commit that is flushed, and with it all that was acknowledged before it was.
+        let commit = "SELECT pg_logical_emit_message(true, 'regent', 'handed over')";
+        superuser.execute(commit).await.map_err(failed)?;
+        let place = self.place().await?;
+        let behind = format!(
+            "SELECT pg_wal_lsn_diff({}, flush_lsn) FROM pg_stat_replication WHERE application_name = {}",
+            literal(&place.lsn.to_string()),
+            literal(successor.as_str())
+        );
+        loop {
+            let behind = superuser.value(&behind, STATEMENT).await.map_err(failed)?;
+            if behind.and_then(|bytes| bytes.parse::<i64>().ok()).is_some_and(|bytes| bytes <= 0) {
+                return Ok(place.position());
+            }
+            time::sleep(POLL).await;
+        }
+    }
+
+    /// Lets applications in again.
+    pub(super) async fn admit(&self) -> Result<(), DriverError> {
+        let changed = self.write_access_rules(config::hba_conf(config::Applications::Admitted)).await?;
+        if changed && self.is_alive() { self.reload() } else { Ok(()) }
+    }
+
+    /// Writes the access rules; whether they were others before.
+    async fn write_access_rules(&self, text: String) -> Result<bool, DriverError> {
+        self.on_disk(move |layout| {
+            let path = layout.hba_conf();
+            if std::fs::read(&path).ok().as_deref() == Some(text.as_bytes()) {
+                return Ok(false);
+            }
+            layout.write_for_engine(&path, text.as_bytes()).map(|()| true)
+        })
+        .await
+    }
+
+    /// Waits until the postmaster has read its files after `moment`: a session that begins inherits when that was.
+    async fn wait_loaded(&self, moment: &str) -> Result<(), DriverError> {
+        let failed = |error: SqlError| error.refused("wait for the access rules");
+        loop {
+            let session = self.superuser().await?;
+            let loaded = format!("SELECT pg_conf_load_time() > {}::timestamptz", literal(moment));
+            if session.value(&loaded, STATEMENT).await.map_err(failed)?.as_deref() == Some("t") {
+                return Ok(());
+            }
+            time::sleep(POLL).await;
+        }
+    }
+
+    /// Processes of the engine that are not in its own list, but for the one that writes the log.
+    fn unlisted(&self, listed: &BTreeSet<i32>) -> BTreeSet<i32> {
+        let Status::Alive { pid: postmaster } = self.supervisor.status() else { return BTreeSet::new() };
+        let Ok(processes) = procfs::process::all_processes() else { return BTreeSet::new() };
+        let own = |process: &procfs::process::Process| {
+            let stat = process.stat().ok().filter(|stat| u32::try_from(stat.ppid) == Ok(postmaster))?;
+            let title = process.cmdline().ok().map(|words| words.join(" ")).unwrap_or_default();
+            (!listed.contains(&stat.pid) && !title.contains("logger") && stat.state != 'Z').then_some(stat.pid)
+        };
+        processes.filter_map(Result::ok).filter_map(|process| own(&process)).collect()
+    }
+}
+
+/// All processes that the engine lists, and of them the sessions of applications.
+async fn listed(superuser: &Session) -> Result<(BTreeSet<i32>, BTreeSet<i32>), DriverError> {
+    let sql = format!(
+        "SELECT pid, backend_type = 'client backend' AND usename NOT IN ('{AGENT}', '{SUPERUSER}', '{REPLICATOR}') \
+         FROM pg_stat_activity"
+    );
+    let rows = superuser.rows(&sql, STATEMENT).await.map_err(|error| error.refused("list the sessions"))?;
+    let (mut all, mut applications) = (BTreeSet::new(), BTreeSet::new());
+    for row in &rows {
+        let [Some(pid), application] = row.as_slice() else { continue };
+        let Ok(pid) = pid.parse() else { continue };
+        all.insert(pid);
+        if application.as_deref() == Some("t") {
+            applications.insert(pid);
+        }
+    }
+    Ok((all, applications))
+}

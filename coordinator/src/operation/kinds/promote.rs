@@ -1,0 +1,154 @@
+//! A planned promotion: the primary hands everything over to a chosen replica, which then takes its place (rule P6).
+//!
+//! The primary is drained under its own lease; a drain that does not succeed in time is taken back, and nothing has happened. Then
+//! the epoch is raised, and everything goes on as in a failover, with three differences: nothing at all may be lost, the chosen
+//! member is preferred among equals, and the final position is the drain's, if the fence's answer says that nobody was let in
+//! since. If it says otherwise the old primary's own data is asked, and it is restarted in place when nobody has all of it.
+//!
+//! **Invariant:** the epoch is raised in the commit that ends the drain, and only the fence's answer ends the reign.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use regent_common::{error::Reason, ids::MemberName, position::Position};
+use regent_proto::agent::v1::{self as wire, action::Action};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{failover, position_of, primary_of};
+use crate::{
+    model::{
+        cluster::{ClusterRecord, MemberState},
+        operation::{OperationRecord, PlannedStep},
+    },
+    operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience},
+};
+
+/// How long the primary's agent is waited for before it is drained, and to take a drain back; it does that by itself too.
+const PATIENCE: Patience = Patience::AtMost(Duration::from_secs(2));
+/// How long applications are kept out after the drain, until the fence comes: several times what the way there takes, and a
+/// restart of the coordinator.
+const HOLD: Duration = Duration::from_secs(5);
+
+/// The kind.
+pub struct Promote;
+
+/// What is asked for.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Parameters {
+    /// What a failover goes by.
+    #[serde(flatten)]
+    pub failover: failover::Parameters,
+    /// Whom to promote.
+    pub member: MemberName,
+    /// How long the drain may take, in milliseconds.
+    pub drain_within_millis: u64,
+}
+
+/// What the drain brings.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Drained {
+    /// Nothing was written after it while applications were kept out.
+    pub(super) position: Position,
+}
+
+#[async_trait]
+impl Kind for Promote {
+    fn name(&self) -> &'static str {
+        "promote"
+    }
+
+    fn plan(&self, cluster: &ClusterRecord, _: &Value) -> Vec<PlannedStep> {
+        let ready = || cluster.replicas().filter(|(_, m)| m.state == MemberState::Ready).map(|(name, _)| name.clone());
+        vec![
+            PlannedStep::new("check", cluster.primary.clone()),
+            PlannedStep::new("drain", cluster.primary.clone()),
+            PlannedStep::new("fence", cluster.primary.clone()).no_return(),
+            PlannedStep::new("prepare", ready()),
+            PlannedStep::new("promote", []),
+            PlannedStep::new("follow", ready()),
+        ]
+    }
+
+    fn begin(&self, _: &mut ClusterRecord, _: &Value) {}
+
+    async fn run(&self, step: &PlannedStep, context: &StepContext<'_>) -> Result<StepDone, StepError> {
+        match step.name.as_str() {
+            "check" => check(context).await,
+            "drain" => drain(context).await,
+            "fence" => failover::fence(context, &step.members).await,
+            "prepare" => failover::prepare(context, &step.members).await,
+            "promote" => failover::promote(context).await,
+            _ => failover::follow(context).await,
+        }
+    }
+
+    async fn undo(&self, step: &PlannedStep, context: &StepContext<'_>) -> Result<(), StepError> {
+        if step.name == "drain" {
+            for primary in &step.members {
+                let undone = context.call(primary, Action::UndoDrain(wire::UndoDrain {}), PATIENCE).await;
+                if let Err(error) = undone {
+                    tracing::warn!(%error, "the drain could not be taken back from here; the agent does it by itself");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn abandon(&self, _: &mut ClusterRecord, _: &OperationRecord, _: bool, _: &str) -> Aftermath {
+        // Before the fence nothing has changed; after it the planner asks for a failover.
+        Aftermath::Keep
+    }
+
+    fn yields_to_failover(&self) -> bool {
+        // From the drain on it is one itself, and before that it takes seconds at most.
+        false
+    }
+
+    fn cancellable(&self) -> bool {
+        true
+    }
+
+    fn event(&self) -> &'static str {
+        "PROMOTE"
+    }
+}
+
+/// Looks once more, now that nothing else runs, and has the primary flush: whatever it writes after that is little.
+async fn check(context: &StepContext<'_>) -> Result<StepDone, StepError> {
+    let Parameters { member, .. } = context.parameters();
+    let (cluster, primary) = (context.cluster()?, primary_of(context)?);
+    if primary == member {
+        let message = format!("{member} has become the primary meanwhile; nothing was changed");
+        return Err(StepError::new(Reason::MemberIsPrimary, message));
+    }
+    if !cluster.promotable().contains(&member) {
+        let message = format!("{member} has left the electorate meanwhile; nothing was changed");
+        return Err(StepError::new(Reason::NoReplica, message));
+    }
+    context.call(&primary, Action::Checkpoint(wire::Checkpoint {}), PATIENCE).await?;
+    Ok(StepDone::new())
+}
+
+async fn drain(context: &StepContext<'_>) -> Result<StepDone, StepError> {
+    let Parameters { member, drain_within_millis, .. } = context.parameters();
+    let primary = primary_of(context)?;
+    let drain = wire::Drain {
+        successor: member.to_string(),
+        within_millis: drain_within_millis,
+        hold_millis: u64::try_from(HOLD.as_millis()).expect("a few seconds"),
+    };
+    let began = context.environment().clock.boottime();
+    let result = context.call(&primary, Action::Drain(drain), PATIENCE).await?;
+    let took = context.environment().clock.boottime().saturating_sub(began).as_millis();
+    let drained = Drained { position: position_of(&primary, &result)? };
+    let done = StepDone::new()
+        .output(&drained)
+        .say(format!("{primary} has handed everything over to {member} within {took} ms, up to {}", drained.position));
+    Ok(done.change(move |cluster| {
+        if cluster.primary.as_ref() == Some(&primary) {
+            cluster.epoch = cluster.epoch.next();
+            failover::end_reign(cluster);
+        }
+    }))
+}
