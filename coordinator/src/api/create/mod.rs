@@ -104,7 +104,7 @@ pub fn check(
     };
     for node in chosen {
         let member = record.take_member_name();
-        record.members.insert(member, MemberRecord { node, state: MemberState::Creating, endpoint: None });
+        record.members.insert(member, MemberRecord::new(node));
     }
     Ok(record)
 }
