@@ -178,7 +178,9 @@ impl Node {
         tokio::spawn(async move {
             let reason = word.reason.clone();
             match ledger.update(move |ledger| ledger.quarantine(&word)).await {
-                Ok(true) => tracing::error!(reason, "in quarantine: nothing but an assignment or a release is carried out"),
+                Ok(true) => {
+                    tracing::error!(reason, "in quarantine: nothing but an assignment or a release is carried out")
+                }
                 Ok(false) => {}
                 Err(error) => tracing::error!(error = %ErrorChain(&error), "the quarantine could not be recorded"),
             }

@@ -29,7 +29,8 @@ pub async fn keep(ledger: LedgerStore, lease: LeaseHandle, member: std::sync::Ar
 
 async fn hold(lease: &LeaseHandle, member: &Member) {
     let Some(driver) = member.driver() else { return };
-    let is_over = |state: EngineState| matches!(state, EngineState::Absent | EngineState::Stopped | EngineState::Crashed);
+    let is_over =
+        |state: EngineState| matches!(state, EngineState::Absent | EngineState::Stopped | EngineState::Crashed);
     if is_over(driver.observe().await.state) {
         return;
     }

@@ -272,7 +272,8 @@ fn automatic_failover(sessions: usize, stale_store: bool, ledger: &Ledger, autho
 }
 
 /// What a node in quarantine does (rule T5).
-const QUARANTINED: &str = "stays as it is, in quarantine: gate closed, engine stopped, it endorses nobody; a person has to act";
+const QUARANTINED: &str =
+    "stays as it is, in quarantine: gate closed, engine stopped, it endorses nobody; a person has to act";
 
 /// What the end of the agent means, by the ledger alone.
 fn without_agent(ledger: &Ledger) -> &'static str {

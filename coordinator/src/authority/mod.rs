@@ -46,13 +46,17 @@ struct State {
     /// Until then a lease that has lapsed is not renewed: who reigns since may be known to members that were not heard yet, and
     /// not to this store (rule T4).
     lapsed_until: Moment,
-    /// Boot of the machine that was granted the last lease; `None` while this coordinator has granted none.
-    holder: Option<String>,
+    /// Who was granted the last lease, and the boot of its machine then; `None` while this coordinator has granted none.
+    holder: Option<(MemberName, String)>,
 }
 
 // === impl State ===
 
 impl State {
+    fn is_held_elsewhere(&self, member: &MemberName, boot: &str) -> bool {
+        self.holder.as_ref().is_some_and(|(holder, granted)| holder == member && granted != boot)
+    }
+
     fn keeps_lapsed(&self, now: Moment) -> bool {
         !self.lapsed_until.awaited_for(now).is_zero()
     }
@@ -73,7 +77,8 @@ impl Authorities {
         let longest = record.as_ref().filter(|_| found).map(|record| record.longest_ttl());
         let latest_end =
             longest.map_or_else(Moment::default, |longest| self.clock.now().plus(longest + margin(longest)));
-        let state = Mutex::new(State { latest_end, suspended: None, frozen: false, lapsed_until: latest_end, holder: None });
+        let state =
+            Mutex::new(State { latest_end, suspended: None, frozen: false, lapsed_until: latest_end, holder: None });
         let authority = Arc::new(Authority { clock: self.clock.clone(), cluster: Arc::clone(cluster), state });
         if let Some(record) = record {
             let mut by_cluster = self.by_cluster.write().unwrap_or_else(PoisonError::into_inner);
@@ -161,18 +166,14 @@ impl Authority {
             let lapsed = !stands && state.keeps_lapsed(now);
             // Of two boots that say that they are the primary the one that holds the lease keeps it (rule T5): another one waits
             // until it is over, as for an endorsement (rule E2).
-            let other = state.holder.as_deref().is_some_and(|holder| holder != boot)
-                && !state.latest_end.awaited_for(now).is_zero();
-            if other {
-                return None;
-            }
-            let withheld = state.frozen || state.suspended == Some(record.epoch) || lapsed;
+            let other = state.is_held_elsewhere(&seen.member, boot) && !state.latest_end.awaited_for(now).is_zero();
+            let withheld = other || state.frozen || state.suspended == Some(record.epoch) || lapsed;
             if !withheld || acknowledges {
                 let end = now.plus(grant.ttl + margin(grant.ttl));
                 state.latest_end = if mutation::broken(Rule::L2Maximum) { end } else { state.latest_end.later(end) };
             }
             if !withheld {
-                state.holder = Some(boot.to_owned());
+                state.holder = Some((seen.member.clone(), boot.to_owned()));
             }
             (!withheld).then_some(grant)
         });
@@ -218,10 +219,10 @@ impl Authority {
         self.state().frozen = frozen;
     }
 
-    /// Whether the last lease was granted to another boot than this one: then its word on what became of that lease's holder is not
-    /// to be relied on, for it may be a copy of that machine (rule T5).
-    pub fn is_held_elsewhere(&self, boot: &str) -> bool {
-        self.state().holder.as_deref().is_some_and(|holder| holder != boot)
+    /// Whether a member was granted the last lease with another boot than this one: the machine was booted since, or this is a copy
+    /// of it, whose word says nothing of the holder (rule T5).
+    pub fn is_held_elsewhere(&self, member: &MemberName, boot: &str) -> bool {
+        self.state().is_held_elsewhere(member, boot)
     }
 
     /// How long a lease that was granted may still stand, for who waits for its end.

@@ -228,13 +228,13 @@ fn of_two_boots_the_one_that_holds_the_lease_keeps_it() {
     let bench = bench(false, |_| ());
     let seen = observation(name(1));
     let granted = |boot: &str| bench.beat_of(boot, "n1", &seen).grant.is_some();
-    assert!(granted("first") && !bench.authority.is_held_elsewhere("first"));
+    assert!(granted("first") && !bench.authority.is_held_elsewhere(&name(1), "first"));
     bench.clock.advance(Duration::from_secs(2));
     let left = bench.authority.lease_left();
-    assert!(!granted("second") && bench.authority.is_held_elsewhere("second"));
+    assert!(!granted("second") && bench.authority.is_held_elsewhere(&name(1), "second"));
     assert_eq!(bench.authority.lease_left(), left, "who is granted nothing pushes no end away");
     assert!(granted("first"), "its holder renews it");
     bench.clock.advance(TTL + margin(TTL) + Duration::from_millis(1));
     assert!(granted("second"), "a machine that was booted is granted one when the last is over");
-    assert!(bench.authority.is_held_elsewhere("first") && !granted("first"));
+    assert!(bench.authority.is_held_elsewhere(&name(1), "first") && !granted("first"));
 }

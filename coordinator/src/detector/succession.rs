@@ -45,7 +45,10 @@ pub fn gather(
     let fresh = |view: &NodeView, within: Duration| {
         view.connected && view.last_contact.is_some_and(|last| now.saturating_sub(last) <= within)
     };
-    let ours = |view: &&NodeView| view.observation.as_ref().is_some_and(|seen| seen.cluster_id == record.id);
+    // What one in quarantine says counts for nothing (rule T5).
+    let ours = |view: &&NodeView| {
+        view.quarantine().is_none() && view.observation.as_ref().is_some_and(|seen| seen.cluster_id == record.id)
+    };
     let heard: BTreeMap<&MemberName, &NodeView> =
         views.iter().filter(|(_, view)| fresh(view, timing.ttl) && ours(view)).collect();
     let promotable = reign.promotable();

@@ -46,6 +46,7 @@ fn seen(change: impl FnOnce(&mut Observation)) -> Evidence {
     };
     change(&mut observation);
     Evidence {
+        quarantine: None,
         connected: true,
         silent_for: Some(Duration::ZERO),
         listening_for: Duration::ZERO,

@@ -150,7 +150,9 @@ impl Links {
                 }
             }
         };
-        tokio::time::timeout(ANSWER_WITHIN, asking).await.unwrap_or_else(|_| Err("it does not answer in time".to_owned()))
+        tokio::time::timeout(ANSWER_WITHIN, asking)
+            .await
+            .unwrap_or_else(|_| Err("it does not answer in time".to_owned()))
     }
 }
 

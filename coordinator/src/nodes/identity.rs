@@ -160,8 +160,8 @@ impl Claimants {
 
     /// Of two that live at once: the one that holds the lease stays, else the one that was here first. A ruling stands.
     fn rule(&mut self, first: Claimant, second: Claimant) -> Twice {
-        let second_stays =
-            self.is_refused(&first.incarnation) || (second.holds_lease && !first.holds_lease) && !self.is_refused(&second.incarnation);
+        let second_stays = self.is_refused(&first.incarnation)
+            || (second.holds_lease && !first.holds_lease) && !self.is_refused(&second.incarnation);
         let twice =
             if second_stays { Twice { stays: second, goes: first } } else { Twice { stays: first, goes: second } };
         if !self.is_refused(&twice.goes.incarnation) {
@@ -204,7 +204,12 @@ impl Twice {
             "two agents speak for node {node} at once: the one at {} (boot {}, process {}) stays, the one at {} (boot {}, process {}) is \
              refused: stop the copy and remove its state directory; if its identity may be in other hands, revoke {node} and let \
              it join again",
-            stays.address, stays.boot_id, short(&stays.incarnation), goes.address, goes.boot_id, short(&goes.incarnation)
+            stays.address,
+            stays.boot_id,
+            short(&stays.incarnation),
+            goes.address,
+            goes.boot_id,
+            short(&goes.incarnation)
         )
     }
 }

@@ -249,7 +249,9 @@ impl Links {
                 Ok(Ok(Some(OpenResponse { message: Some(FromAgent::Heartbeat(heartbeat)) }))) => {
                     // Who it is comes before all that it says: with the first heartbeat, and before a step can reach it.
                     let first = hello.take();
-                    if let Some(word) = first.as_ref().and_then(|hello| self.judge(node, address, hello, &before, &heartbeat)) {
+                    if let Some(word) =
+                        first.as_ref().and_then(|hello| self.judge(node, address, hello, &before, &heartbeat))
+                    {
                         opening.send(ToAgent::Quarantine(word));
                     }
                     // First what it says, then the answer: what is decided meanwhile knows of both or of neither.
@@ -300,7 +302,8 @@ impl Links {
         });
         let kept_out = refused.or_else(|| {
             let mark = mark.as_ref()?;
-            let ours = before.iter().filter(|known| (known.cluster_id, &known.member) == (mark.cluster_id, &mark.member));
+            let ours =
+                before.iter().filter(|known| (known.cluster_id, &known.member) == (mark.cluster_id, &mark.member));
             let before = ours.fold(Shown::default(), |shown, known| shown.max(known.shown));
             rolled_back(mark, &before)
         });

@@ -202,7 +202,8 @@ impl NodeView {
         self.connected = true;
         self.problem = String::new();
         self.last_contact = Some(at);
-        if let Some(seen) = &observation
+        // Of one in quarantine it would be a lower one than it had (rules T5, P4).
+        if let Some(seen) = observation.as_ref().filter(|_| self.quarantine().is_none())
             && let Some(position) = &seen.engine.position
         {
             self.last_position = Some((seen.cluster_id, position.clone()));

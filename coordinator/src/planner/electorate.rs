@@ -46,7 +46,9 @@ pub fn wanted(
         if mutation::broken(Rule::M3Resync) && reign.newest().members.contains(member) {
             return true;
         }
-        if *state != MemberState::Ready || dirty || beside_us {
+        // What it has promised nobody knows (rule T5); it leaves when that is stored.
+        let quarantined = view.is_some_and(|view| view.quarantine().is_some());
+        if *state != MemberState::Ready || dirty || beside_us || quarantined {
             return false;
         }
         let healthy = judgements.get(member).is_some_and(|judgement| judgement.verdict == Verdict::Healthy);
