@@ -14,7 +14,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use jiff::Timestamp;
 use regent_common::{
-    ids::{ClusterId, Epoch, MemberName, NodeName, OperationToken, Revision},
+    ids::{ClusterId, ClusterName, Epoch, MemberName, NodeName, OperationToken, Revision},
     mutation::{self, Rule},
 };
 use regent_proto::agent::v1::{self as wire, LedgerMark};
@@ -105,7 +105,7 @@ pub fn mark_of(mark: Option<&LedgerMark>) -> Option<Mark> {
 /// Whether the ledger of a hello is older than what it had shown before the session was opened.
 ///
 /// Not where another rule is broken on purpose that would make it so: the simulation has to find what that rule alone prevents.
-pub fn rolled_back(mark: &Mark, before: &Shown) -> Option<KeptOut> {
+pub fn rolled_back(cluster: &ClusterName, mark: &Mark, before: &Shown) -> Option<KeptOut> {
     if [Rule::LedgerFlush, Rule::G5Ledger, Rule::M1Ledger].into_iter().any(mutation::broken) {
         return None;
     }
@@ -113,7 +113,7 @@ pub fn rolled_back(mark: &Mark, before: &Shown) -> Option<KeptOut> {
     let member = &mark.member;
     let why = format!(
         "the state directory of {member} was put back to an older one, by a snapshot or a backup: {less}; what it has promised \
-         since is lost, so it is in quarantine until `regentctl cluster resync CLUSTER {member} --confirm {member}` makes it anew, or its \
+         since is lost, so it is in quarantine until `regentctl cluster resync {cluster} {member} --confirm {member}` makes it anew, or its \
          newest state directory is back"
     );
     Some(KeptOut { mark: Some(mark.clone()), why })
@@ -241,13 +241,17 @@ mod tests {
             (shown(3, 9, 49, Some(4)), "revision 49"),
             (shown(3, 9, 50, Some(3)), "version 3 of its electorate"),
         ] {
-            let found = rolled_back(&mark(now), &before).unwrap();
-            assert!(found.why.contains(less) && found.why.contains("resync CLUSTER db2"), "{}", found.why);
+            let found = rolled_back(&"db".parse().unwrap(), &mark(now), &before).unwrap();
+            assert!(found.why.contains(less) && found.why.contains("resync db db2"), "{}", found.why);
         }
         for fine in [before, shown(3, 9, 50, None), shown(4, 10, 51, Some(1)), shown(3, 10, 50, Some(7))] {
-            assert_eq!(rolled_back(&mark(fine), &before), None, "{fine:?}");
+            assert_eq!(rolled_back(&"db".parse().unwrap(), &mark(fine), &before), None, "{fine:?}");
         }
-        assert_eq!(rolled_back(&mark(shown(0, 0, 0, None)), &Shown::default()), None, "nothing was shown before");
+        assert_eq!(
+            rolled_back(&"db".parse().unwrap(), &mark(shown(0, 0, 0, None)), &Shown::default()),
+            None,
+            "nothing was shown before"
+        );
     }
 
     fn claimant(name: &str, holds_lease: bool) -> Claimant {

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use regent_common::{
     clock::Clock,
     error::{ErrorChain, Reason, reason_of},
-    ids::{NodeName, Revision},
+    ids::{ClusterName, NodeName, Revision},
     tls::ReloadingIdentity,
     topology::{HostFacts, Observation, Progress},
     transport::Dialer,
@@ -29,7 +29,7 @@ use tonic::{Code, Status, transport::Channel};
 
 use crate::{
     authority::Authorities,
-    model::{Assignment, cluster::ClusterRecord, shown::Shown},
+    model::{Assignment, cluster::ClusterRecord},
     store::{Store, get_json, keys},
 };
 
@@ -250,7 +250,7 @@ impl Links {
                     // Who it is comes before all that it says: with the first heartbeat, and before a step can reach it.
                     let first = hello.take();
                     if let Some(word) =
-                        first.as_ref().and_then(|hello| self.judge(node, address, hello, &before, &heartbeat))
+                        first.as_ref().and_then(|hello| self.judge(node, address, hello, before.as_ref(), &heartbeat))
                     {
                         opening.send(ToAgent::Quarantine(word));
                     }
@@ -267,20 +267,18 @@ impl Links {
         }
     }
 
-    /// What the ledger of a node's member has shown to have: by what is stored, and by what this coordinator has heard.
-    async fn shown_before(&self, node: &NodeName) -> Result<Vec<Mark>, String> {
+    /// What the ledger of a node's member has shown to have, by what is stored and by what this coordinator has heard, with the
+    /// name of its cluster; `None` for a node that is no member.
+    async fn shown_before(&self, node: &NodeName) -> Result<Option<(ClusterName, Mark)>, String> {
         let failed = |error: crate::store::StoreError| ErrorChain(&error).to_string();
-        let store = self.store.as_ref();
-        let mut before: Vec<Mark> = self.table.view(node).shown.into_iter().collect();
-        if let Some(found) = get_json::<Assignment>(store, &keys::assignment(node)).await.map_err(failed)? {
-            let Assignment { cluster, member } = found.value;
-            let record = get_json::<ClusterRecord>(store, &keys::cluster(&cluster)).await.map_err(failed)?;
-            before.extend(record.map(|record| {
-                let shown = record.value.shown(&member);
-                Mark { cluster_id: record.value.id, member, shown }
-            }));
-        }
-        Ok(before)
+        let heard = self.table.view(node).shown;
+        let found = get_json::<Assignment>(self.store.as_ref(), &keys::assignment(node)).await.map_err(failed)?;
+        let Some(Assignment { cluster, member }) = found.map(|found| found.value) else { return Ok(None) };
+        let record = get_json::<ClusterRecord>(self.store.as_ref(), &keys::cluster(&cluster)).await.map_err(failed)?;
+        let Some(record) = record.map(|record| record.value) else { return Ok(None) };
+        let heard = heard.filter(|heard| (heard.cluster_id, &heard.member) == (record.id, &member));
+        let shown = record.shown(&member).max(heard.map(|heard| heard.shown).unwrap_or_default());
+        Ok(Some((cluster, Mark { cluster_id: record.id, member, shown })))
     }
 
     /// Judges who it is that speaks (rule T5); what it is told when it is kept out.
@@ -289,7 +287,7 @@ impl Links {
         node: &NodeName,
         address: &str,
         hello: &AgentHello,
-        before: &[Mark],
+        before: Option<&(ClusterName, Mark)>,
         heartbeat: &Heartbeat,
     ) -> Option<regent_proto::agent::v1::Quarantine> {
         let mark = mark_of(hello.ledger.as_ref());
@@ -301,11 +299,9 @@ impl Links {
             (twice.goes.incarnation == incarnation).then(|| KeptOut { mark: mark.clone(), why: sentence })
         });
         let kept_out = refused.or_else(|| {
-            let mark = mark.as_ref()?;
-            let ours =
-                before.iter().filter(|known| (known.cluster_id, &known.member) == (mark.cluster_id, &mark.member));
-            let before = ours.fold(Shown::default(), |shown, known| shown.max(known.shown));
-            rolled_back(mark, &before)
+            let (mark, (cluster, before)) = (mark.as_ref()?, before?);
+            let ours = (before.cluster_id, &before.member) == (mark.cluster_id, &mark.member);
+            ours.then(|| rolled_back(cluster, mark, &before.shown)).flatten()
         });
         if let Some(kept_out) = &kept_out {
             tracing::error!(%node, "QUARANTINE: {}", kept_out.why);

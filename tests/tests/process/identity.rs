@@ -1,6 +1,6 @@
 //! A node that is not who it was (rule T5): its state directory was put back to an older one, or a copy of it runs as well.
 
-use std::{path::Path, process::Command};
+use std::{path::Path, process::Command, time::Duration};
 
 use anyhow::ensure;
 use regent_proto::coordinator::v1 as wire;
@@ -9,11 +9,14 @@ use regent_tests::{
     cluster::{Agent, run},
     process::program,
     wait,
-    workload::now_nanos,
+    workload::{now_nanos, postgres},
 };
 use serde_json::Value;
 
 use crate::support::{CLUSTER, SOON, Trio};
+
+/// How long a connection is tried that is expected to reach nobody.
+const TRY: Duration = Duration::from_secs(2);
 
 fn copy(from: &Path, to: &Path) {
     let mut command = Command::new("cp");
@@ -93,7 +96,7 @@ async fn a_replica_whose_state_was_put_back_is_kept_out_until_it_is_resynced() {
     })
     .await
     .unwrap();
-    for part in ["put back to an older one", "epoch 1 and has had 2", "resync CLUSTER db3"] {
+    for part in ["put back to an older one", "epoch 1 and has had 2", "regentctl cluster resync db db3"] {
         assert!(kept_out.reason.contains(part), "{part}: {}", kept_out.reason);
     }
     electorate(&trio, &[other]).await;
@@ -219,4 +222,46 @@ async fn a_copy_of_the_primarys_node_is_refused_and_the_primary_goes_on() {
     writers.acknowledged(now_nanos(), 100, SOON).await.unwrap();
     assert_eq!(trio.engine_pids().await, pids);
     trio.check_logs(&["IDENTITY_TWICE", "not who it was"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_whose_ledger_is_lost_is_replaced_and_its_engine_reaches_nobody() {
+    let mut trio = Trio::start().await;
+    trio.healthy().await;
+    electorate(&trio, &["db2", "db3"]).await;
+    let (address, old) = (trio.members[0].clone(), trio.engine_pids().await[0]);
+    let agent = trio.fleet.agent("n1");
+    agent.daemon().unwrap().stop().await.unwrap();
+    std::fs::remove_file(agent.home.join("state/ledger.json")).unwrap();
+    // As after a flush of the rules: nothing of the reign of before keeps the port shut.
+    agent.command("remove-gate").and_then(run).unwrap();
+    postgres::connect(&trio.login, &address).await.unwrap();
+    trio.fleet.agent("n1").start().unwrap();
+
+    let login = trio.login.clone();
+    wait::until("its port is shut", SOON, || async {
+        let tried = tokio::time::timeout(TRY, postgres::connect(&login, &address)).await;
+        ensure!(!matches!(tried, Ok(Ok(_))), "somebody still reaches it");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert!(regent_tests::process::lives(old), "nobody knows how to stop it");
+    let cluster = trio.api().other_primary(CLUSTER, "db1", SOON).await.unwrap();
+    let lost = member(&cluster, "db1").unwrap();
+    assert!(lost.verdict == "Quarantined" && lost.reason.contains("no ledger"), "{}: {}", lost.verdict, lost.reason);
+    assert!(node(&trio, "n1").await.reason.starts_with("in quarantine"));
+    wait::until("no operation", SOON, || async {
+        let now = trio.api().cluster(CLUSTER).await?;
+        ensure!(now.operation.is_empty(), "{} runs", now.operation);
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let resync = trio.resync(&["db1"], 0).await;
+    trio.api().succeed(&resync, SOON).await.unwrap();
+    trio.healthy().await;
+    assert!(!regent_tests::process::lives(old));
+    assert_eq!(audit(&trio, "QUARANTINED").await.len(), 1);
+    trio.check_logs(&["quarantine", "not who it was", "beside no ledger"]);
 }
