@@ -141,6 +141,14 @@ mod tests {
     }
 
     #[test]
+    fn who_is_in_quarantine_is_not_reachable_whatever_it_says() {
+        let (member, mut kept_out) = view(2, 9900, |_| ());
+        kept_out.quarantine = "its ledger was put back".to_owned();
+        let succession = gathered(vec![(member, kept_out), view(3, 9900, |_| ())]);
+        assert_eq!((succession.reachable, succession.free), ([name(3)].into(), [name(3)].into()));
+    }
+
+    #[test]
     fn only_a_fresh_report_that_the_lease_stands_counts() {
         let report = |stands, age| {
             move |seen: &mut Observation| {
