@@ -59,6 +59,21 @@ async fn electorate(trio: &Trio, wanted: &[&str]) {
     .unwrap();
 }
 
+/// Waits until these members are well and nothing is being done.
+async fn settled(trio: &Trio, members: &[&str]) {
+    wait::until("the others are well", SOON, || async {
+        let cluster = trio.api().cluster(CLUSTER).await?;
+        ensure!(cluster.operation.is_empty(), "{} runs", cluster.operation);
+        for name in members {
+            let seen = member(&cluster, name)?;
+            ensure!(seen.verdict == "Healthy", "{name}: {}: {}", seen.verdict, seen.reason);
+        }
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_whose_state_was_put_back_is_kept_out_until_it_is_resynced() {
     let mut trio = Trio::start().await;
@@ -120,14 +135,7 @@ async fn a_replica_whose_state_was_put_back_is_kept_out_until_it_is_resynced() {
     assert_eq!(member(&next, third).unwrap().verdict, "Quarantined");
 
     // The person's step.
-    wait::until("the old primary is back", SOON, || async {
-        let now = trio.api().cluster(CLUSTER).await?;
-        let old = member(&now, &cluster.primary)?;
-        ensure!(old.verdict == "Healthy" && now.operation.is_empty(), "{}: {}", old.verdict, old.reason);
-        Ok(())
-    })
-    .await
-    .unwrap();
+    settled(&trio, &["db1", "db2"]).await;
     let resync = trio.resync(&[third], 0).await;
     trio.api().succeed(&resync, SOON).await.unwrap();
     let cluster = trio.healthy().await;
@@ -251,13 +259,7 @@ async fn a_primary_whose_ledger_is_lost_is_replaced_and_its_engine_reaches_nobod
     let lost = member(&cluster, "db1").unwrap();
     assert!(lost.verdict == "Quarantined" && lost.reason.contains("no ledger"), "{}: {}", lost.verdict, lost.reason);
     assert!(node(&trio, "n1").await.reason.starts_with("in quarantine"));
-    wait::until("no operation", SOON, || async {
-        let now = trio.api().cluster(CLUSTER).await?;
-        ensure!(now.operation.is_empty(), "{} runs", now.operation);
-        Ok(())
-    })
-    .await
-    .unwrap();
+    settled(&trio, &["db2", "db3"]).await;
     let resync = trio.resync(&["db1"], 0).await;
     trio.api().succeed(&resync, SOON).await.unwrap();
     trio.healthy().await;
