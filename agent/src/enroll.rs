@@ -178,9 +178,11 @@ pub async fn announce(
     coordinators: &[String],
     identity: &ReloadingIdentity,
     addresses: &Addresses,
+    incarnation: &str,
 ) -> Result<(), EnrollError> {
     let (address, channel) = reach(dialer, coordinators, identity).await?;
     let message = AnnounceNodeRequest {
+        incarnation: incarnation.to_owned(),
         agent_address: addresses.agent.clone(),
         public_address: addresses.public.clone(),
         private_address: addresses.private.clone(),

@@ -101,7 +101,10 @@ async fn replica(State(shown): State<Shown>) -> (StatusCode, Json<Health>) {
 fn answer(shown: &Shown, wanted: Wanted) -> (StatusCode, Json<Health>) {
     let seen = shown.node.observation();
     let member = shown.node.ledger().read().membership.as_ref().map(|m| m.member.to_string());
+    let quarantine = shown.node.ledger().read().quarantine.clone();
     let found = match &seen {
+        // Whatever runs there, nobody is to be sent to it (rule T5).
+        Some(_) | None if quarantine.is_some() => false,
         Some(seen) => wanted.is(seen),
         None => member.is_none() && wanted == Wanted::Serving,
     };
@@ -111,9 +114,12 @@ fn answer(shown: &Shown, wanted: Wanted) -> (StatusCode, Json<Health>) {
         role: seen.as_ref().and_then(|seen| seen.engine.role),
         engine: seen.as_ref().map(|seen| seen.engine.state),
         fenced: seen.as_ref().is_some_and(|seen| seen.fenced),
-        writable: seen.as_ref().is_some_and(|seen| Wanted::Primary.is(seen)),
+        writable: quarantine.is_none() && seen.as_ref().is_some_and(|seen| Wanted::Primary.is(seen)),
         lease_stands: seen.as_ref().and_then(|seen| seen.authority.lease.as_ref()).map(|lease| lease.stands),
-        reason: seen.map(reason).unwrap_or_default(),
+        reason: match quarantine {
+            Some(why) => format!("in quarantine: {why}"),
+            None => seen.map(reason).unwrap_or_default(),
+        },
     };
     (if found { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(health))
 }

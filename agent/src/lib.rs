@@ -19,6 +19,7 @@ pub mod member;
 pub mod node;
 pub mod observe;
 pub mod peer;
+pub mod quarantine;
 pub mod server;
 pub mod services;
 pub mod session;

@@ -11,6 +11,7 @@ use regent_common::{
     topology::{HostFacts, Observation},
 };
 use regent_proto::agent::v1 as wire;
+use ring::rand::SecureRandom as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -19,9 +20,9 @@ use crate::{
     engine::Stop,
     gate::Gate,
     lease::{Endorsers, Keeper, LeaseHandle, recorder::Recorder},
-    ledger::{Ledger, LedgerStore},
+    ledger::{Ledger, LedgerStore, Quarantine},
     member::Member,
-    observe,
+    observe, quarantine,
     steps::{Executor, Peers, actions::drain, running::Running},
 };
 
@@ -39,6 +40,8 @@ pub struct Node {
     pub coordinator_id: String,
     /// Boot id of its kernel.
     pub boot_id: String,
+    /// Names this process; another one after every start (rule T5).
+    pub incarnation: String,
     /// When this process started; for display.
     pub started_at: Timestamp,
     /// The member's driver and what is seen of the engine.
@@ -148,10 +151,12 @@ impl Node {
             let (ledger, member) = (ledger.clone(), member.clone());
             tokio::spawn(async move { drain::lift_late(&ledger, &member, token).await });
         }
-        tokio::spawn(stop_without_gate(lease.clone(), member.clone(), stop));
+        tokio::spawn(stop_without_gate(lease.clone(), member.clone(), stop.clone()));
+        tokio::spawn(quarantine::keep(ledger.clone(), lease.clone(), member.clone(), stop));
         Arc::new(Self {
             name,
             coordinator_id,
+            incarnation: new_incarnation(),
             started_at: clock.wall(),
             recorder: Recorder::start(ledger.clone()),
             executor: Arc::new(Executor::new(ledger, member.clone(), peers, lease.clone(), &boot_id)),
@@ -169,6 +174,22 @@ impl Node {
     /// The ledger.
     pub fn ledger(&self) -> &LedgerStore {
         self.executor.ledger()
+    }
+
+    /// Takes the coordinator's word that this node's ledger is not to be believed (rule T5). It holds once it is on disk; a
+    /// word that could not be kept is said again in the next session.
+    pub fn enter_quarantine(&self, word: Quarantine) {
+        let ledger = self.ledger().clone();
+        tokio::spawn(async move {
+            let reason = word.reason.clone();
+            match ledger.update(move |ledger| ledger.quarantine(&word)).await {
+                Ok(true) => {
+                    tracing::error!(reason, "in quarantine: nothing but an assignment or a release is carried out")
+                }
+                Ok(false) => {}
+                Err(error) => tracing::error!(error = %ErrorChain(&error), "the quarantine could not be recorded"),
+            }
+        });
     }
 
     /// Wall time, for display.
@@ -192,7 +213,9 @@ impl Node {
             epoch: membership.epoch,
             token: membership.token,
             fenced: membership.fenced,
-            dirty: membership.must_not_start() || driver.as_ref().is_some_and(|driver| driver.is_dirty()),
+            dirty: membership.must_not_start()
+                || ledger.quarantine.is_some()
+                || driver.as_ref().is_some_and(|driver| driver.is_dirty()),
             endpoint: driver.map(|driver| driver.endpoint()),
             engine,
             authority: self.lease.authority(ledger),
@@ -204,6 +227,13 @@ impl Node {
     pub fn jobs(&self) -> Vec<wire::Job> {
         self.executor.table().all().iter().map(|step| job(step)).collect()
     }
+}
+
+/// A name that no other process has.
+fn new_incarnation() -> String {
+    let mut random = [0; 16];
+    ring::rand::SystemRandom::new().fill(&mut random).expect("a system that speaks TLS has random numbers");
+    random.iter().fold(String::new(), |name, byte| name + &format!("{byte:02x}"))
 }
 
 fn job(running: &Running) -> wire::Job {

@@ -36,7 +36,7 @@ use crate::{
         Endorsers, Question, Word,
         promises::{Asker, NoPromise},
     },
-    ledger::Membership,
+    ledger::{Ledger, Membership},
     node::Node,
     steps::Peers,
 };
@@ -77,6 +77,7 @@ impl PeerService for PeerAnswers {
         let Some(membership) = ledger.membership.as_ref().filter(|m| m.cluster_id == cluster_id) else {
             return Err(refuse(Reason::WrongCluster, format!("this node is not a member of cluster {cluster_id}")));
         };
+        refuse_in_quarantine(&ledger)?;
         let position = whole(&self.0, membership, OperationToken(token))
             .await
             .map_err(|reason| refuse(Reason::CopyNotWhole, reason))?;
@@ -88,10 +89,11 @@ impl PeerService for PeerAnswers {
         let caller = access::peer(&request, &self.0.coordinator_id, &ledger)?;
         let asked = request.into_inner();
         let membership = ledger.membership.as_ref().filter(|m| m.cluster_id.to_string() == asked.cluster_id);
-        let Some(membership) = membership.filter(|_| ledger.quarantine.is_none()) else {
-            let message = format!("this node is not a member of cluster {} that is to be believed", asked.cluster_id);
+        let Some(membership) = membership else {
+            let message = format!("this node is not a member of cluster {}", asked.cluster_id);
             return Err(refuse(Reason::WrongCluster, message));
         };
+        refuse_in_quarantine(&ledger)?;
         let asker = read_asker(&asked)?;
         let is_caller = |peer: &Peer| peer.node == caller && peer.member == asker.member;
         if !membership.spec.members.iter().any(is_caller) {
@@ -138,6 +140,14 @@ impl PeerService for PeerAnswers {
     }
 }
 
+/// What nobody knows to have been promised here is neither promised again nor vouched for (rule T5).
+fn refuse_in_quarantine(ledger: &Ledger) -> Result<(), Status> {
+    match &ledger.quarantine {
+        Some(reason) => Err(refuse(Reason::LedgerLost, format!("this node is in quarantine: {reason}"))),
+        None => Ok(()),
+    }
+}
+
 // === impl PeerAnswers ===
 
 fn read_cluster(cluster_id: &str) -> Result<ClusterId, Status> {
@@ -151,7 +161,7 @@ impl PeerAnswers {
         let node = &self.0;
         let mut promises = node.lease.promises();
         let ledger = node.ledger().read();
-        let Some(membership) = &ledger.membership else {
+        let Some(membership) = ledger.believed() else {
             return Err(NoPromise::HigherEpoch { asked: asker.epoch, known: asker.epoch.next() });
         };
         if membership.writable_epoch >= Some(asker.epoch) {

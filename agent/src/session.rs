@@ -12,14 +12,14 @@ use regent_common::{
     chance,
     convert::to_wire_time,
     error::{ErrorChain, Reason, bad_field, refuse},
-    ids::{Epoch, Revision},
+    ids::{Epoch, NameError, OperationToken, Revision},
     lease::{Grant, Timing},
     topology::{EngineState, HostFacts, Observation, Role, Ternary},
     transport::Revocations,
 };
 use regent_proto::agent::v1::{
-    AgentHello, CoordinatorHello, Grant as WireGrant, Heartbeat, HeartbeatAnswer, Job, OpenRequest, OpenResponse,
-    open_request, open_response, session_service_server::SessionService,
+    AgentHello, CoordinatorHello, Grant as WireGrant, Heartbeat, HeartbeatAnswer, Job, LedgerMark, OpenRequest,
+    OpenResponse, Quarantine as WireQuarantine, open_request, open_response, session_service_server::SessionService,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -29,7 +29,12 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{access, lease::Answer, ledger::Ledger, node::Node};
+use crate::{
+    access,
+    lease::Answer,
+    ledger::{Ledger, Quarantine},
+    node::Node,
+};
 
 /// How long a coordinator may take to say who it is.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
@@ -195,7 +200,8 @@ impl Session {
             let message = format!("this node belongs to coordinator {}", self.node.coordinator_id);
             return Err(refuse(Reason::ForeignCoordinator, message));
         }
-        let (given, known) = (Revision(hello.revision), self.node.ledger().read().revision);
+        let ledger = self.node.ledger().read();
+        let (given, known) = (Revision(hello.revision), ledger.revision);
         let stale_store = known > given;
         if stale_store {
             tracing::error!(known = known.0, given = given.0, "the coordinator's store is older than one seen before");
@@ -214,6 +220,8 @@ impl Session {
             engines: offers.iter().map(Into::into).collect(),
             revision: known.max(given).0,
             stale_store,
+            incarnation: self.node.incarnation.clone(),
+            ledger: mark_of(&ledger),
         };
         let message = Some(open_response::Message::Hello(answer));
         let sent = self.out.send(Ok(OpenResponse { message })).await;
@@ -229,6 +237,11 @@ impl Session {
             Some(open_request::Message::Answer(answer)) => Ok(self.deliver(answer)),
             Some(open_request::Message::Revocations(revocations)) => {
                 self.revocations.replace(revocations.serials.into_iter().collect());
+                Ok(None)
+            }
+            Some(open_request::Message::Quarantine(word)) => {
+                let word = read_quarantine(word)?;
+                self.node.enter_quarantine(word);
                 Ok(None)
             }
             Some(open_request::Message::Hello(_)) => Err(bad_field("message", "a second hello came")),
@@ -276,6 +289,7 @@ impl Session {
             member: member.as_ref().map(Into::into),
             host: host.as_ref().map(Into::into),
             jobs: jobs.clone(),
+            quarantine: self.node.ledger().read().quarantine.clone().unwrap_or_default(),
         };
         let message = Some(open_response::Message::Heartbeat(heartbeat));
         // Never waits: a coordinator that does not read gets the state of then when it reads again.
@@ -284,6 +298,30 @@ impl Session {
             Err(_) => None,
         };
     }
+}
+
+/// How far the ledger has come as a member, before the hello that it goes with changes it (rule T5).
+fn mark_of(ledger: &Ledger) -> Option<LedgerMark> {
+    let membership = ledger.membership.as_ref()?;
+    Some(LedgerMark {
+        cluster_id: membership.cluster_id.to_string(),
+        member: membership.member.to_string(),
+        epoch: membership.epoch.0,
+        token: membership.token.0,
+        revision: ledger.revision.0,
+        electorate_version: membership.electorate.as_ref().map(|electorate| electorate.version),
+    })
+}
+
+fn read_quarantine(word: WireQuarantine) -> Result<Quarantine, Status> {
+    let name = |field: &'static str| move |error: NameError| bad_field(field, error.to_string());
+    Ok(Quarantine {
+        cluster_id: word.cluster_id.parse().map_err(name("cluster_id"))?,
+        member: word.member.parse().map_err(name("member"))?,
+        epoch: Epoch(word.epoch),
+        token: OperationToken(word.token),
+        reason: word.reason,
+    })
 }
 
 /// Takes an answer to a heartbeat, and with it the lease; the time between heartbeats that it asks for, if it does and counts.
@@ -311,7 +349,7 @@ fn take(node: &Node, answer: HeartbeatAnswer) -> Option<Duration> {
 /// Whether an answer is meant for another member than the one that this node is, or for one while it is none.
 fn is_foreign(node: &Node, answer: &HeartbeatAnswer) -> bool {
     let ledger = node.ledger().read();
-    let membership = ledger.membership.as_ref().filter(|_| ledger.quarantine.is_none());
+    let membership = ledger.believed();
     answer.grant.as_ref().is_some_and(|grant| {
         !membership.is_some_and(|membership| {
             grant.cluster_id == membership.cluster_id.to_string() && grant.member == membership.member.as_str()

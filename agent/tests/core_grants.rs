@@ -230,3 +230,37 @@ async fn times_that_no_lease_can_be_kept_by_are_not_taken() {
     reign.answered(answer, renewed).await;
     assert_eq!(reign.agent.node.lease.timing().heartbeat, Duration::from_millis(50));
 }
+
+#[tokio::test]
+async fn a_primary_in_quarantine_has_no_lease_and_its_gate_is_closed() {
+    let authority = Authority::new();
+    let coordinator = authority.issue("coordinator/c1");
+    let mut reign = Reign::begin(&authority, &coordinator).await;
+    assert!(matches!(reign.gate.state().await.unwrap().open, Open::Until(_)));
+    let word = wire::Quarantine {
+        cluster_id: cluster_id().to_string(),
+        member: "db1".to_owned(),
+        epoch: 1,
+        token: 1,
+        reason: "it was put back".to_owned(),
+    };
+    let message = Some(wire::open_request::Message::Quarantine(word));
+    reign.session.out.send(wire::OpenRequest { message }).await.unwrap();
+    let lapsed = |heartbeat: &wire::Heartbeat| {
+        let authority = heartbeat.member.as_ref().and_then(|member| member.authority.as_ref());
+        !heartbeat.quarantine.is_empty() && authority.is_some_and(|authority| authority.lease.is_none())
+    };
+    let told = reign.session.until(lapsed).await;
+    within(async {
+        while reign.gate.state().await.unwrap().open != Open::Closed {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // A grant that is on its way confers nothing any more.
+    reign.session.answer(HeartbeatAnswer { nonce: told.nonce, ..reign.granted.clone() }).await;
+    let nonce = reign.session.until(|heartbeat| heartbeat.nonce > told.nonce).await.nonce;
+    assert!(nonce > told.nonce);
+    assert_eq!(reign.agent.node.lease.standing(), None);
+    assert_eq!(reign.gate.state().await.unwrap().open, Open::Closed);
+}

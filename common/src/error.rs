@@ -191,7 +191,9 @@ reasons! {
     ForeignCoordinator "FOREIGN_COORDINATOR" PermissionDenied false
         "The node belongs to another coordinator." "Use its own coordinator, or let the node join this one.";
     LedgerLost "LEDGER_LOST" FailedPrecondition false
-        "The agent lost its record of what it has done." "Show the node; resync the member.";
+        "The agent's record of what it has done is lost or not to be believed." "Show the node; resync the member.";
+    IdentityTwice "IDENTITY_TWICE" FailedPrecondition false
+        "Two agents speak for one node at once." "Show the node; stop the agent that is refused.";
     DataDirty "DATA_DIRTY" FailedPrecondition false
         "The data was left in the middle of a change." "Resync the member.";
     Diverged "DIVERGED" FailedPrecondition false

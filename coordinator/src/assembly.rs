@@ -12,7 +12,7 @@ use regent_common::{
     tls::ReloadingIdentity,
     transport::{Dialer, Revocations},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -77,6 +77,8 @@ pub struct Assembled {
 /// What the identities tell the links.
 enum Word {
     Dial(NodeName, String),
+    /// Node, address and name of a process that announces itself; who waits hears why it is refused.
+    Contest(NodeName, String, String, oneshot::Sender<Option<String>>),
     HangUp(NodeName),
 }
 
@@ -141,7 +143,7 @@ impl Assembly {
             let dial = dial.clone();
             Arc::new(move |node: NodeRecord| drop(dial.send(Word::Dial(node.name, node.agent_address))))
         };
-        let hang_up = dial.clone();
+        let (hang_up, contest) = (dial.clone(), dial.clone());
         let settings = Settings {
             store: Arc::clone(&self.store),
             clock: Arc::clone(&self.clock),
@@ -152,6 +154,12 @@ impl Assembly {
             hooks: Hooks {
                 on_joined: tell(dial),
                 on_announced: tell(dial),
+                contest: Arc::new(move |node, address, incarnation| {
+                    let (reply, ruled) = oneshot::channel();
+                    drop(contest.send(Word::Contest(node, address, incarnation, reply)));
+                    // Nobody is left to rule only when the coordinator stops.
+                    Box::pin(async move { ruled.await.unwrap_or_default() })
+                }),
                 on_revoked: Arc::new(move |node| drop(hang_up.send(Word::HangUp(node)))),
             },
         };
@@ -164,6 +172,10 @@ async fn follow_words(links: Arc<Links>, mut words: mpsc::UnboundedReceiver<Word
         match word {
             Word::Dial(node, address) => links.dial(&node, &address),
             Word::HangUp(node) => links.hang_up(&node),
+            Word::Contest(node, address, incarnation, reply) => {
+                let links = Arc::clone(&links);
+                tokio::spawn(async move { reply.send(links.contest(&node, &address, &incarnation).await) });
+            }
         }
     }
 }

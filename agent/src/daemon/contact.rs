@@ -7,7 +7,7 @@ use regent_common::{error::ErrorChain, tls::ReloadingIdentity, transport::Dialer
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    enroll::{self, Addresses},
+    enroll::{self, Addresses, EnrollError},
     node::Node,
 };
 
@@ -57,8 +57,15 @@ impl Announcing {
         let mut pause = PAUSES.0;
         let mut warned = false;
         loop {
-            match enroll::announce(&self.dialer, &self.coordinators, &self.identity, &self.addresses).await {
+            let incarnation = &self.node.incarnation;
+            match enroll::announce(&self.dialer, &self.coordinators, &self.identity, &self.addresses, incarnation).await
+            {
                 Ok(()) => return,
+                // It was heard, and another agent speaks for this node (rule T5): that takes a person.
+                Err(error @ EnrollError::Refused(_)) => {
+                    tracing::error!(error = %ErrorChain(&error), "the coordinator refuses this agent");
+                    pause = PAUSES.1;
+                }
                 Err(error) if warned => tracing::debug!(error = %ErrorChain(&error), "no coordinator answers"),
                 Err(error) => {
                     tracing::warn!(error = %ErrorChain(&error), "no coordinator answers; trying on");

@@ -7,6 +7,7 @@ mod assembly;
 mod contact;
 mod ports;
 mod renewal;
+mod unknown;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -242,6 +243,7 @@ impl Daemon {
         let config = &self.config;
         tokio::spawn(host::run(node.host.clone(), config.data_root.clone(), host::PERIOD, stop.clone()));
         tokio::spawn(ports::run(node.clone(), stop.clone()));
+        tokio::spawn(unknown::run(node.clone(), config.data_root.clone(), stop.clone()));
         tokio::spawn(upkeep(self.metrics.clone(), stop.clone()));
         if let Some(listener) = plain {
             let serving = http::serve(listener, node.clone(), self.metrics.clone(), stop.clone());

@@ -12,6 +12,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    path::Path,
 };
 
 use procfs::{
@@ -50,6 +51,19 @@ pub fn listening_ports(pid: u32) -> io::Result<BTreeSet<u16>> {
         }
         for inode in socket_inodes(member)? {
             ports.extend(unknown.remove(&inode));
+        }
+    }
+    Ok(ports)
+}
+
+/// The TCP ports on which processes listen that work in a folder, or below it: an engine whose driver is not known works in its
+/// data. Processes that end meanwhile, or may not be looked at, count for nothing.
+pub fn listening_below(folder: &Path) -> io::Result<BTreeSet<u16>> {
+    let mut ports = BTreeSet::new();
+    for process in all_processes().map_err(into_io)?.flatten() {
+        let below = process.cwd().is_ok_and(|cwd| cwd.starts_with(folder));
+        if let Some(pid) = below.then(|| u32::try_from(process.pid).ok()).flatten() {
+            ports.extend(listening_ports(pid).unwrap_or_default());
         }
     }
     Ok(ports)

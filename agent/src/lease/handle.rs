@@ -307,6 +307,11 @@ impl LeaseHandle {
         open && self.standing().is_some_and(|standing| standing.epoch == epoch)
     }
 
+    /// Arms the gate of these ports, closed, for engines that reign nowhere (rule T5).
+    pub async fn shut(&self, ports: BTreeSet<u16>) -> Result<(), LeaseError> {
+        self.order(|done| Order::Take { ports, done }).await
+    }
+
     /// Gates nothing any more. Only when the engine is verified read-only or stopped (rule G1).
     pub async fn lay_down(&self) -> Result<(), LeaseError> {
         self.order(|done| Order::LayDown { done }).await

@@ -16,5 +16,7 @@ mod tests;
 
 pub use admission::{Admission, Claim, Header, Refusal};
 pub use disk::{Disk, RealDisk};
-pub use record::{Content, DRAIN, Digest, Ledger, Membership, StepKey, StepOutcome, StepRecord, StoredSpec};
+pub use record::{
+    Content, DRAIN, Digest, Ledger, Membership, Quarantine, StepKey, StepOutcome, StepRecord, StoredSpec,
+};
 pub use store::{LedgerError, LedgerStore};

@@ -48,8 +48,9 @@ pub struct Ledger {
     /// Steps of the last operations, oldest operation first.
     #[serde(default)]
     pub operations: Vec<OperationRecord>,
-    /// Why this ledger is not to be believed (rule T5): engine data was found and no ledger beside it. Nothing but an
-    /// assignment or a release is carried out until one of the two has ended it.
+    /// Why this ledger is not to be believed (rule T5): engine data was found and no ledger beside it, or the coordinator has
+    /// seen that it is older than what it had shown, or that another process speaks for this node. Nothing but an assignment
+    /// or a release is carried out until one of the two has ended it.
     #[serde(default)]
     pub quarantine: Option<String>,
 }
@@ -122,6 +123,21 @@ pub struct Membership {
     /// That a person has made this member the primary of the present epoch, without a coordinator (rule P9).
     #[serde(default)]
     pub forced: Option<Forced>,
+}
+
+/// The coordinator's word that this ledger is not to be believed (rule T5).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quarantine {
+    /// Cluster that the ledger named.
+    pub cluster_id: ClusterId,
+    /// Member that it named.
+    pub member: MemberName,
+    /// Epoch that it had.
+    pub epoch: Epoch,
+    /// Operation token that it had.
+    pub token: OperationToken,
+    /// Why, and what a person does about it.
+    pub reason: String,
 }
 
 /// A [`ClusterSpec`] without its secrets.
@@ -322,6 +338,25 @@ impl Default for Ledger {
 }
 
 impl Ledger {
+    /// The membership, where it is to be believed (rule T5): what confers a lease, asks or endorses goes by this.
+    pub fn believed(&self) -> Option<&Membership> {
+        self.membership.as_ref().filter(|_| self.quarantine.is_none())
+    }
+
+    /// Enters quarantine, by the coordinator's word; whether that is news. The word is about a ledger with these numbers: one
+    /// that was brought back since has higher ones and is not meant.
+    pub fn quarantine(&mut self, word: &Quarantine) -> bool {
+        let meant = self.membership.as_ref().is_some_and(|membership| {
+            (membership.cluster_id, &membership.member) == (word.cluster_id, &word.member)
+                && (membership.epoch, membership.token) == (word.epoch, word.token)
+        });
+        if !meant || self.quarantine.is_some() {
+            return false;
+        }
+        self.quarantine = Some(word.reason.clone());
+        true
+    }
+
     /// The record of a step.
     pub fn step(&self, key: &StepKey) -> Option<&StepRecord> {
         self.operations.iter().find(|record| record.operation == key.operation)?.steps.get(&key.step)

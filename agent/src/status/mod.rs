@@ -202,7 +202,7 @@ impl Status {
         let answers = node.answers.of_late(node.lease.timing().heartbeat);
         let lease = authority.lease.as_ref().map(|report| LeaseStatus::of(report, node.wall()));
         let promise = PromiseStatus::of(&authority);
-        let without_coordinator = ledger.membership.as_ref().map(|membership| {
+        let without_coordinator = ledger.believed().map(|membership| {
             let outlook = Outlook {
                 membership,
                 rebooted: membership.writable_boot_id.as_ref().is_some_and(|boot| *boot != node.boot_id),
@@ -225,7 +225,10 @@ impl Status {
             lease,
             promise,
             answers,
-            without_coordinator: without_coordinator.unwrap_or_default(),
+            without_coordinator: match &ledger.quarantine {
+                Some(_) => QUARANTINED.to_owned(),
+                None => without_coordinator.unwrap_or_default(),
+            },
             fence: Some(authority.fence),
             ..Self::of_ledger(&ledger)
         };
@@ -251,6 +254,9 @@ fn automatic_failover(sessions: usize, stale_store: bool, ledger: &Ledger, autho
     if sessions == 0 {
         return "off until a coordinator is connected: only a coordinator promotes anybody".to_owned();
     }
+    if ledger.quarantine.is_some() {
+        return "off for this node: it is in quarantine".to_owned();
+    }
     let Some(membership) = &ledger.membership else { return "on: a coordinator is connected".to_owned() };
     if membership.role != Some(Role::Primary) {
         return "on: a coordinator is connected".to_owned();
@@ -265,8 +271,15 @@ fn automatic_failover(sessions: usize, stale_store: bool, ledger: &Ledger, autho
     "on: a coordinator is connected, unless the cluster has it switched off".to_owned()
 }
 
+/// What a node in quarantine does (rule T5).
+const QUARANTINED: &str =
+    "stays as it is, in quarantine: gate closed, engine stopped, it endorses nobody; a person has to act";
+
 /// What the end of the agent means, by the ledger alone.
 fn without_agent(ledger: &Ledger) -> &'static str {
+    if ledger.quarantine.is_some() {
+        return QUARANTINED;
+    }
     match ledger.membership.as_ref().and_then(|membership| membership.role) {
         None => "",
         Some(Role::Primary) => {

@@ -25,16 +25,18 @@ impl NodeService for NodeApi {
             refuse(Reason::NodeNotFound, format!("there is no node {name}: see `regentctl node list`"))
         })?;
         let assignment = self.0.assignment(&name).await?;
-        let own_machine = &self.0.directory.environment().own_machine;
-        Ok(Response::new(view::node(&stored, &self.0.table.view(&name), assignment.as_ref(), own_machine)))
+        let environment = self.0.directory.environment();
+        let (own_machine, now) = (&environment.own_machine, environment.clock.boottime());
+        Ok(Response::new(view::node(&stored, &self.0.table.view(&name), assignment.as_ref(), own_machine, now)))
     }
 
     async fn list_nodes(&self, request: Request<ListNodesRequest>) -> Result<Response<ListNodesResponse>, Status> {
         let request = request.into_inner();
         let candidates = self.0.candidates().await?;
-        let own_machine = &self.0.directory.environment().own_machine;
+        let environment = self.0.directory.environment();
+        let (own_machine, now) = (&environment.own_machine, environment.clock.boottime());
         let render =
-            |node: create::Candidate| view::node(&node.record, &node.view, node.assignment.as_ref(), own_machine);
+            |node: create::Candidate| view::node(&node.record, &node.view, node.assignment.as_ref(), own_machine, now);
         let rows = candidates
             .into_iter()
             .filter(|(_, node)| !request.spare_only || node.assignment.is_none())

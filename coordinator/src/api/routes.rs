@@ -30,8 +30,10 @@ pub async fn routes(api: &Arc<Api>, identities: &Arc<Identities>) -> Result<Rout
     let environment = api.directory.environment();
     let table = Arc::clone(&api.table);
     let own_machine = environment.own_machine.clone();
-    let render_node: RenderNode =
-        Arc::new(move |stored, assignment| view::node(stored, &table.view(&stored.name), assignment, &own_machine));
+    let clock = Arc::clone(&environment.clock);
+    let render_node: RenderNode = Arc::new(move |stored, assignment| {
+        view::node(stored, &table.view(&stored.name), assignment, &own_machine, clock.boottime())
+    });
     let (health_reporter, health) = tonic_health::server::health_reporter();
     health_reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
     let reflection = || {

@@ -153,6 +153,7 @@ fn health(facts: &ClusterFacts<'_>) -> (wire::Health, Vec<String>) {
             }
             Verdict::NodeUnreachable
             | Verdict::NodeLost
+            | Verdict::Quarantined
             | Verdict::WithoutLease
             | Verdict::Astray
             | Verdict::Starting => wire::Health::Down,
@@ -299,9 +300,15 @@ pub fn node(
     view: &NodeView,
     assignment: Option<&crate::model::Assignment>,
     own_machine: &OwnMachine,
+    now: Duration,
 ) -> wire::Node {
+    let twice = view.rival.as_ref().is_some_and(|rival| rival.is_there(now));
     let reason = if stored.revoked {
         "the node is revoked: nothing is sent to it".to_owned()
+    } else if let Some(quarantine) = view.quarantine().filter(|_| view.connected) {
+        format!("in quarantine: {quarantine}")
+    } else if let Some(rival) = view.rival.as_ref().filter(|_| twice) {
+        rival.twice.sentence(&stored.name)
     } else if view.connected {
         let left_over = view.observation.as_ref().filter(|_| assignment.is_none());
         left_over.map(|seen| format!("the node is not free: {}", self::left_over(seen))).unwrap_or_default()

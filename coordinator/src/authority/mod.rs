@@ -35,7 +35,7 @@ pub struct Authority {
     state: Mutex<State>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct State {
     /// Nothing that was granted stands after this, by both clocks.
     latest_end: Moment,
@@ -46,11 +46,17 @@ struct State {
     /// Until then a lease that has lapsed is not renewed: who reigns since may be known to members that were not heard yet, and
     /// not to this store (rule T4).
     lapsed_until: Moment,
+    /// Who was granted the last lease, and the boot of its machine then; `None` while this coordinator has granted none.
+    holder: Option<(MemberName, String)>,
 }
 
 // === impl State ===
 
 impl State {
+    fn is_held_elsewhere(&self, member: &MemberName, boot: &str) -> bool {
+        self.holder.as_ref().is_some_and(|(holder, granted)| holder == member && granted != boot)
+    }
+
     fn keeps_lapsed(&self, now: Moment) -> bool {
         !self.lapsed_until.awaited_for(now).is_zero()
     }
@@ -71,7 +77,8 @@ impl Authorities {
         let longest = record.as_ref().filter(|_| found).map(|record| record.longest_ttl());
         let latest_end =
             longest.map_or_else(Moment::default, |longest| self.clock.now().plus(longest + margin(longest)));
-        let state = Mutex::new(State { latest_end, suspended: None, frozen: false, lapsed_until: latest_end });
+        let state =
+            Mutex::new(State { latest_end, suspended: None, frozen: false, lapsed_until: latest_end, holder: None });
         let authority = Arc::new(Authority { clock: self.clock.clone(), cluster: Arc::clone(cluster), state });
         if let Some(record) = record {
             let mut by_cluster = self.by_cluster.write().unwrap_or_else(PoisonError::into_inner);
@@ -98,12 +105,18 @@ impl Authorities {
         self.by_cluster.read().unwrap_or_else(PoisonError::into_inner).get(&cluster).cloned()
     }
 
-    /// Answers a heartbeat.
-    pub fn answer(&self, node: &NodeName, nonce: u64, seen: Option<&Observation>) -> HeartbeatAnswer {
+    /// Answers a heartbeat of a node with this boot; `None` for one that is in quarantine, which is granted nothing (rule T5).
+    pub fn answer(
+        &self,
+        node: &NodeName,
+        boot: Option<&str>,
+        nonce: u64,
+        seen: Option<&Observation>,
+    ) -> HeartbeatAnswer {
         let nothing = HeartbeatAnswer { nonce, ..HeartbeatAnswer::default() };
         let Some(seen) = seen else { return nothing };
         match self.get(seen.cluster_id) {
-            Some(authority) => authority.answer(node, nonce, seen),
+            Some(authority) => authority.answer(node, boot, nonce, seen),
             None => nothing,
         }
     }
@@ -130,7 +143,7 @@ impl Authority {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn answer(&self, node: &NodeName, nonce: u64, seen: &Observation) -> HeartbeatAnswer {
+    fn answer(&self, node: &NodeName, boot: Option<&str>, nonce: u64, seen: &Observation) -> HeartbeatAnswer {
         let nothing = HeartbeatAnswer { nonce, ..HeartbeatAnswer::default() };
         // Held from before the record is read until the grant is made: a lease that was suspended meanwhile, for a record that is
         // newer than this one, is not granted again (rule L2).
@@ -141,7 +154,8 @@ impl Authority {
             return nothing;
         }
         let timing = record.policy.profile.timing();
-        let grant = grantee(&record).filter(|(member, _)| **member == seen.member).and_then(|(_, grant)| {
+        let granted = grantee(&record).filter(|(member, _)| **member == seen.member);
+        let grant = granted.zip(boot).and_then(|((_, grant), boot)| {
             let now = self.clock.now();
             // An acknowledgement counts like a grant, also one that gets none in return (rules M1, L2): when it is news. It is said
             // again with every heartbeat, and would keep the end away from who waits for it as long as somebody is heard.
@@ -150,10 +164,16 @@ impl Authority {
                 && seen.authority.electorate.as_ref().is_some_and(|electorate| news(electorate.version));
             let stands = seen.authority.lease.as_ref().is_some_and(|lease| lease.stands && lease.epoch == record.epoch);
             let lapsed = !stands && state.keeps_lapsed(now);
-            let withheld = state.frozen || state.suspended == Some(record.epoch) || lapsed;
+            // Of two boots that say that they are the primary the one that holds the lease keeps it (rule T5): another one waits
+            // until it is over, as for an endorsement (rule E2).
+            let other = state.is_held_elsewhere(&seen.member, boot) && !state.latest_end.awaited_for(now).is_zero();
+            let withheld = other || state.frozen || state.suspended == Some(record.epoch) || lapsed;
             if !withheld || acknowledges {
                 let end = now.plus(grant.ttl + margin(grant.ttl));
                 state.latest_end = if mutation::broken(Rule::L2Maximum) { end } else { state.latest_end.later(end) };
+            }
+            if !withheld {
+                state.holder = Some((seen.member.clone(), boot.to_owned()));
             }
             (!withheld).then_some(grant)
         });
@@ -197,6 +217,12 @@ impl Authority {
     /// Grants nothing at all, or again (rule T4).
     pub fn freeze(&self, frozen: bool) {
         self.state().frozen = frozen;
+    }
+
+    /// Whether a member was granted the last lease with another boot than this one: the machine was booted since, or this is a copy
+    /// of it, whose word says nothing of the holder (rule T5).
+    pub fn is_held_elsewhere(&self, member: &MemberName, boot: &str) -> bool {
+        self.state().is_held_elsewhere(member, boot)
     }
 
     /// How long a lease that was granted may still stand, for who waits for its end.

@@ -60,11 +60,15 @@ impl Bench {
         self.beat("n1", |_| ()).grant.map(|grant| Duration::from_millis(grant.ttl_millis.into()))
     }
 
+    fn beat_of(&self, boot: &str, node: &str, seen: &Observation) -> HeartbeatAnswer {
+        self.authorities.answer(&node.parse().unwrap(), Some(boot), 7, Some(seen))
+    }
+
     fn beat(&self, node: &str, change: impl FnOnce(&mut Observation)) -> HeartbeatAnswer {
         let member = if node == "n1" { name(1) } else { name(2) };
         let mut seen = observation(member);
         change(&mut seen);
-        self.authorities.answer(&node.parse().unwrap(), 7, Some(&seen))
+        self.beat_of("boot", node, &seen)
     }
 }
 
@@ -78,7 +82,7 @@ fn only_the_stored_primary_of_the_present_epoch_is_granted_a_lease() {
     assert!(bench.beat("n2", |_| ()).grant.is_none(), "a replica");
     assert!(bench.beat("n2", |seen| seen.member = name(1)).grant.is_none(), "a node that says it is another");
     assert!(bench.beat("n1", |seen| seen.cluster_id = ClusterId::from_parts(3, 3)).grant.is_none());
-    assert!(bench.authorities.answer(&"n9".parse().unwrap(), 1, None).grant.is_none(), "a spare");
+    assert!(bench.authorities.answer(&"n9".parse().unwrap(), Some("boot"), 1, None).grant.is_none(), "a spare");
 }
 
 #[test]
@@ -208,4 +212,29 @@ async fn a_change_of_profile_grants_nothing_to_who_is_being_replaced() {
         assert_eq!(bench.granted(), None, "{after}");
         assert_eq!(bench.authority.lease_left(), left, "{after}");
     }
+}
+
+#[test]
+fn a_node_in_quarantine_is_granted_nothing_and_keeps_no_end_away() {
+    let bench = bench(false, |_| ());
+    let seen = observation(name(1));
+    let answer = bench.authorities.answer(&"n1".parse().unwrap(), None, 7, Some(&seen));
+    assert_eq!((answer.nonce, answer.grant, answer.stored_epoch), (7, None, 1));
+    assert_eq!(bench.authority.lease_left(), Duration::ZERO);
+}
+
+#[test]
+fn of_two_boots_the_one_that_holds_the_lease_keeps_it() {
+    let bench = bench(false, |_| ());
+    let seen = observation(name(1));
+    let granted = |boot: &str| bench.beat_of(boot, "n1", &seen).grant.is_some();
+    assert!(granted("first") && !bench.authority.is_held_elsewhere(&name(1), "first"));
+    bench.clock.advance(Duration::from_secs(2));
+    let left = bench.authority.lease_left();
+    assert!(!granted("second") && bench.authority.is_held_elsewhere(&name(1), "second"));
+    assert_eq!(bench.authority.lease_left(), left, "who is granted nothing pushes no end away");
+    assert!(granted("first"), "its holder renews it");
+    bench.clock.advance(TTL + margin(TTL) + Duration::from_millis(1));
+    assert!(granted("second"), "a machine that was booted is granted one when the last is over");
+    assert!(bench.authority.is_held_elsewhere(&name(1), "first") && !granted("first"));
 }

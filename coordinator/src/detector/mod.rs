@@ -27,6 +27,8 @@ pub struct Evidence {
     pub listening_for: Duration,
     /// What its agent said last.
     pub observation: Option<Observation>,
+    /// Why its node is in quarantine; `None` when it is not (rule T5).
+    pub quarantine: Option<String>,
 }
 
 /// What a member should be, by the stored topology.
@@ -82,6 +84,8 @@ pub enum Verdict {
     Dirty,
     /// The node has no data or no ledger of this cluster.
     Lost,
+    /// Its ledger is not to be believed, or another process speaks for its node (rule T5): nothing that it says counts.
+    Quarantined,
 }
 
 /// A verdict with its reason.
@@ -113,6 +117,7 @@ impl Verdict {
             Self::NotStreaming => "NotStreaming",
             Self::Dirty => "Dirty",
             Self::Lost => "Lost",
+            Self::Quarantined => "Quarantined",
         }
     }
 }
@@ -147,6 +152,9 @@ pub fn judge(expected: &Expected, evidence: &Evidence, thresholds: &Thresholds) 
                 silence.as_millis()
             ),
         );
+    }
+    if let Some(why) = &evidence.quarantine {
+        return say(Verdict::Quarantined, format!("{member} is in quarantine: {why}"));
     }
     let Some(seen) = &evidence.observation else {
         return say(

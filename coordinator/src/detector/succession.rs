@@ -45,7 +45,10 @@ pub fn gather(
     let fresh = |view: &NodeView, within: Duration| {
         view.connected && view.last_contact.is_some_and(|last| now.saturating_sub(last) <= within)
     };
-    let ours = |view: &&NodeView| view.observation.as_ref().is_some_and(|seen| seen.cluster_id == record.id);
+    // What one in quarantine says counts for nothing (rule T5).
+    let ours = |view: &&NodeView| {
+        view.quarantine().is_none() && view.observation.as_ref().is_some_and(|seen| seen.cluster_id == record.id)
+    };
     let heard: BTreeMap<&MemberName, &NodeView> =
         views.iter().filter(|(_, view)| fresh(view, timing.ttl) && ours(view)).collect();
     let promotable = reign.promotable();
@@ -135,6 +138,14 @@ mod tests {
         assert!(succession.free.is_empty());
         let over = gathered(vec![view(2, 9000, promise)]);
         assert_eq!(over.free, [name(2)].into(), "the promise ended since it was reported");
+    }
+
+    #[test]
+    fn who_is_in_quarantine_is_not_reachable_whatever_it_says() {
+        let (member, mut kept_out) = view(2, 9900, |_| ());
+        kept_out.quarantine = "its ledger was put back".to_owned();
+        let succession = gathered(vec![(member, kept_out), view(3, 9900, |_| ())]);
+        assert_eq!((succession.reachable, succession.free), ([name(3)].into(), [name(3)].into()));
     }
 
     #[test]

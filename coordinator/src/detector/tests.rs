@@ -47,6 +47,7 @@ fn seen(change: impl FnOnce(&mut Observation)) -> Evidence {
     };
     change(&mut observation);
     Evidence {
+        quarantine: None,
         connected: true,
         silent_for: Some(Duration::ZERO),
         listening_for: Duration::ZERO,
@@ -155,4 +156,19 @@ fn a_node_that_lost_its_ledger_or_has_another_is_lost() {
     let other = seen(|o| o.cluster_id = ClusterId::from_parts(2, 2));
     assert_eq!(verdict(Role::Replica, &other), Verdict::Lost);
     assert_eq!(verdict(Role::Replica, &seen(|o| o.dirty = true)), Verdict::Dirty);
+}
+
+#[test]
+fn a_node_in_quarantine_is_judged_before_all_that_it_says() {
+    let mut evidence = seen(|_| ());
+    evidence.quarantine = Some("its ledger was put back".to_owned());
+    let thresholds = Thresholds { suspect_after: Duration::from_secs(3), startup_grace: Duration::from_secs(10) };
+    let said = judge(&expected(Role::Primary), &evidence, &thresholds);
+    assert_eq!(said.verdict, Verdict::Quarantined);
+    assert!(said.reason.contains("its ledger was put back"), "{}", said.reason);
+    evidence.observation = None;
+    assert_eq!(verdict(Role::Primary, &evidence), Verdict::Quarantined);
+    evidence.connected = false;
+    evidence.silent_for = Some(Duration::from_secs(60));
+    assert_eq!(verdict(Role::Primary, &evidence), Verdict::NodeUnreachable);
 }

@@ -17,6 +17,7 @@ mod users;
 
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use regent_common::{
     clock::Clock,
@@ -66,6 +67,9 @@ pub struct Settings {
 /// Told when a record of a node has been told.
 pub type NodeHook = Arc<dyn Fn(NodeRecord) + Send + Sync>;
 
+/// Told of a process that announces itself at an address: why it is refused, when another process speaks for its node (rule T5).
+pub type ContestHook = Arc<dyn Fn(NodeName, String, String) -> BoxFuture<'static, Option<String>> + Send + Sync>;
+
 /// What happens after a change has been stored. Each may be called more than once for the same change.
 #[derive(Clone)]
 pub struct Hooks {
@@ -75,6 +79,8 @@ pub struct Hooks {
     pub on_announced: NodeHook,
     /// A node was revoked.
     pub on_revoked: Arc<dyn Fn(NodeName) + Send + Sync>,
+    /// Asked before an announcement is believed: node, address, the process's name.
+    pub contest: ContestHook,
 }
 
 /// Why something was not done. Nothing has been changed.
@@ -129,7 +135,12 @@ use retrying;
 
 impl Default for Hooks {
     fn default() -> Self {
-        Self { on_joined: Arc::new(|_| ()), on_announced: Arc::new(|_| ()), on_revoked: Arc::new(|_| ()) }
+        Self {
+            on_joined: Arc::new(|_| ()),
+            on_announced: Arc::new(|_| ()),
+            on_revoked: Arc::new(|_| ()),
+            contest: Arc::new(|_, _, _| Box::pin(async { None })),
+        }
     }
 }
 

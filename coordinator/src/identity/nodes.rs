@@ -218,7 +218,14 @@ impl Identities {
         name: &NodeName,
         serial: Option<&str>,
         addresses: &Addresses,
+        incarnation: &str,
     ) -> Result<NodeRecord, IdentityError> {
+        // Whoever may not act may not have others asked either.
+        self.acting_node(name, serial).await?;
+        let contest = (self.settings.hooks.contest)(name.clone(), addresses.agent.clone(), incarnation.to_owned());
+        if let Some(why) = contest.await {
+            return Err(IdentityError::refused(Reason::IdentityTwice, why));
+        }
         let record = retrying!(self.try_announce(name, serial, addresses))?;
         (self.settings.hooks.on_announced)(record.clone());
         Ok(record)

@@ -74,6 +74,9 @@ impl Fixture {
             on_joined: hook("joined"),
             on_announced: hook("announced"),
             on_revoked: Arc::new(move |name| revoked.lock().unwrap().push(format!("revoked {name}"))),
+            contest: Arc::new(|_, _, incarnation| {
+                Box::pin(async move { (incarnation == "copy").then(|| "another agent speaks for it".to_owned()) })
+            }),
         };
         let settings = Settings {
             store: Arc::new(Paused::between_reads(store.clone())),
@@ -235,7 +238,8 @@ async fn a_name_is_taken_until_its_disk_was_lost_or_it_is_revoked() {
     assert!(record.data_lost && !record.serials.contains(&first));
     assert_eq!(*fixture.identities.revoked().borrow(), *std::slice::from_ref(&first));
     assert!(fixture.identities.revocations().contains(&first));
-    let stale = fixture.identities.announce(&node("n1"), Some(&first), &Addresses::new("a:1", "", "").unwrap()).await;
+    let stale =
+        fixture.identities.announce(&node("n1"), Some(&first), &Addresses::new("a:1", "", "").unwrap(), "one").await;
     assert_eq!(reason(stale), Reason::CertificateRevoked);
 
     fixture.identities.revoke_node(&node("n1")).await.unwrap();
@@ -277,11 +281,16 @@ async fn a_node_announces_its_address_and_renews() {
     let (record, serial) = fixture.joined("n1").await;
     fixture.told();
     let moved = Addresses::new("[fd00::7]:7421", "", "n1.internal").unwrap();
-    let record = Box::new((record, fixture.identities.announce(&node("n1"), Some(&serial), &moved).await.unwrap()));
+    let record =
+        Box::new((record, fixture.identities.announce(&node("n1"), Some(&serial), &moved, "one").await.unwrap()));
     assert_ne!(record.0, record.1);
     assert_eq!(record.1.agent_address, "[fd00::7]:7421");
     assert_eq!(fixture.stored("n1").await.unwrap(), record.1);
     assert_eq!(fixture.told(), ["announced n1"]);
+    let elsewhere = Addresses::new("copy.example:7421", "", "").unwrap();
+    let refused = fixture.identities.announce(&node("n1"), Some(&serial), &elsewhere, "copy").await;
+    assert_eq!(reason(refused), Reason::IdentityTwice);
+    assert_eq!((fixture.stored("n1").await.unwrap(), fixture.told()), (record.1.clone(), vec![]));
     for bad in ["", "n1", "0.0.0.0:7421", "n1:0"] {
         assert_eq!(reason(Addresses::new(bad, "", "")), Reason::InvalidField, "{bad:?}");
     }

@@ -21,7 +21,7 @@ use regent_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::reign::Reign;
+use super::{reign::Reign, shown::Shown};
 
 /// Most divergence reports that are kept with a cluster; older ones stay in the audit.
 const KEPT_DIVERGENCES: usize = 10;
@@ -121,6 +121,9 @@ pub struct MemberRecord {
     pub state: MemberState,
     /// Where its engine is reached; known once it is assigned.
     pub endpoint: Option<Endpoint>,
+    /// What its ledger has shown to have (rule T5).
+    #[serde(default)]
+    pub shown: Shown,
 }
 
 /// Where a member is in its life.
@@ -162,6 +165,15 @@ impl Default for Policy {
     }
 }
 
+// === impl MemberRecord ===
+
+impl MemberRecord {
+    /// A member that is about to be made.
+    pub fn new(node: NodeName) -> Self {
+        Self { node, state: MemberState::Creating, endpoint: None, shown: Shown::default() }
+    }
+}
+
 // === impl ClusterRecord ===
 
 impl ClusterRecord {
@@ -185,6 +197,14 @@ impl ClusterRecord {
     /// Everybody who may accept writes, as far as is known: the primary, a candidate, and who has not answered a fence.
     pub fn may_reign(&self) -> impl Iterator<Item = &MemberName> {
         self.primary.iter().chain(&self.may_be_writable).chain(&self.candidate)
+    }
+
+    /// What a member's ledger has shown to have, by what is stored (rule T5); nothing for one that is no member.
+    pub fn shown(&self, member: &MemberName) -> Shown {
+        let stored = self.members.get(member).map(|record| record.shown).unwrap_or_default();
+        let reign = self.reign.as_ref().filter(|reign| reign.primary == *member);
+        let electorate = reign.map(|reign| (reign.epoch, reign.acknowledged().version));
+        stored.max(Shown { electorate, ..Shown::default() })
     }
 
     /// Members other than the primary.

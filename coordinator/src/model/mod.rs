@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod node;
 pub mod operation;
 pub mod reign;
+pub mod shown;
 pub mod token;
 pub mod user;
 

@@ -12,27 +12,32 @@ use std::{
 use async_trait::async_trait;
 use regent_common::{
     clock::Clock,
-    error::{Reason, reason_of},
-    identity::{Identity, Principal},
-    ids::NodeName,
-    tls::{ExpectedServer, ReloadingIdentity},
+    error::{ErrorChain, Reason, reason_of},
+    ids::{ClusterName, NodeName, Revision},
+    tls::ReloadingIdentity,
     topology::{HostFacts, Observation, Progress},
-    transport::{self, Dialer},
+    transport::Dialer,
 };
 use regent_proto::agent::v1::{
-    CheckSettingsRequest, CoordinatorHello, ExecuteRequest, Heartbeat, HeartbeatAnswer, OpenRequest, OpenResponse,
-    Revocations, StepResult, execute_response::Event, open_request::Message as ToAgent,
-    open_response::Message as FromAgent, session_service_client::SessionServiceClient,
-    step_service_client::StepServiceClient,
+    AgentHello, CheckSettingsRequest, ExecuteRequest, Heartbeat, HeartbeatAnswer, OpenResponse, Revocations,
+    StepResult, action::Action, execute_response::Event, open_request::Message as ToAgent,
+    open_response::Message as FromAgent, step_service_client::StepServiceClient,
 };
-use tokio::sync::{Notify, mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel};
 
-use crate::{authority::Authorities, store::Store};
+use crate::{
+    authority::Authorities,
+    model::{Assignment, cluster::ClusterRecord},
+    store::{Store, get_json, keys},
+};
 
-use super::{AgentError, Agents, JobView, NodeTable, NodeView, StepCall};
+use super::{
+    AgentError, Agents, JobView, NodeTable, NodeView, StepCall,
+    contest::claimant,
+    identity::{Claimants, KeptOut, Mark, mark_of, rolled_back},
+};
 
 /// Pause before a node is dialled again.
 const REDIAL: Duration = Duration::from_millis(500);
@@ -41,14 +46,16 @@ const MISSED: u32 = 5;
 
 /// What links share.
 pub struct Links {
-    dialer: Arc<dyn Dialer>,
-    identity: ReloadingIdentity,
-    clock: Arc<dyn Clock>,
+    pub(super) dialer: Arc<dyn Dialer>,
+    pub(super) identity: ReloadingIdentity,
+    pub(super) clock: Arc<dyn Clock>,
     table: Arc<NodeTable>,
     authorities: Arc<Authorities>,
-    heartbeat: Duration,
-    term: u64,
-    store: Arc<dyn Store>,
+    pub(super) heartbeat: Duration,
+    pub(super) term: u64,
+    pub(super) store: Arc<dyn Store>,
+    /// The processes that have spoken for each node (rule T5).
+    claimants: Mutex<BTreeMap<NodeName, Claimants>>,
     revoked: watch::Receiver<Vec<String>>,
     links: Mutex<BTreeMap<NodeName, Link>>,
     stop: CancellationToken,
@@ -59,6 +66,7 @@ struct Link {
     address: watch::Sender<String>,
     channel: watch::Receiver<Option<Channel>>,
     redial: Arc<Notify>,
+    displaced: Arc<Notify>,
     stop: CancellationToken,
 }
 
@@ -102,6 +110,7 @@ impl Links {
             heartbeat,
             term,
             store,
+            claimants: Mutex::default(),
             revoked,
             links: Mutex::default(),
             stop,
@@ -123,11 +132,13 @@ impl Links {
         }
         let (address, addresses) = watch::channel(address.to_owned());
         let (channels, channel) = watch::channel(None);
-        let redial = Arc::new(Notify::new());
+        let (redial, displaced) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let stop = self.stop.child_token();
-        let task = Arc::clone(self).keep(node.clone(), addresses, channels, Arc::clone(&redial), stop.clone());
+        let link = Link { address, channel, redial, displaced, stop };
+        let (redial, displaced) = (Arc::clone(&link.redial), Arc::clone(&link.displaced));
+        let task = Arc::clone(self).keep(node.clone(), addresses, channels, redial, displaced, link.stop.clone());
         tokio::spawn(task);
-        links.insert(node.clone(), Link { address, channel, redial, stop });
+        links.insert(node.clone(), link);
     }
 
     /// Ends the link of a node that was revoked or removed.
@@ -135,12 +146,30 @@ impl Links {
         if let Some(link) = self.links.lock().expect("no holder panics").remove(node) {
             link.stop.cancel();
         }
+        self.claimants.lock().expect("no holder panics").remove(node);
         self.table.update(node, |view| *view = NodeView::default());
     }
 
     /// Where a node's agent is reached.
     pub fn address(&self, node: &NodeName) -> Option<String> {
         self.links.lock().expect("no holder panics").get(node).map(|link| link.address.borrow().clone())
+    }
+
+    /// Ends a node's session: another process of it stays.
+    pub(super) fn displace(&self, node: &NodeName) {
+        if let Some(link) = self.links.lock().expect("no holder panics").get(node) {
+            link.displaced.notify_one();
+        }
+    }
+
+    /// The processes that have spoken for a node.
+    pub(super) fn claimants<T>(&self, node: &NodeName, look: impl FnOnce(&mut Claimants) -> T) -> T {
+        look(self.claimants.lock().expect("no holder panics").entry(node.clone()).or_default())
+    }
+
+    /// The revoked identities, as agents are told.
+    pub(super) fn revocations(&self) -> ToAgent {
+        ToAgent::Revocations(Revocations { serials: self.revoked.borrow().clone() })
     }
 
     fn channel(&self, node: &NodeName) -> Option<Channel> {
@@ -155,12 +184,14 @@ impl Links {
         addresses: watch::Receiver<String>,
         channels: watch::Sender<Option<Channel>>,
         redial: Arc<Notify>,
+        displaced: Arc<Notify>,
         stop: CancellationToken,
     ) {
         loop {
             let address = addresses.borrow().clone();
             let problem = tokio::select! {
                 () = stop.cancelled() => return,
+                () = displaced.notified() => "another process of this node has its place".to_owned(),
                 problem = self.session(&node, &address, &channels) => problem,
             };
             channels.send_replace(None);
@@ -176,43 +207,23 @@ impl Links {
 
     /// Holds one session until it breaks; says why it did.
     async fn session(&self, node: &NodeName, address: &str, channels: &watch::Sender<Option<Channel>>) -> String {
-        let coordinator_id = self.identity.identity().coordinator_id;
-        let expected = Identity { coordinator_id: coordinator_id.clone(), principal: Principal::Node(node.clone()) };
-        let (dialer, identity) = (Arc::clone(&self.dialer), Some(self.identity.clone()));
-        let expected = ExpectedServer::Identity(expected);
-        let channel = match transport::connect_through(dialer, address, identity, expected).await {
-            Ok(channel) => channel,
-            Err(error) => return regent_common::error::ErrorChain(&error).to_string(),
+        // Before the session is opened: what a hello shows is then later than all of it (rule T5).
+        let before = match self.shown_before(node).await {
+            Ok(before) => before,
+            Err(problem) => return problem,
         };
-        let (sender, receiver) = mpsc::channel(16);
-        let revision = match self.store.revision().await {
-            Ok(revision) => revision.0,
-            Err(error) => return regent_common::error::ErrorChain(&error).to_string(),
-        };
-        let hello = ToAgent::Hello(CoordinatorHello {
-            coordinator_id,
-            term: self.term,
-            revision,
-            heartbeat_millis: u32::try_from(self.heartbeat.as_millis()).unwrap_or(u32::MAX),
-        });
-        let revoked = ToAgent::Revocations(Revocations { serials: self.revoked.borrow().clone() });
-        for message in [hello, revoked] {
-            sender.try_send(OpenRequest { message: Some(message) }).expect("the channel holds 16");
-        }
-        let mut client = SessionServiceClient::new(channel.clone());
-        let mut stream = match client.open(ReceiverStream::new(receiver)).await {
-            Ok(answer) => answer.into_inner(),
-            Err(status) => return describe(&status),
+        let mut opening = match self.open(node, address).await {
+            Ok(opening) => opening,
+            Err(problem) => return problem,
         };
         let mut revocations = self.revoked.clone();
+        let mut hello = None;
         loop {
             let message = tokio::select! {
-                message = tokio::time::timeout(self.heartbeat * MISSED, stream.message()) => message,
+                message = tokio::time::timeout(self.heartbeat * MISSED, opening.stream.message()) => message,
                 Ok(()) = revocations.changed() => {
-                    let serials = revocations.borrow_and_update().clone();
-                    let message = ToAgent::Revocations(Revocations { serials });
-                    // A full channel is a session that is breaking.
-                    let _ = sender.try_send(OpenRequest { message: Some(message) });
+                    revocations.mark_unchanged();
+                    opening.send(self.revocations());
                     continue;
                 }
             };
@@ -221,38 +232,98 @@ impl Links {
                 Ok(Err(status)) => return describe(&status),
                 Ok(Ok(None)) => return "the agent ended the session".to_owned(),
                 Ok(Ok(Some(OpenResponse { message: None }))) => {}
-                Ok(Ok(Some(OpenResponse { message: Some(FromAgent::Hello(hello)) }))) => {
-                    if hello.stale_store {
+                Ok(Ok(Some(OpenResponse { message: Some(FromAgent::Hello(said)) }))) => {
+                    if said.stale_store {
                         tracing::error!(
-                            agent_knows = hello.revision,
-                            store_has = revision,
+                            agent_knows = said.revision,
+                            store_has = opening.revision,
                             "STALE_STORE: this node has seen a newer store than this coordinator has; was a backup restored?"
                         );
                     }
-                    channels.send_replace(Some(channel.clone()));
-                    self.table.update(node, |view| view.greeted(hello));
+                    self.table.update(node, |view| {
+                        address.clone_into(&mut view.address);
+                        view.greeted(said.clone());
+                    });
+                    hello = Some(said);
                 }
                 Ok(Ok(Some(OpenResponse { message: Some(FromAgent::Heartbeat(heartbeat)) }))) => {
+                    // Who it is comes before all that it says: with the first heartbeat, and before a step can reach it.
+                    let first = hello.take();
+                    if let Some(word) =
+                        first.as_ref().and_then(|hello| self.judge(node, address, hello, before.as_ref(), &heartbeat))
+                    {
+                        opening.send(ToAgent::Quarantine(word));
+                    }
                     // First what it says, then the answer: what is decided meanwhile knows of both or of neither.
-                    let answer = match self.heard(node, heartbeat) {
-                        Ok(answer) => ToAgent::Answer(answer),
+                    match self.heard(node, heartbeat) {
+                        Ok(answer) => opening.send(ToAgent::Answer(answer)),
                         Err(problem) => return problem,
-                    };
-                    // A full channel is a session that is breaking.
-                    let _ = sender.try_send(OpenRequest { message: Some(answer) });
+                    }
+                    if first.is_some() {
+                        channels.send_replace(Some(opening.channel.clone()));
+                    }
                 }
             }
         }
+    }
+
+    /// What the ledger of a node's member has shown to have, by what is stored and by what this coordinator has heard, with the
+    /// name of its cluster; `None` for a node that is no member.
+    async fn shown_before(&self, node: &NodeName) -> Result<Option<(ClusterName, Mark)>, String> {
+        let failed = |error: crate::store::StoreError| ErrorChain(&error).to_string();
+        let heard = self.table.view(node).shown;
+        let found = get_json::<Assignment>(self.store.as_ref(), &keys::assignment(node)).await.map_err(failed)?;
+        let Some(Assignment { cluster, member }) = found.map(|found| found.value) else { return Ok(None) };
+        let record = get_json::<ClusterRecord>(self.store.as_ref(), &keys::cluster(&cluster)).await.map_err(failed)?;
+        let Some(record) = record.map(|record| record.value) else { return Ok(None) };
+        let heard = heard.filter(|heard| (heard.cluster_id, &heard.member) == (record.id, &member));
+        let shown = record.shown(&member).max(heard.map(|heard| heard.shown).unwrap_or_default());
+        Ok(Some((cluster, Mark { cluster_id: record.id, member, shown })))
+    }
+
+    /// Judges who it is that speaks (rule T5); what it is told when it is kept out.
+    fn judge(
+        &self,
+        node: &NodeName,
+        address: &str,
+        hello: &AgentHello,
+        before: Option<&(ClusterName, Mark)>,
+        heartbeat: &Heartbeat,
+    ) -> Option<regent_proto::agent::v1::Quarantine> {
+        let mark = mark_of(hello.ledger.as_ref());
+        let speaks = claimant(hello, address, heartbeat);
+        let incarnation = speaks.incarnation.clone();
+        let twice = self.claimants(node, |claimants| claimants.hear(speaks));
+        let refused = twice.and_then(|twice| {
+            let sentence = self.note_twice(node, &twice);
+            (twice.goes.incarnation == incarnation).then(|| KeptOut { mark: mark.clone(), why: sentence })
+        });
+        let kept_out = refused.or_else(|| {
+            let (mark, (cluster, before)) = (mark.as_ref()?, before?);
+            let ours = (before.cluster_id, &before.member) == (mark.cluster_id, &mark.member);
+            ours.then(|| rolled_back(cluster, mark, &before.shown)).flatten()
+        });
+        if let Some(kept_out) = &kept_out {
+            tracing::error!(%node, "QUARANTINE: {}", kept_out.why);
+        }
+        let word = kept_out.as_ref().and_then(KeptOut::word);
+        self.table.update(node, |view| view.judged(mark, Revision(hello.revision), kept_out));
+        word
     }
 
     /// Takes a heartbeat; what it is answered with.
     fn heard(&self, node: &NodeName, heartbeat: Heartbeat) -> Result<HeartbeatAnswer, String> {
         let observation = heartbeat.member.map(Observation::try_from).transpose();
         let observation = observation.map_err(|error| format!("the agent sent what cannot be read: {error}"))?;
-        let answer = self.authorities.answer(node, heartbeat.nonce, observation.as_ref());
+        let view = self.table.view(node);
+        let kept_out = !heartbeat.quarantine.is_empty() || view.keeps_out(observation.as_ref());
+        // In quarantine it is granted nothing (rule T5).
+        let boot = (!kept_out).then_some(view.boot_id.as_str());
+        let answer = self.authorities.answer(node, boot, heartbeat.nonce, observation.as_ref());
         let (at, wall) = (self.clock.boottime(), self.clock.wall());
         self.table.update(node, |view| {
             view.last_contact_wall = Some(wall);
+            view.quarantine = heartbeat.quarantine;
             view.heard(at, observation);
             if let Some(host) = heartbeat.host {
                 view.host = Some(HostFacts::from(host));
@@ -260,6 +331,20 @@ impl Links {
             view.jobs = heartbeat.jobs.into_iter().map(JobView::from).collect();
         });
         Ok(answer)
+    }
+}
+
+// === impl Links ===
+
+impl Links {
+    /// A node was made a member anew: what it was kept out for is over (rule T5).
+    fn bring_back(&self, node: &NodeName) {
+        let incarnation = self.table.view(node).incarnation;
+        self.claimants(node, |claimants| claimants.pardon(&incarnation));
+        self.table.update(node, |view| {
+            view.kept_out = None;
+            view.quarantine.clear();
+        });
     }
 }
 
@@ -296,6 +381,15 @@ impl Agents for Links {
     ) -> Result<StepResult, AgentError> {
         let unreachable = |detail: String| AgentError::Unreachable { node: node.clone(), detail };
         let channel = self.channel(node).ok_or_else(|| unreachable(self.table.view(node).problem))?;
+        let action = call.action.action.as_ref();
+        let enters = matches!(action, Some(Action::Assign(_)));
+        if let Some(KeptOut { why, .. }) = self.table.view(node).kept_out
+            && !enters
+            && !matches!(action, Some(Action::Release(_)))
+        {
+            // It may not have heard yet that it is in quarantine (rule T5).
+            return Err(AgentError::Refused { node: node.clone(), reason: Reason::LedgerLost, message: why });
+        }
         let request = ExecuteRequest { header: Some(call.header), action: Some(call.action) };
         let answer = StepServiceClient::new(channel).execute(request).await;
         let mut stream = answer.map_err(|status| refused(node, &status))?.into_inner();
@@ -308,7 +402,12 @@ impl Agents for Links {
                     Some(Event::Progress(now)) => {
                         progress.send_replace(now.into());
                     }
-                    Some(Event::Result(result)) => return Ok(result),
+                    Some(Event::Result(result)) => {
+                        if enters {
+                            self.bring_back(node);
+                        }
+                        return Ok(result);
+                    }
                 },
             }
         }
@@ -343,6 +442,6 @@ fn refused(node: &NodeName, status: &Status) -> AgentError {
     }
 }
 
-fn describe(status: &Status) -> String {
+pub(super) fn describe(status: &Status) -> String {
     format!("{:?}: {}", status.code(), status.message())
 }

@@ -11,13 +11,18 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use regent_common::{
     error::Reason,
-    ids::{ClusterId, NodeName, Revision},
+    ids::{ClusterId, MemberName, NodeName, Revision},
     position::Position,
     topology::{EngineOffer, HostFacts, Observation, Progress},
 };
 use regent_proto::agent::v1::{Action, AgentHello, CheckSettingsRequest, Job, StepHeader, StepResult};
 use tokio::sync::{broadcast, watch};
 
+use self::identity::{KeptOut, Mark, Rival};
+use crate::model::shown::Shown;
+
+pub mod contest;
+pub mod identity;
 pub mod joiner;
 pub mod link;
 pub mod reaper;
@@ -35,6 +40,18 @@ pub struct NodeView {
     pub agent_version: String,
     /// Boot id of its kernel.
     pub boot_id: String,
+    /// Names its process; empty for an agent that does not say.
+    pub incarnation: String,
+    /// Where its session's agent is reached.
+    pub address: String,
+    /// Why its own ledger says that it is in quarantine; empty when it is not (rule T5).
+    pub quarantine: String,
+    /// Why this coordinator keeps it out (rule T5).
+    pub kept_out: Option<KeptOut>,
+    /// A second process that speaks for it, and is refused.
+    pub rival: Option<Rival>,
+    /// The most that its ledger has shown, in any session with this coordinator.
+    pub shown: Option<Mark>,
     /// Highest revision of a store that it has seen.
     pub revision: Revision,
     /// Whether it has seen a newer store than this one (rule T4).
@@ -138,20 +155,62 @@ impl NodeView {
     pub fn greeted(&mut self, hello: AgentHello) {
         self.agent_version = hello.version;
         self.boot_id = hello.boot_id;
+        self.incarnation = hello.incarnation;
         self.revision = Revision(hello.revision);
         self.stale_store = hello.stale_store;
         self.engines = hello.engines.into_iter().map(EngineOffer::from).collect();
     }
 
+    /// It is known now who speaks in this session: its ledger before its hello, the revision that the hello left in it, and
+    /// why it is kept out.
+    pub fn judged(&mut self, mark: Option<Mark>, revision: Revision, kept_out: Option<KeptOut>) {
+        if let Some(Mark { cluster_id, member, shown }) = mark {
+            self.show(cluster_id, member, Shown { revision, ..shown });
+        }
+        self.kept_out = kept_out;
+    }
+
+    /// Why nothing is granted to it and nothing relied on (rule T5); `None` when it is to be believed.
+    pub fn quarantine(&self) -> Option<&str> {
+        let own = Some(self.quarantine.as_str()).filter(|own| !own.is_empty());
+        self.kept_out.as_ref().map(|kept_out| kept_out.why.as_str()).or(own)
+    }
+
+    /// Whether it is kept out, with this word of it. A ledger with a higher token than it was kept out with was brought back by a
+    /// step: in quarantine no other is carried out.
+    fn keeps_out(&self, seen: Option<&Observation>) -> bool {
+        let Some(kept_out) = &self.kept_out else { return false };
+        match (&kept_out.mark, seen) {
+            (Some(mark), Some(seen)) => seen.cluster_id == mark.cluster_id && seen.token <= mark.shown.token,
+            (Some(_), None) | (None, Some(_)) => false,
+            (None, None) => true,
+        }
+    }
+
+    /// Keeps the most that its ledger has shown as this member.
+    fn show(&mut self, cluster_id: ClusterId, member: MemberName, shown: Shown) {
+        let known = self.shown.take().filter(|known| (known.cluster_id, &known.member) == (cluster_id, &member));
+        let shown = known.map_or(shown, |known| known.shown.max(shown));
+        self.shown = Some(Mark { cluster_id, member, shown });
+    }
+
     /// A heartbeat has come, at this time of the coordinator's CLOCK_BOOTTIME.
     pub fn heard(&mut self, at: Duration, observation: Option<Observation>) {
+        if !self.keeps_out(observation.as_ref()) {
+            self.kept_out = None;
+        }
         self.connected = true;
         self.problem = String::new();
         self.last_contact = Some(at);
-        if let Some(seen) = &observation
+        // Of one in quarantine it would be a lower one than it had (rules T5, P4).
+        if let Some(seen) = observation.as_ref().filter(|_| self.quarantine().is_none())
             && let Some(position) = &seen.engine.position
         {
             self.last_position = Some((seen.cluster_id, position.clone()));
+        }
+        if let Some(seen) = &observation {
+            let shown = Shown { epoch: seen.epoch, token: seen.token, ..Shown::default() };
+            self.show(seen.cluster_id, seen.member.clone(), shown);
         }
         self.observation = observation;
     }

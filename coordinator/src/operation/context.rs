@@ -1,13 +1,17 @@
 //! What a step sees, and how it acts on members: every call carries the epoch, the token and a key that makes it safe to
 //! send twice (rule T1).
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures::future::join_all;
 use prost::Message;
 use regent_common::{
     error::Reason,
-    ids::{Epoch, MemberName, NodeName, OperationToken},
+    ids::{Epoch, MemberName, NodeName, OperationToken, Revision},
     topology::{ClusterSpec, Peer, Progress},
 };
 use regent_proto::agent::v1::{Action, StepHeader, StepResult, action::Action as Kind};
@@ -18,7 +22,7 @@ use super::StepError;
 use crate::{
     cluster::ClusterHandle,
     environment::Environment,
-    model::{cluster::ClusterRecord, operation::OperationRecord},
+    model::{cluster::ClusterRecord, operation::OperationRecord, shown::Shown},
     nodes::{AgentError, NodeView, StepCall},
 };
 
@@ -43,6 +47,8 @@ pub struct StepContext<'a> {
     pub(super) token: OperationToken,
     pub(super) outputs: BTreeMap<String, serde_json::Value>,
     pub(super) progress: watch::Sender<Progress>,
+    /// What members' ledgers have shown by their answers; stored with the step's end (rule T5).
+    pub(super) shown: Arc<Mutex<BTreeMap<MemberName, Shown>>>,
     /// "" going forward, "undo-" unwinding: an undo has keys of its own.
     pub(super) prefix: &'static str,
 }
@@ -190,11 +196,22 @@ impl StepContext<'_> {
             digest: digest(&action),
             revision: self.environment.revision().await.0,
         };
+        // An answer proves that the ledger has these; a release leaves none.
+        let leaves = matches!(action.action, Some(Kind::Release(_)));
+        let (epoch, token, revision) = (Epoch(header.epoch), self.token, Revision(header.revision));
+        let shown = Shown { epoch, token, revision, electorate: None };
         let call = StepCall { header, action };
         let began = self.environment.clock.boottime();
         loop {
             match self.environment.agents.execute(&node, call.clone(), progress).await {
-                Ok(result) => return Ok(result),
+                Ok(result) => {
+                    if !leaves {
+                        let mut all = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+                        let known = all.entry(member.clone()).or_default();
+                        *known = known.max(shown);
+                    }
+                    return Ok(result);
+                }
                 Err(AgentError::Refused { reason, message, node }) => {
                     return Err(StepError::new(reason, format!("{label} on {member} ({node}): {message}")));
                 }

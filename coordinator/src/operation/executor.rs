@@ -8,7 +8,11 @@
 //! operation ends as failed, [`Kind::abandon`] makes the stored topology true, and the planner takes it from there
 //! (rule P8). In both cases the token is raised first, so that a late call of the given-up step is refused (rule T1).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use regent_common::{
     error::{ErrorChain, Reason, Retryable},
@@ -28,6 +32,7 @@ use crate::{
         Assignment,
         cluster::ClusterRecord,
         operation::{OperationRecord, PlannedStep},
+        shown::Shown,
     },
     store::{StoreError, Transaction, keys, list_json},
 };
@@ -81,6 +86,7 @@ pub struct Runner<'a> {
     status: Status,
     token: OperationToken,
     progress: watch::Sender<Progress>,
+    shown: Arc<Mutex<BTreeMap<MemberName, Shown>>>,
 }
 
 /// The operation's record and first log entry, as part of the commit that begins it, and the changed cluster.
@@ -201,7 +207,7 @@ impl<'a> Runner<'a> {
             source: format!("kind {} is not known to this version", operation.kind).into(),
         })?;
         let token = cluster.record().map(|record| record.token).unwrap_or_default();
-        Ok(Self { environment, cluster, operation, kind, status, token, progress })
+        Ok(Self { environment, cluster, operation, kind, status, token, progress, shown: Arc::default() })
     }
 
     /// Goes on after a crash of the coordinator: a step that had begun is begun again under a higher token.
@@ -419,6 +425,7 @@ impl<'a> Runner<'a> {
             token: self.token,
             outputs,
             progress: self.progress.clone(),
+            shown: Arc::clone(&self.shown),
             prefix,
         }
     }
@@ -431,6 +438,11 @@ impl<'a> Runner<'a> {
                 .change(|record| {
                     let before: Vec<_> = record.members.values().map(|member| member.node.clone()).collect();
                     change(record);
+                    for (member, shown) in self.shown.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                        if let Some(stored) = record.members.get_mut(member) {
+                            stored.shown = stored.shown.max(*shown);
+                        }
+                    }
                     // A member that goes makes its node a spare in the same commit.
                     let gone = before.into_iter().filter(|node| record.member_on(node).is_none());
                     Ok(gone.fold(transaction.clone(), |t, node| t.delete(keys::assignment(&node))))

@@ -98,7 +98,9 @@ fn over(
         | Verdict::Astray
         | Verdict::Dirty
         | Verdict::Lost => Ok(Cause::EngineFailed),
-        Verdict::NodeUnreachable | Verdict::NodeLost => over_silent(primary, &judgement.reason, succession, consent),
+        Verdict::NodeUnreachable | Verdict::NodeLost | Verdict::Quarantined => {
+            over_silent(primary, &judgement.reason, succession, consent)
+        }
     }
 }
 

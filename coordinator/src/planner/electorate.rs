@@ -46,7 +46,9 @@ pub fn wanted(
         if mutation::broken(Rule::M3Resync) && reign.newest().members.contains(member) {
             return true;
         }
-        if *state != MemberState::Ready || dirty || beside_us {
+        // What it has promised nobody knows (rule T5); it leaves when that is stored.
+        let quarantined = view.is_some_and(|view| view.quarantine().is_some());
+        if *state != MemberState::Ready || dirty || beside_us || quarantined {
             return false;
         }
         let healthy = judgements.get(member).is_some_and(|judgement| judgement.verdict == Verdict::Healthy);
@@ -71,6 +73,7 @@ mod tests {
     use super::*;
     use crate::{
         model::reign::Reign,
+        nodes::identity::KeptOut,
         planner::fixtures::{cluster, name, observation},
     };
 
@@ -160,7 +163,12 @@ mod tests {
 
     #[test]
     fn who_is_dirty_or_being_replaced_or_beside_the_coordinator_is_no_part_of_it() {
-        let out: [fn(&mut Scene); 3] = [
+        let out: [fn(&mut Scene); 5] = [
+            |scene| scene.views.get_mut(&name(2)).unwrap().quarantine = "no ledger".to_owned(),
+            |scene| {
+                let why = "its ledger was put back".to_owned();
+                scene.views.get_mut(&name(2)).unwrap().kept_out = Some(KeptOut { mark: None, why });
+            },
             |scene| scene.seen(2).dirty = true,
             |scene| scene.record.set_state(&name(2), MemberState::Resyncing),
             |scene| scene.views.get_mut(&name(2)).unwrap().host.as_mut().unwrap().boot_id = "ours".to_owned(),

@@ -38,7 +38,7 @@ pub(crate) fn cluster() -> ClusterRecord {
         members: (1..=2)
             .map(|n| {
                 let node = format!("n{n}").parse().unwrap();
-                (name(n), MemberRecord { node, state: MemberState::Ready, endpoint: None })
+                (name(n), MemberRecord { state: MemberState::Ready, ..MemberRecord::new(node) })
             })
             .collect(),
         next_number: 3,

@@ -108,10 +108,13 @@ pub fn decide_but(
     };
     match judgement.verdict {
         Verdict::EngineDown | Verdict::EngineHung | Verdict::StorageHung => return automatic(Cause::EngineFailed),
-        Verdict::NodeUnreachable | Verdict::NodeLost if !cluster.policy.automatic_failover => {
+        Verdict::NodeUnreachable | Verdict::NodeLost | Verdict::Quarantined if !cluster.policy.automatic_failover => {
             return automatic(Cause::LeaseOver);
         }
-        Verdict::NodeUnreachable | Verdict::NodeLost => return succeed(&judgement.reason, cluster, succession),
+        // One in quarantine is heard and not believed: it is replaced like one that is not heard, when its lease is over.
+        Verdict::NodeUnreachable | Verdict::NodeLost | Verdict::Quarantined => {
+            return succeed(&judgement.reason, cluster, succession);
+        }
         Verdict::Partitioned => {
             return Decision::NoFailover {
                 why: format!("{}: bring back the connection between it and this coordinator", judgement.reason),
@@ -172,9 +175,9 @@ fn succeed(reason: &str, cluster: &ClusterRecord, succession: &Succession) -> De
     Decision::Failover { cause: Cause::LeaseOver, why: reason.to_owned() }
 }
 
-/// Whether nothing of a member is heard here.
+/// Whether nothing of a member is heard here that counts.
 fn unheard(verdict: &Verdict) -> bool {
-    matches!(verdict, Verdict::NodeUnreachable | Verdict::NodeLost | Verdict::Partitioned)
+    matches!(verdict, Verdict::NodeUnreachable | Verdict::NodeLost | Verdict::Partitioned | Verdict::Quarantined)
 }
 
 fn nobody_is_heard(succession: &Succession) -> String {
@@ -251,7 +254,14 @@ fn next_rejoin(
         match (&record.state, &judgement.verdict) {
             (MemberState::Creating | MemberState::Resyncing, _) => {}
             // Not heard, or waiting for a person.
-            (_, Verdict::NodeUnreachable | Verdict::NodeLost | Verdict::Partitioned | Verdict::Suspect)
+            (
+                _,
+                Verdict::NodeUnreachable
+                | Verdict::NodeLost
+                | Verdict::Partitioned
+                | Verdict::Suspect
+                | Verdict::Quarantined,
+            )
             | (MemberState::NeedsResync { .. }, _) => {}
             (MemberState::NeedsRejoin, _) => return rejoin("it has to be brought back to the stored topology"),
             (MemberState::Ready, Verdict::EngineDown | Verdict::Astray | Verdict::Dirty) => {

@@ -45,6 +45,7 @@ fn a_failover_needs_the_agents_word_or_a_lease_that_is_over() {
         (EngineHung, Cause::EngineFailed),
         (StorageHung, Cause::EngineFailed),
         (NodeLost, Cause::LeaseOver),
+        (Quarantined, Cause::LeaseOver),
     ] {
         let decision = decide(&cluster(), &judged(verdict.clone(), Healthy));
         assert!(matches!(decision, Decision::Failover { cause, .. } if cause == wanted), "{verdict:?}: {decision:?}");
@@ -160,4 +161,21 @@ fn a_replica_is_brought_back_when_it_can_be_and_not_before() {
         let decision = decide(&cluster, &judged(Healthy, verdict.clone()));
         assert_eq!(matches!(decision, Decision::Rejoin { .. }), wanted, "{state:?} {verdict:?}: {decision:?}");
     }
+}
+
+#[test]
+fn a_member_in_quarantine_waits_for_a_person_and_as_the_primary_is_replaced_when_its_lease_is_over() {
+    let replica = decide(&cluster(), &judged(Verdict::Healthy, Verdict::Quarantined));
+    assert_eq!(replica, Decision::Nothing, "no rejoin brings it back by itself");
+    let mut away = cluster();
+    away.set_state(&name(2), MemberState::NeedsRejoin);
+    assert_eq!(decide(&away, &judged(Verdict::Healthy, Verdict::Quarantined)), Decision::Nothing);
+    let mut succession = heard_and_over();
+    succession.lease_left = Duration::from_secs(2);
+    let waits = super::decide(&cluster(), &judged(Verdict::Quarantined, Verdict::Healthy), &succession);
+    assert!(matches!(waits, Decision::AwaitLease { left, .. } if left == succession.lease_left), "{waits:?}");
+    let mut manual = cluster();
+    manual.policy.automatic_failover = false;
+    let left = decide(&manual, &judged(Verdict::Quarantined, Verdict::Healthy));
+    assert!(matches!(left, Decision::NoFailover { .. }), "{left:?}");
 }

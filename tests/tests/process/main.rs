@@ -12,6 +12,7 @@ mod divergence;
 mod failover;
 mod forced;
 mod full_disk;
+mod identity;
 mod joining;
 mod late_answers;
 mod network;

@@ -152,13 +152,15 @@ impl Keeper {
         let now = self.clock.now();
         let ledger = self.ledger.borrow().clone();
         let membership = ledger.membership.as_ref();
+        // In quarantine this member reigns nowhere, whatever its ledger says (rule T5).
+        let reign = ledger.believed().and_then(|membership| reign_of(membership, &self.boot_id));
         let timing = membership.map_or_else(|| regent_common::lease::Profile::default().timing(), Membership::timing);
         let first_nonce = u64::try_from(self.clock.wall().as_nanosecond()).unwrap_or_default();
         let mut holder = Holder::new(now, timing, first_nonce);
         if let Some(membership) = membership {
             holder.revoke(membership.fenced_epoch.unwrap_or_default());
-            holder.set_reign(reign_of(membership, &self.boot_id));
         }
+        holder.set_reign(reign);
         let found = holder.reign().map(|reign| reign.epoch);
         let (orders, receiver) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared::new(self.clock.clone(), self.gate.abilities(), holder));
@@ -266,7 +268,7 @@ impl Running {
     fn read_ledger(&mut self) {
         let ledger = self.keeper.ledger.borrow_and_update().clone();
         let membership = ledger.membership.as_ref();
-        let reign = membership.and_then(|membership| reign_of(membership, &self.keeper.boot_id));
+        let reign = ledger.believed().and_then(|membership| reign_of(membership, &self.keeper.boot_id));
         let cluster_id = membership.map(|membership| membership.cluster_id);
         let changed = self.cluster_id.is_some() && cluster_id.is_some() && self.cluster_id != cluster_id;
         self.cluster_id = cluster_id.or(self.cluster_id);

@@ -1,9 +1,10 @@
 //! Makes the node a member of a cluster: chooses its port, keeps what the cluster told it. Starts nothing.
 //!
 //! Data that is already there is never taken over: on a node with a ledger the assignment is refused, on one that has
-//! lost its ledger the data is marked as not to be trusted, and only a resync or a release ends that (rule T5).
+//! lost its ledger the data is marked as not to be trusted, and only a resync or a release ends that (rule T5). So it is with a
+//! member in quarantine whose ledger is there: it is too old, or another process spoke for the same node.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use regent_common::topology::ClusterSpec;
 
@@ -12,7 +13,7 @@ use super::super::{
     context::{Done, refuse_other_spec},
 };
 use crate::{
-    engine::{DriverError, Stop},
+    engine::{Driver, DriverError, Stop},
     ledger::{Ledger, Membership, StepOutcome, StoredSpec},
     member::{Wanted, all_data_in, is_empty},
 };
@@ -20,6 +21,7 @@ use crate::{
 pub(super) async fn run(context: &StepContext, spec: ClusterSpec, port: u16) -> Result<Done, StepError> {
     let ledger = context.ledger.read();
     let driver = match &ledger.membership {
+        Some(known) if ledger.quarantine.is_some() => bring_back(context, known, &spec).await?,
         Some(membership) => {
             refuse_other_spec(&membership.spec, &spec)?;
             context.driver()?
@@ -54,6 +56,28 @@ pub(super) async fn run(context: &StepContext, spec: ClusterSpec, port: u16) -> 
     let outcome =
         StepOutcome { endpoint: Some(driver.endpoint()), engine_version: driver.version(), ..StepOutcome::default() };
     Ok(Done::noting(outcome, move |membership| membership.spec = StoredSpec::from(&spec)))
+}
+
+/// A member whose ledger is not to be believed begins anew with the numbers of this step (rule T5): what it knows of times and of
+/// its own reigns can only be too little, and stays. Its data waits for a resync.
+async fn bring_back(
+    context: &StepContext,
+    known: &Membership,
+    spec: &ClusterSpec,
+) -> Result<Arc<dyn Driver>, StepError> {
+    refuse_other_spec(&known.spec, spec)?;
+    let driver = context.driver()?;
+    driver.stop(Stop::Kill).await?;
+    let membership = Membership {
+        ttl_millis: known.ttl_millis,
+        heartbeat_millis: known.heartbeat_millis,
+        longest_ttl_millis: known.longest_ttl_millis,
+        writable_epoch: known.writable_epoch,
+        fenced_epoch: known.fenced_epoch,
+        ..enter(context, spec, known.port, true)
+    };
+    context.ledger.update(move |ledger| become_member(ledger, membership)).await?;
+    Ok(driver)
 }
 
 /// In quarantine another cluster's engine may still run here, and its data may be all that is left of that cluster: the node

@@ -18,7 +18,7 @@ use crate::{
     api::view,
     model::{
         Assignment,
-        cluster::{ClusterRecord, MemberRecord, MemberState, Phase, Policy},
+        cluster::{ClusterRecord, MemberRecord, Phase, Policy},
         node::NodeRecord,
     },
     nodes::NodeView,
@@ -104,7 +104,7 @@ pub fn check(
     };
     for node in chosen {
         let member = record.take_member_name();
-        record.members.insert(member, MemberRecord { node, state: MemberState::Creating, endpoint: None });
+        record.members.insert(member, MemberRecord::new(node));
     }
     Ok(record)
 }
@@ -151,6 +151,10 @@ fn obstacle(name: &NodeName, node: &Candidate) -> Option<Status> {
     if !node.view.connected {
         let message = format!("node {name} is not connected: {}; start its agent and try again", node.view.problem);
         return Some(refuse(Reason::NodeUnreachable, message));
+    }
+    if let Some(why) = node.view.quarantine() {
+        let message = format!("node {name} is in quarantine: {why}; nothing was changed");
+        return Some(refuse(Reason::LedgerLost, message));
     }
     if let Some(seen) = &node.view.observation {
         let message = format!("node {name} is not free: {}; nothing was changed", view::left_over(seen));

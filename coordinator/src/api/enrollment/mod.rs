@@ -67,7 +67,9 @@ impl EnrollmentService for EnrollmentApi {
         let request = request.into_inner();
         let addresses = Addresses::new(&request.agent_address, &request.public_address, &request.private_address)?;
         let identities = Arc::clone(&self.0);
-        to_the_end(async move { identities.announce(&name, serial.as_deref(), &addresses).await }).await?;
+        let incarnation = request.incarnation;
+        let announcing = async move { identities.announce(&name, serial.as_deref(), &addresses, &incarnation).await };
+        to_the_end(announcing).await?;
         Ok(Response::new(AnnounceNodeResponse {}))
     }
 }

@@ -177,7 +177,8 @@ fn of_primary(facts: &ClusterFacts<'_>) -> String {
         | Verdict::Partitioned
         | Verdict::Astray
         | Verdict::Dirty
-        | Verdict::Lost => return judgement.reason.clone(),
+        | Verdict::Lost
+        | Verdict::Quarantined => return judgement.reason.clone(),
     }
     format!("{primary} serves; {}", if_lost(facts, primary))
 }

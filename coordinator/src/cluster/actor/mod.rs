@@ -31,6 +31,7 @@ use crate::{
 };
 
 mod old_store;
+mod quarantine;
 
 /// How late a forgotten change is seen.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -98,6 +99,8 @@ pub struct Actor {
     /// Since when the primary says that it holds no lease, although it is granted one: what it says arrives, what it is told
     /// does not.
     without_lease_since: Option<Duration>,
+    /// What was told of nodes in quarantine, by member, so that it is told once (rule T5).
+    quarantined: BTreeMap<MemberName, String>,
     /// Why nothing is granted and nothing fails over (rule T4).
     frozen: Option<String>,
     /// Revision above everything that was reported when what the ledgers say was adopted.
@@ -145,6 +148,7 @@ pub fn spawn(
         told: None,
         budget,
         without_lease_since: None,
+        quarantined: BTreeMap::new(),
         frozen: None,
         adopted: Revision(0),
         look_at: Duration::ZERO,
@@ -300,6 +304,7 @@ impl Actor {
             self.authority.heard_all();
         }
         let (mut judgements, succession) = judge_all(&self.environment, &record);
+        self.tell_of_quarantine(&record, &views).await;
         self.look_for_deafness(&record, &mut judgements, &succession);
         let record = self.keep_electorate(record, &judgements, &views).await;
         self.look_when_silent(&record, &views);
@@ -389,7 +394,8 @@ impl Actor {
         views: &BTreeMap<MemberName, NodeView>,
     ) -> Arc<ClusterRecord> {
         let Some(reign) = record.reign.as_ref().filter(|reign| reign.epoch == record.epoch) else { return record };
-        let seen = views.get(&reign.primary).and_then(|view| view.observation.as_ref());
+        let believed = views.get(&reign.primary).filter(|view| view.quarantine().is_none());
+        let seen = believed.and_then(|view| view.observation.as_ref());
         let seen = seen.filter(|seen| seen.cluster_id == record.id && seen.epoch == record.epoch);
         let acknowledged =
             seen.and_then(|seen| seen.authority.electorate.as_ref()).map(|electorate| electorate.version);
@@ -594,6 +600,7 @@ pub fn judge_all(environment: &Environment, record: &ClusterRecord) -> (BTreeMap
             connected: view.connected,
             silent_for: view.last_contact.map(|last| now.saturating_sub(last)),
             listening_for: now.saturating_sub(environment.started_at),
+            quarantine: view.quarantine().map(ToOwned::to_owned),
             observation: view.observation,
         };
         let mut judgement = judge(&expected, &evidence, &thresholds);

@@ -77,7 +77,9 @@ fn record(creating: bool) -> ClusterRecord {
         may_be_writable: BTreeSet::new(),
         reigned: BTreeMap::new(),
         members: (1..=3)
-            .map(|n| (member(n), MemberRecord { node: node(n), state: state.clone(), endpoint: endpoint(n) }))
+            .map(|n| {
+                (member(n), MemberRecord { state: state.clone(), endpoint: endpoint(n), ..MemberRecord::new(node(n)) })
+            })
             .collect(),
         next_number: 4,
         phase: if creating { Phase::Creating } else { Phase::Active },

@@ -49,8 +49,7 @@ impl Kind for AddMember {
 
     fn begin(&self, cluster: &mut ClusterRecord, parameters: &Value) {
         let name = cluster.take_member_name();
-        let record = MemberRecord { node: node(parameters), state: MemberState::Creating, endpoint: None };
-        cluster.members.insert(name, record);
+        cluster.members.insert(name, MemberRecord::new(node(parameters)));
     }
 
     async fn run(&self, step: &PlannedStep, context: &StepContext<'_>) -> Result<StepDone, StepError> {

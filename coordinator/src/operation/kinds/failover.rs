@@ -29,6 +29,8 @@ use serde_json::Value;
 
 use super::{listed, position_of, promote};
 use crate::{
+    cluster::actor::judge_all,
+    detector::Succession,
     environment::Environment,
     model::{
         cluster::{ClusterRecord, MemberRecord, MemberState},
@@ -265,13 +267,34 @@ async fn secure(context: &StepContext<'_>, member: &MemberName, parameters: &Par
         biased;
         () = &mut over => Ok(Secured::LeaseOver),
         answer = fence => match answer {
-            Ok(result) => Ok(fenced(result)),
+            Ok(result) => {
+                no_copy(context, &cluster, member).await?;
+                Ok(fenced(result))
+            }
             Err(_) if gated => {
                 over.await;
                 Ok(Secured::LeaseOver)
             }
             Err(error) => Err(error),
         },
+    }
+}
+
+/// The answer of a machine with another boot than the one that was granted the lease is that of the same machine after a boot, or
+/// of a copy, which says nothing of the holder (rule T5): it counts when no lease stands, by our own count and by what members
+/// report. A boot takes longer than that anyway.
+async fn no_copy(context: &StepContext<'_>, cluster: &ClusterRecord, member: &MemberName) -> Result<(), StepError> {
+    let environment = context.environment();
+    let Some(authority) = environment.authority(cluster) else { return Ok(()) };
+    if !authority.is_held_elsewhere(member, &context.view(member)?.boot_id) {
+        return Ok(());
+    }
+    loop {
+        let (_, Succession { lease_left, reported_by, .. }) = judge_all(environment, cluster);
+        if lease_left.is_zero() && reported_by.is_none() {
+            return Ok(());
+        }
+        tokio::time::sleep(lease_left.max(PROMISE_PAUSE)).await;
     }
 }
 
