@@ -14,7 +14,7 @@ use std::{
 use regent_common::{
     clock::{Clock, Moment},
     ids::{ClusterId, Epoch, MemberName, NodeName},
-    lease::{Grant, margin},
+    lease::{Grant, Timing, margin},
     mutation::{self, Rule},
     topology::Observation,
 };
@@ -141,6 +141,13 @@ impl Authority {
             return nothing;
         }
         let timing = record.policy.profile.timing();
+        // A lease that is longer than any that is granted now was granted before: by a profile that was changed, or by a coordinator
+        // whose store this one is an old backup of. The latter is known from its holder alone (rules L2, T4).
+        if let Some(lease) = seen.authority.lease.as_ref().filter(|lease| lease.stands && lease.remaining > timing.ttl)
+        {
+            let left = lease.remaining.min(Timing::LONGEST_TTL);
+            state.latest_end = state.latest_end.later(self.clock.now().plus(left + margin(left)));
+        }
         let grant = grantee(&record).filter(|(member, _)| **member == seen.member).and_then(|(_, grant)| {
             let now = self.clock.now();
             // An acknowledgement counts like a grant, also one that gets none in return (rules M1, L2): when it is news. It is said

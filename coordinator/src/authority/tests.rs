@@ -209,3 +209,21 @@ async fn a_change_of_profile_grants_nothing_to_who_is_being_replaced() {
         assert_eq!(bench.authority.lease_left(), left, "{after}");
     }
 }
+
+#[test]
+fn a_lease_that_is_longer_than_any_that_is_granted_counts_as_its_holder_says() {
+    let bench = bench(false, |record| record.policy.profile = Profile::Fast);
+    let standing = |remaining: Duration| {
+        move |seen: &mut Observation| {
+            let (epoch, stands, source) = (Epoch(1), true, None);
+            seen.authority.lease = Some(LeaseReport { epoch, stands, source, remaining });
+        }
+    };
+    let fast = Profile::Fast.timing().ttl;
+    bench.beat("n1", standing(fast));
+    assert!(bench.authority.lease_left() < fast * 2);
+    bench.authority.suspend(Epoch(1));
+    let long = Profile::Standard.timing().ttl;
+    assert!(bench.beat("n1", standing(long)).grant.is_none());
+    assert!(bench.authority.lease_left() >= long, "a newer store than this one granted it");
+}
