@@ -221,6 +221,7 @@ fn a_lease_that_is_longer_than_any_that_is_granted_counts_as_its_holder_says() {
     };
     let fast = Profile::Fast.timing().ttl;
     bench.beat("n1", standing(fast));
+    bench.beat("n2", standing(Profile::Standard.timing().ttl));
     assert!(bench.authority.lease_left() < fast * 2);
     bench.authority.suspend(Epoch(1));
     let long = Profile::Standard.timing().ttl;
