@@ -252,7 +252,7 @@ impl Session {
 
     /// Takes an answer when it is delivered, which in a simulation may be later or twice.
     fn deliver(&self, answer: HeartbeatAnswer) -> Option<Duration> {
-        let delivery = chance::delivery();
+        let delivery = chance::delivery(chance::Message::Answer);
         if let Some(after) = delivery.again {
             let (node, answer) = (self.node.clone(), answer.clone());
             tokio::spawn(async move {

@@ -21,13 +21,28 @@ impl Delivery {
     pub const ONCE: Self = Self { now: true, again: None };
 }
 
+/// A message of the coordinator's that has arrived at an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Message<'a> {
+    /// The answer to a heartbeat.
+    Answer,
+    /// A step of an operation.
+    Step {
+        /// The member that it is for.
+        member: &'a str,
+        /// What it does.
+        action: &'a str,
+    },
+}
+
 /// When a message that has just arrived is delivered.
 #[inline]
-pub fn delivery() -> Delivery {
+pub fn delivery(message: Message<'_>) -> Delivery {
     #[cfg(feature = "simulation")]
-    if let Some(delivery) = repeatable::delivery() {
+    if let Some(delivery) = repeatable::delivery(message) {
         return delivery;
     }
+    let _ = message;
     Delivery::ONCE
 }
 
@@ -45,12 +60,12 @@ pub fn ulid() -> Ulid {
 pub mod repeatable {
     use std::cell::RefCell;
 
-    use super::{Delivery, Ulid};
+    use super::{Delivery, Message, Ulid};
 
     /// Makes the next id.
     pub type Source = Box<dyn FnMut() -> Ulid>;
     /// Decides when the next message is delivered.
-    pub type Deliveries = Box<dyn FnMut() -> Delivery>;
+    pub type Deliveries = Box<dyn FnMut(Message<'_>) -> Delivery>;
 
     thread_local! {
         static SOURCE: RefCell<Option<Source>> = const { RefCell::new(None) };
@@ -62,8 +77,8 @@ pub mod repeatable {
         DELIVERIES.with_borrow_mut(|present| *present = deliveries);
     }
 
-    pub(super) fn delivery() -> Option<Delivery> {
-        DELIVERIES.with_borrow_mut(|deliveries| deliveries.as_mut().map(|deliveries| deliveries()))
+    pub(super) fn delivery(message: Message<'_>) -> Option<Delivery> {
+        DELIVERIES.with_borrow_mut(|deliveries| deliveries.as_mut().map(|deliveries| deliveries(message)))
     }
 
     /// Takes all ids of this thread from `source`, or again from clock and chance.

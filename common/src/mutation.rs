@@ -1,4 +1,4 @@
-//! Breaks one rule of the safety protocol on purpose, so that the simulation can show that it would notice.
+//! Breaks rules of the safety protocol on purpose, so that the simulation can show that it would notice.
 //!
 //! It exists for tests alone: without the feature `mutations` nothing is ever broken and the compiler removes the question,
 //! and a build without debug assertions refuses the feature. **Invariant:** what is broken holds for one thread, so that
@@ -109,17 +109,24 @@ mod chosen {
     use super::Rule;
 
     thread_local! {
-        static BROKEN: Cell<Option<Rule>> = const { Cell::new(None) };
+        /// One bit for each rule.
+        static BROKEN: Cell<u64> = const { Cell::new(0) };
     }
 
-    /// Breaks one rule for this thread, or none.
-    pub fn break_on_this_thread(rule: Option<Rule>) {
-        BROKEN.set(rule);
+    const _: () = assert!(Rule::ALL.len() <= 64, "a rule has a bit of its own");
+
+    /// Breaks these rules for this thread, and no other.
+    pub fn break_on_this_thread(rules: &[Rule]) {
+        BROKEN.set(rules.iter().fold(0, |bits, rule| bits | bit(*rule)));
     }
 
     /// Whether a rule is broken on this thread.
     pub fn broken(rule: Rule) -> bool {
-        BROKEN.get() == Some(rule)
+        BROKEN.get() & bit(rule) != 0
+    }
+
+    fn bit(rule: Rule) -> u64 {
+        1 << (rule as u32)
     }
 }
 
@@ -144,5 +151,14 @@ mod tests {
         let names: BTreeSet<_> = Rule::ALL.iter().map(|rule| rule.as_str()).collect();
         assert_eq!(names.len(), Rule::ALL.len());
         assert!(!Rule::ALL.iter().any(|rule| broken(*rule)));
+    }
+
+    #[cfg(feature = "mutations")]
+    #[test]
+    fn several_are_broken_together_and_none_beside_them() {
+        break_on_this_thread(&[Rule::L1Stamp, Rule::LedgerFlush]);
+        let found: Vec<_> = Rule::ALL.iter().copied().filter(|rule| broken(*rule)).collect();
+        break_on_this_thread(&[]);
+        assert_eq!(found, [Rule::L1Stamp, Rule::LedgerFlush]);
     }
 }

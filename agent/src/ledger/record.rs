@@ -392,6 +392,10 @@ impl Membership {
     pub fn raise_epoch(&mut self, epoch: Epoch) {
         if epoch > self.epoch {
             self.epoch = epoch;
+            if mutation::broken(Rule::P5Old) && self.role == Some(Role::Primary) {
+                // What it had of its own epoch is still what it goes by.
+                return;
+            }
             // Whether a primary is established is said anew in each epoch (rule L5).
             self.established = false;
             self.electorate = None;
@@ -413,6 +417,10 @@ impl Membership {
 
     /// Marks that the engine may become writable in this epoch, before it does (rule L6).
     pub fn begin_reign(&mut self, epoch: Epoch, boot_id: &str) {
+        if mutation::broken(Rule::P5Old) && self.writable_epoch < Some(epoch) {
+            self.established = false;
+            self.electorate = None;
+        }
         self.writable_epoch = self.writable_epoch.max(Some(epoch));
         self.writable_boot_id = Some(boot_id.to_owned());
         self.fenced = false;

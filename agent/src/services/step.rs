@@ -4,6 +4,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use prost::Message;
 use regent_common::{
+    chance::{self, Message as Arrived},
     error::bad_field,
     ids::{Epoch, MemberName, OperationId, OperationToken, Revision},
 };
@@ -38,7 +39,7 @@ impl StepService for Steps {
     async fn execute(&self, request: Request<ExecuteRequest>) -> Result<Response<Events>, Status> {
         access::coordinator(&request, &self.0.coordinator_id)?;
         let (header, action) = read(request.into_inner())?;
-        match self.0.executor.execute(header, action).await.map_err(|error| error.status())? {
+        match self.deliver(header, action).await.map_err(|error| error.status())? {
             Execution::Answered(outcome) => Ok(Response::new(Box::pin(tokio_stream::once(Ok(result(&outcome)))))),
             Execution::Running(running) => {
                 // One message of progress may wait for the caller, and the end behind it.
@@ -64,6 +65,27 @@ impl StepService for Steps {
         access::coordinator(&request, &self.0.coordinator_id)?;
         let dirty = self.0.member.driver().is_some_and(|driver| driver.is_dirty());
         Ok(Response::new(ledger_to_wire(&self.0.ledger().read(), dirty)))
+    }
+}
+
+// === impl Steps ===
+
+impl Steps {
+    /// Asks for a step when it is delivered, which in a simulation may be later or twice.
+    async fn deliver(&self, header: Header, action: Action) -> Result<Execution, StepError> {
+        let executor = &self.0.executor;
+        let delivery = chance::delivery(Arrived::Step { member: header.member.as_str(), action: action.name() });
+        if let Some(after) = delivery.again {
+            let (executor, header, action) = (Arc::clone(executor), header.clone(), action.clone());
+            let late = tokio::spawn(async move {
+                tokio::time::sleep(after).await;
+                executor.execute(header, action).await
+            });
+            if !delivery.now {
+                return late.await.unwrap_or(Err(StepError::Killed { action: "a step that is under way" }));
+            }
+        }
+        executor.execute(header, action).await
     }
 }
 

@@ -28,7 +28,7 @@ use tokio::sync::Mutex;
 use tracing::Instrument;
 
 use crate::{
-    engine::Work,
+    engine::{Stop, Work},
     lease::LeaseHandle,
     ledger::{Admission, Header, LedgerStore, StepKey, StepOutcome},
     member::Member,
@@ -177,12 +177,26 @@ impl Executor {
                 (Admission::Join, None) => {}
                 (Admission::Run, _) => {
                     self.respect_promises(&header, &action).await?;
+                    if action.kills() && mutation::broken(Rule::G5Ledger) {
+                        return Ok(Execution::Answered(self.kill_without_the_ledger().await?));
+                    }
                     let (begun, name) = (header.clone(), action.name());
                     self.ledger.update(move |ledger| ledger.begin(&begun, name)).await?;
                     return Ok(Execution::Running(self.start(header, action)));
                 }
             }
         }
+    }
+
+    /// What a fence is where the ledger does not matter: the engine is dead, the epochs below are revoked in this process, and no
+    /// disk knows of it.
+    async fn kill_without_the_ledger(&self) -> Result<StepOutcome, StepError> {
+        if let Some(driver) = self.member.driver() {
+            driver.stop(Stop::Kill).await?;
+        }
+        self.lease.cut().await?;
+        let writable_epoch = self.ledger.read().membership.as_ref().and_then(|membership| membership.writable_epoch);
+        Ok(StepOutcome { writable_epoch, position: self.member.last_position(), ..StepOutcome::default() })
     }
 
     async fn kill_below(&self, header: &Header, action: &Action) -> Result<(), StepError> {
@@ -293,9 +307,14 @@ impl Executor {
             work: Work { progress, cancel: cancel.clone() },
         };
         let work = async {
-            let _driving = tokio::select! {
-                turn = self.driving.lock() => turn,
-                () = cancel.cancelled() => return Err(StepError::Killed { action: name }),
+            // Its turn is a part of waiting for the end of what runs (rule T1).
+            let _driving = if mutation::broken(Rule::T1Running) {
+                None
+            } else {
+                tokio::select! {
+                    turn = self.driving.lock() => Some(turn),
+                    () = cancel.cancelled() => return Err(StepError::Killed { action: name }),
+                }
             };
             let mut running = Box::pin(actions::run(&context, action));
             tokio::select! {

@@ -14,7 +14,7 @@ use std::{
 use regent_common::{
     clock::{Clock, Moment},
     ids::{ClusterId, Epoch, MemberName, NodeName},
-    lease::{Grant, margin},
+    lease::{Grant, LeaseReport, Timing, margin},
     mutation::{self, Rule},
     topology::Observation,
 };
@@ -154,6 +154,14 @@ impl Authority {
             return nothing;
         }
         let timing = record.policy.profile.timing();
+        // A lease that is longer than any that is granted now was granted before: by a profile that was changed, or by a coordinator
+        // whose store this one is an old backup of. The latter is known from its holder alone (rules L2, T4).
+        let reigns = |epoch: Epoch| record.reign.as_ref().is_some_and(|r| r.primary == seen.member && r.epoch == epoch);
+        let longer = |lease: &&LeaseReport| lease.stands && lease.remaining > timing.ttl && reigns(lease.epoch);
+        if let Some(lease) = seen.authority.lease.as_ref().filter(longer) {
+            let left = lease.remaining.min(Timing::LONGEST_TTL);
+            state.latest_end = state.latest_end.later(self.clock.now().plus(left + margin(left)));
+        }
         let granted = grantee(&record).filter(|(member, _)| **member == seen.member);
         let grant = granted.zip(boot).and_then(|((_, grant), boot)| {
             let now = self.clock.now();

@@ -238,3 +238,22 @@ fn of_two_boots_the_one_that_holds_the_lease_keeps_it() {
     assert!(granted("second"), "a machine that was booted is granted one when the last is over");
     assert!(bench.authority.is_held_elsewhere(&name(1), "first") && !granted("first"));
 }
+
+#[test]
+fn a_lease_that_is_longer_than_any_that_is_granted_counts_as_its_holder_says() {
+    let bench = bench(false, |record| record.policy.profile = Profile::Fast);
+    let standing = |remaining: Duration| {
+        move |seen: &mut Observation| {
+            let (epoch, stands, source) = (Epoch(1), true, None);
+            seen.authority.lease = Some(LeaseReport { epoch, stands, source, remaining });
+        }
+    };
+    let fast = Profile::Fast.timing().ttl;
+    bench.beat("n1", standing(fast));
+    bench.beat("n2", standing(Profile::Standard.timing().ttl));
+    assert!(bench.authority.lease_left() < fast * 2);
+    bench.authority.suspend(Epoch(1));
+    let long = Profile::Standard.timing().ttl;
+    assert!(bench.beat("n1", standing(long)).grant.is_none());
+    assert!(bench.authority.lease_left() >= long, "a newer store than this one granted it");
+}

@@ -52,6 +52,11 @@ pub fn frozen(record: &ClusterRecord, views: &BTreeMap<MemberName, NodeView>, ad
                 seen.epoch, record.epoch
             ));
         }
+        if let Some(newer) = newer_electorate(record, member, seen) {
+            return Some(format!(
+                "{member} obeys version {newer} of its electorate, which this store never had: an old backup was put back"
+            ));
+        }
         if view.stale_store && view.revision > adopted {
             return Some(format!(
                 "the node of {member} has seen revision {} of the store, which this one had not: an old backup was put back",
@@ -60,6 +65,14 @@ pub fn frozen(record: &ClusterRecord, views: &BTreeMap<MemberName, NodeView>, ad
         }
     }
     None
+}
+
+/// A version of its electorate that the primary of the present epoch has, and that is above all that are stored. A version is
+/// stored before it is sent (rules M1, T3), and what an answer to a heartbeat brings names no revision: this is all that tells.
+fn newer_electorate(record: &ClusterRecord, member: &MemberName, seen: &Observation) -> Option<u64> {
+    let reign = record.reign.as_ref().filter(|reign| reign.epoch == seen.epoch && reign.primary == *member)?;
+    let version = seen.authority.electorate.as_ref()?.version;
+    (version > reign.newest().version).then_some(version)
 }
 
 /// Who a person named as off when he forced a primary (rules P9, T4): it counts as long as nobody has seen a higher epoch.
@@ -227,6 +240,22 @@ mod tests {
         (stale_view.stale_store, stale_view.revision) = (true, Revision(9));
         assert!(frozen(&record, &stale, Revision(5)).is_some());
         assert_eq!(frozen(&record, &stale, Revision(1009)), None, "something above it was adopted");
+    }
+
+    #[test]
+    fn a_primary_that_obeys_a_version_which_is_not_stored_freezes() {
+        let mut record = cluster();
+        record.reign = Some(Reign::new(Epoch(1), name(2), [name(1)].into(), true));
+        let views = |version| {
+            let mut seen = primary_at(1, true);
+            seen.authority.electorate = Some(Electorate { version, members: BTreeSet::new() });
+            BTreeMap::from([(name(2), view(seen))])
+        };
+        assert_eq!(frozen(&record, &views(1), Revision(0)), None);
+        let why = frozen(&record, &views(2), Revision(0)).unwrap();
+        assert!(why.contains("db2 obeys version 2"), "{why}");
+        record.reign.as_mut().unwrap().set_electorate(BTreeSet::new());
+        assert_eq!(frozen(&record, &views(2), Revision(0)), None, "it is stored, and may be acknowledged");
     }
 
     #[test]

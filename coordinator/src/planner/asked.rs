@@ -26,6 +26,18 @@ pub struct Consent {
     pub off: BTreeSet<MemberName>,
 }
 
+impl Consent {
+    /// Whether a member in this state is prepared. With consent to a loss any copy will do that the member itself calls whole: one
+    /// that was to be brought back, or replaced, may be all that is left.
+    pub fn covers(&self, state: &MemberState) -> bool {
+        match state {
+            MemberState::Ready => true,
+            MemberState::Creating => false,
+            MemberState::Resyncing | MemberState::NeedsRejoin | MemberState::NeedsResync { .. } => self.data_loss,
+        }
+    }
+}
+
 /// Whether a failover that a person asks for can begin: what makes sure that the old primary accepts no writes, or a sentence
 /// that says why not and what to do.
 pub fn asked(
@@ -57,7 +69,7 @@ pub fn asked(
         return Err(format!("{}; {hint}", nobody_is_heard(succession)));
     }
     let ready = |(member, record): (&MemberName, &crate::model::cluster::MemberRecord)| {
-        record.state == MemberState::Ready && !is_away(judgements, member)
+        consent.covers(&record.state) && !is_away(judgements, member)
     };
     if !cluster.members.iter().any(ready) {
         return Err("no member that could be promoted is heard: bring one of the nodes back".to_owned());
@@ -183,5 +195,18 @@ mod tests {
         assert_eq!(asked(&cluster(), &judgements, &nobody, &all), Ok(Cause::LeaseOver));
         let alone = asked(&cluster(), &judged(Verdict::NodeLost, Verdict::NodeUnreachable), &nobody, &all);
         assert!(alone.unwrap_err().contains("bring one of the nodes back"));
+    }
+
+    #[test]
+    fn a_copy_that_was_to_be_replaced_is_used_only_with_consent_to_a_loss() {
+        let mut cluster = cluster();
+        for member in [name(1), name(2)] {
+            cluster.set_state(&member, MemberState::NeedsRejoin);
+        }
+        let judgements = judged(Verdict::Lost, Verdict::NotStreaming);
+        let refused = asked(&cluster, &judgements, &heard(), &Consent::default());
+        assert!(refused.unwrap_err().contains("bring one of the nodes back"));
+        let loss = Consent { data_loss: true, ..Consent::default() };
+        assert_eq!(asked(&cluster, &judgements, &heard(), &loss), Ok(Cause::EngineFailed));
     }
 }

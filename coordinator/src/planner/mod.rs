@@ -199,6 +199,9 @@ fn without_primary(
         );
         return Decision::NoFailover { why };
     }
+    if let Some(why) = only_by_a_person(cluster, judgements, succession) {
+        return Decision::NoFailover { why };
+    }
     let why = "no member is the primary: an earlier failover did not end".to_owned();
     let away = |member: &&MemberName| judgements.get(*member).is_some_and(|judgement| unheard(&judgement.verdict));
     let Some(member) = cluster.may_reign().find(away) else {
@@ -240,6 +243,29 @@ fn without_primary(
         return Decision::AwaitLease { left: PROMISE, why };
     }
     Decision::Failover { cause: Cause::LeaseOver, why }
+}
+
+/// Who reigned has answered a fence and has no data any more, and nobody may take its place by the electorate: what copies are left
+/// may lack acknowledged changes, and nobody but a person can give those up (rule P7).
+fn only_by_a_person(
+    cluster: &ClusterRecord,
+    judgements: &BTreeMap<MemberName, Judgement>,
+    succession: &Succession,
+) -> Option<String> {
+    let gone = |member: &MemberName| {
+        judgements.get(member).is_some_and(|judgement| matches!(judgement.verdict, Verdict::Lost | Verdict::Dirty))
+    };
+    let last = &cluster.reign.as_ref()?.primary;
+    let nobody = cluster.may_be_writable.is_empty() && succession.promotable.is_empty();
+    if !(nobody && gone(last) && cluster.reigned.keys().all(gone)) {
+        return None;
+    }
+    Some(format!(
+        "no member is the primary, the data of {last}, which was the last, is gone, and no other copy is known to have all of it: a \
+         person must decide: put that data back, or go on with the best copy that is left and give up what it lacks: `regentctl \
+         cluster failover {} --accept-data-loss`",
+        cluster.name
+    ))
 }
 
 /// The first replica that has to be brought back and can be.

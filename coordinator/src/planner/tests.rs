@@ -76,6 +76,25 @@ fn the_policy_can_forbid_a_failover() {
 }
 
 #[test]
+fn where_only_copies_are_left_that_may_lack_something_a_person_decides() {
+    let mut cluster = cluster();
+    cluster.primary = None;
+    cluster.note_reign(name(1), None);
+    cluster.set_state(&name(2), MemberState::NeedsRejoin);
+    let nobody = Succession::default();
+    let decided = |cluster: &ClusterRecord, verdict, succession: &Succession| {
+        super::decide(cluster, &judged(verdict, Verdict::NotStreaming), succession)
+    };
+    let Decision::NoFailover { why } = decided(&cluster, Verdict::Lost, &nobody) else { panic!("it is not told") };
+    assert!(why.contains("a person must decide") && why.contains("--accept-data-loss"), "{why}");
+    let is_tried = |decision| matches!(decision, Decision::Failover { .. });
+    assert!(is_tried(decided(&cluster, Verdict::EngineDown, &nobody)), "its own data may do");
+    assert!(is_tried(decided(&cluster, Verdict::Lost, &heard_and_over())), "somebody may follow");
+    cluster.may_be_writable.insert(name(1));
+    assert!(is_tried(decided(&cluster, Verdict::Lost, &nobody)), "it has not answered a fence");
+}
+
+#[test]
 fn a_cluster_without_a_primary_gets_one() {
     let mut cluster = cluster();
     cluster.primary = None;

@@ -4,9 +4,10 @@
 
 use std::sync::Arc;
 
+use regent_agent::force::Words;
 use regent_coordinator::model::cluster::{MemberState, Phase};
 
-use super::{faults::Kind, machine::Machine, world::Simulation};
+use super::{engine, faults::Kind, hosts::member_on, machine::Machine, world::Simulation};
 
 // === impl Simulation ===
 
@@ -43,6 +44,33 @@ impl Simulation<'_> {
             (true, 1) => self.sim.crash(host),
             (false, 0) => self.sim.bounce(host),
             (_, _) => {}
+        }
+    }
+
+    /// The volume with the engine's data is gone; the one with the agent's ledger is not.
+    pub(crate) fn lose_data(&mut self, host: &str) {
+        self.engines.lose_data(&self.machine(host).endpoint());
+        let now = self.now();
+        self.lost_at.insert(host.to_owned(), now);
+    }
+
+    /// Root of a machine makes its member the primary, whoever else there is being off by his word.
+    pub(crate) fn force(&self, host: &str) {
+        let others = self.machines.iter().filter(|machine| machine.name != host);
+        let confirm_off = others.map(|machine| member_on(&machine.name)).collect();
+        let words = Words { confirm: Some(member_on(host)), confirm_off, dry_run: false };
+        self.machine(host).order_force(words);
+    }
+
+    /// Judges what steps have removed. Whoever gave its word for a copy had it then: one that is lost later is nobody's fault.
+    pub(crate) fn judge_removals(&mut self) {
+        for removed in engine::take_removed() {
+            let others = || self.machines.iter().filter(|machine| machine.name != removed.host);
+            if others().any(|other| self.lost_at.get(&other.name).is_some_and(|at| *at >= removed.begun)) {
+                continue;
+            }
+            let elsewhere = others().flat_map(|other| self.engines.stored_rows(&other.endpoint())).collect();
+            self.oracle.removed(&removed.host, &removed.rows, &elsewhere);
         }
     }
 

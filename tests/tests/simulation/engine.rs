@@ -2,6 +2,9 @@
 //!
 //! What an agent orders is done at one moment between its call and its answer: an agent that dies may have left it done or
 //! undone.
+//!
+//! What is removed of a copy is written down together with when its step began: a step asks for the word of the copy that is to
+//! survive after that, so that a copy which was lost earlier cannot have given it.
 
 use std::{
     cell::RefCell,
@@ -34,6 +37,20 @@ struct Engines {
     world: FakeWorld,
     stalls: BTreeMap<String, Stalls>,
     seed: u64,
+    /// What was removed since somebody asked.
+    removed: Arc<Mutex<Vec<Removed>>>,
+    /// How much longer work takes on which host.
+    slow: Arc<Mutex<BTreeMap<String, Duration>>>,
+}
+
+/// Rows that a step has removed from a copy.
+#[derive(Debug)]
+pub(crate) struct Removed {
+    /// Whose copy.
+    pub(crate) host: String,
+    pub(crate) rows: Vec<u64>,
+    /// When the step began.
+    pub(crate) begun: Duration,
 }
 
 thread_local! {
@@ -47,18 +64,42 @@ const HUNG: Duration = Duration::from_secs(5);
 struct SlowDriver {
     inner: Arc<dyn Driver>,
     member: String,
+    host: String,
+    engines: Engines,
     stalls: Stalls,
     chance: Mutex<Chance>,
+    /// When a step that may remove data looked whether there is any: that is how each of them begins.
+    begun: Mutex<Duration>,
 }
 
 /// Lets this thread's drivers work on these engines; nothing until the next.
 pub(crate) fn use_on_this_thread(world: FakeWorld, stalls: BTreeMap<String, Stalls>, seed: u64) {
-    ENGINES.set(Some(Engines { world, stalls, seed }));
+    let (removed, slow) = Default::default();
+    ENGINES.set(Some(Engines { world, stalls, seed, removed, slow }));
 }
 
 /// Forgets this thread's engines.
 pub(crate) fn forget() {
     ENGINES.set(None);
+}
+
+/// Takes what was removed since the last time.
+pub(crate) fn take_removed() -> Vec<Removed> {
+    std::mem::take(&mut *lock(&engines().removed))
+}
+
+/// Lets every start and promotion of a host's engine take so much longer.
+pub(crate) fn slow(host: &str, by: Duration) {
+    lock(&engines().slow).insert(host.to_owned(), by);
+}
+
+/// Lets no engine be slower than usual any more.
+pub(crate) fn calm() {
+    lock(&engines().slow).clear();
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn engines() -> Engines {
@@ -81,11 +122,12 @@ impl Factory for SimulatedEngine {
     }
 
     fn open(&self, context: Context) -> Result<Arc<dyn Driver>, DriverError> {
-        let Engines { world, stalls, seed } = engines();
+        let engines = engines();
         let (member, host) = (context.member.to_string(), context.advertise_host.clone());
-        let stalls = stalls.get(&host).expect("an agent has the name of its machine").clone();
-        let chance = Mutex::new(Chance::of(seed, &format!("driver {member} {:?}", super::time::now())));
-        Ok(Arc::new(SlowDriver { inner: world.open(context)?, member, stalls, chance }))
+        let stalls = engines.stalls.get(&host).expect("an agent has the name of its machine").clone();
+        let chance = Mutex::new(Chance::of(engines.seed, &format!("driver {member} {:?}", super::time::now())));
+        let (inner, begun) = (engines.world.open(context)?, Mutex::default());
+        Ok(Arc::new(SlowDriver { inner, member, host, engines, stalls, chance, begun }))
     }
 }
 
@@ -95,9 +137,32 @@ impl SlowDriver {
     /// Waits for a part of what the work takes, and for as long as the agent stands still.
     async fn pass(&self, takes: Range<u64>) {
         self.stalls.agent().await;
-        let takes = self.chance.lock().unwrap_or_else(PoisonError::into_inner).millis(takes);
+        let takes = lock(&self.chance).millis(takes);
         tokio::time::sleep(takes).await;
         self.stalls.agent().await;
+    }
+
+    /// How much longer it takes than usual.
+    async fn dawdle(&self) {
+        let by = lock(&self.engines.slow).get(&self.host).copied();
+        if let Some(by) = by {
+            tokio::time::sleep(by).await;
+        }
+    }
+
+    /// Does what may remove rows of the copy, and writes down which it has.
+    async fn removing<T>(&self, work: impl Future<Output = Result<T, DriverError>>) -> Result<T, DriverError> {
+        let stored = || self.engines.world.stored_rows(&self.inner.endpoint());
+        let mut rows = stored();
+        let result = work.await;
+        let left: std::collections::BTreeSet<u64> = stored().into_iter().collect();
+        rows.retain(|row| !left.contains(row));
+        if !rows.is_empty() {
+            traced!("engine of {}: {} rows removed", self.member, rows.len());
+            let removed = Removed { host: self.host.clone(), rows, begun: *lock(&self.begun) };
+            lock(&self.engines.removed).push(removed);
+        }
+        result
     }
 
     /// Does something that takes so many milliseconds, before and after.
@@ -165,6 +230,7 @@ impl Driver for SlowDriver {
     }
 
     fn has_data(&self) -> bool {
+        *lock(&self.begun) = super::time::now();
         self.inner.has_data()
     }
 
@@ -177,11 +243,11 @@ impl Driver for SlowDriver {
     }
 
     async fn clone_from(&self, source: &Peer, options: CloneOptions, work: &Work) -> Result<Cloned, DriverError> {
-        self.take("cloned", 100..800, (*self.inner).clone_from(source, options, work)).await
+        self.take("cloned", 100..800, self.removing((*self.inner).clone_from(source, options, work))).await
     }
 
     async fn swap(&self, upstream: &Peer, keep_old: bool) -> Result<(), DriverError> {
-        self.take("swapped", 50..200, self.inner.swap(upstream, keep_old)).await
+        self.take("swapped", 50..200, self.removing(self.inner.swap(upstream, keep_old))).await
     }
 
     async fn discard_kept(&self) -> Result<(), DriverError> {
@@ -190,6 +256,7 @@ impl Driver for SlowDriver {
 
     async fn start(&self, how: StartAs) -> Result<(), DriverError> {
         let doing = format!("started as {how:?}");
+        self.dawdle().await;
         self.take(&doing, 50..250, self.inner.start(how)).await
     }
 
@@ -213,6 +280,7 @@ impl Driver for SlowDriver {
     }
 
     async fn promote(&self) -> Result<Position, DriverError> {
+        self.dawdle().await;
         self.ask("promoted", 20..120, self.inner.promote()).await
     }
 

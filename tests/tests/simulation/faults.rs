@@ -37,6 +37,10 @@ pub(crate) enum Kind {
     EngineCrash,
     /// An engine does not answer.
     EngineHang,
+    /// Somebody starts an engine who knows nothing of its agent, a machine's own service manager say.
+    StartedByHand,
+    /// The volume with an engine's data is lost.
+    DataLost,
     /// An engine's stream brings little.
     SlowStream,
     /// The disk of an agent's ledger does not answer.
@@ -78,6 +82,9 @@ const WEIGHTS: &[(Kind, u64)] = &[
     (Kind::AllPower, 2),
     (Kind::EngineCrash, 14),
     (Kind::EngineHang, 4),
+    (Kind::StartedByHand, 3),
+    // Only in scripts: with chance alone to choose the last copy is lost now and then, and that is nobody's fault.
+    (Kind::DataLost, 0),
     (Kind::SlowStream, 5),
     (Kind::DiskStall, 6),
     (Kind::DiskFailure, 3),
@@ -112,7 +119,7 @@ impl Kind {
     /// How long it lasts, in milliseconds.
     fn lasts(self) -> std::ops::Range<u64> {
         match self {
-            Self::EngineCrash | Self::Restored => 1..2000,
+            Self::EngineCrash | Self::Restored | Self::StartedByHand | Self::DataLost => 1..2000,
             Self::AgentCrash | Self::CoordinatorCrash => 50..6000,
             Self::PowerCut | Self::AllPower => 500..9000,
             Self::Partition | Self::OneWay | Self::Isolation | Self::Hold | Self::Delay => 200..10_000,
@@ -141,6 +148,8 @@ impl fmt::Display for Fault {
             | Kind::PowerCut
             | Kind::EngineCrash
             | Kind::EngineHang
+            | Kind::StartedByHand
+            | Kind::DataLost
             | Kind::SlowStream
             | Kind::DiskStall
             | Kind::DiskFailure => write!(f, "{:?} {}", self.kind, self.host),
@@ -165,7 +174,6 @@ pub(crate) fn strike(simulation: &mut Simulation<'_>, chance: &mut Chance) -> Ve
         (host, other) = (other, host);
     }
     let until = now + chance.millis(kind.lasts());
-    simulation.reached(kind);
     let mut begun = vec![Fault { kind, host, other, until }];
     if kind == Kind::AllPower {
         begun = nodes
@@ -181,6 +189,11 @@ pub(crate) fn strike(simulation: &mut Simulation<'_>, chance: &mut Chance) -> Ve
         let until = now + chance.millis(Kind::AllPower.lasts());
         begun.push(Fault { kind: Kind::CoordinatorCrash, host: String::new(), other: String::new(), until });
     }
+    if begun.iter().any(|fault| simulation.is_beyond_limit(kind, &fault.host, &fault.other)) {
+        traced!("{kind:?} is beyond the limit now");
+        return Vec::new();
+    }
+    simulation.reached(kind);
     for fault in &begun {
         traced!("FAULT {fault} for {} ms", fault.until.saturating_sub(now).as_millis());
         fault.change(simulation, true);
@@ -204,9 +217,9 @@ impl Fault {
         fault
     }
 
-    /// Whether it is one of this kind about this host.
+    /// Whether it is one of this kind about this host; about any for an empty name.
     pub(crate) fn is(&self, kind: Kind, host: &str) -> bool {
-        self.kind == kind && self.host == host
+        self.kind == kind && (host.is_empty() || self.host == host)
     }
 
     /// Ends it.
@@ -242,18 +255,20 @@ impl Fault {
                 let endpoint = simulation.machine(host).endpoint();
                 simulation.engines.crash(&endpoint);
             }
-            Kind::EngineCrash => {}
+            Kind::StartedByHand if begins => {
+                let machine = simulation.machine(host);
+                if machine.stalls.runs() && simulation.engines.start_by_hand(&machine.endpoint()) {
+                    traced!("the engine of {host} was started by hand");
+                }
+            }
+            Kind::DataLost if begins => simulation.lose_data(host),
+            Kind::EngineCrash | Kind::StartedByHand | Kind::DataLost => {}
             Kind::EngineHang => simulation.hang(host, begins),
             Kind::SlowStream => simulation.slow_stream(host, begins),
             Kind::DiskStall => simulation.machine(host).stalls.stop_disk(begins),
             Kind::DiskFailure => simulation.machine(host).disk.fail(begins),
             Kind::CoordinatorCrash => simulation.kill(COORDINATOR, begins),
-            Kind::Restored => {
-                simulation.kill(COORDINATOR, begins);
-                if begins && !simulation.store.restore() {
-                    traced!("there is no backup");
-                }
-            }
+            Kind::Restored => simulation.want_put_back(begins),
             Kind::StoreFailure => simulation.store.fail(begins),
         }
     }

@@ -13,6 +13,7 @@ use regent_agent::{
     daemon,
     engine::{Factory, fake::FakeWorld},
     enroll::Addresses,
+    force::Force,
     gate::fake::FakeGate,
     ledger::LedgerStore,
     member::{Member, Place},
@@ -48,6 +49,7 @@ use super::{
     network::{SimulatedDialer, incoming},
     shown::{Shown, Wish},
     store::StoreDisk,
+    themes::Theme,
     time,
     trace::traced,
     world::{CLUSTER, COORDINATOR},
@@ -62,6 +64,8 @@ static ENGINES: &[&dyn Factory] = &[&SimulatedEngine];
 const RESTART: Duration = Duration::from_secs(1);
 /// How often the person looks.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often it is looked whether root of a machine has said something.
+const ROOT_LOOKS: Duration = Duration::from_millis(50);
 /// How long an answer of the API is waited for.
 const ANSWER: Duration = Duration::from_secs(3);
 const COORDINATOR_PORT: u16 = 7420;
@@ -149,7 +153,7 @@ pub(crate) async fn agent(machine: Arc<Machine>, engines: FakeWorld) -> Ended {
     }
 }
 
-async fn run_agent(machine: &Machine, engines: &FakeWorld, stop: &CancellationToken) -> anyhow::Result<()> {
+async fn run_agent(machine: &Arc<Machine>, engines: &FakeWorld, stop: &CancellationToken) -> anyhow::Result<()> {
     machine.stalls.disk().await;
     traced!("the agent of {} starts, {}", machine.name, machine.boot_id());
     let identity = Certificates::all().nodes[&machine.name].clone();
@@ -177,17 +181,30 @@ async fn run_agent(machine: &Machine, engines: &FakeWorld, stop: &CancellationTo
         coordinators: vec![format!("{COORDINATOR}:{COORDINATOR_PORT}")],
         addresses: Addresses { agent: machine.agent_address(), public: String::new(), private: String::new() },
     };
-    let daemon::Assembled { node: _node, routes, revocations, force: _ } = assembly.start(stop).await?;
+    let daemon::Assembled { node: _node, routes, revocations, force } = assembly.start(stop).await?;
+    tokio::spawn(stop.clone().run_until_cancelled_owned(obey_root(Arc::clone(machine), force)));
     let listener = TcpListener::bind(("0.0.0.0", 7421)).await?;
     let options = ServeOptions { revocations };
     Ok(transport::serve_incoming(incoming(listener), identity, routes, options, stop.clone()).await?)
+}
+
+/// Does what root of the machine tells the agent, who has it from the agent's own socket.
+async fn obey_root(machine: Arc<Machine>, force: Arc<Force>) {
+    loop {
+        if let Some(words) = machine.take_force() {
+            let answer = Arc::clone(&force).run(words).await;
+            let why: Vec<_> = answer.refusals.iter().map(|refused| refused.message.as_str()).collect();
+            traced!("{} forced: {:?} {}{}", machine.name, answer.outcome, why.join("; "), answer.problem);
+        }
+        tokio::time::sleep(ROOT_LOOKS).await;
+    }
 }
 
 /// A person with the API: makes the cluster, also when an attempt has failed and is gone, looks at it for ever, and asks for a
 /// resync now and then.
 pub(crate) async fn person(nodes: Vec<String>, shown: Shown, seed: u64) -> Ended {
     let mut chance = Chance::of(seed, "person");
-    let resyncs = chance.percent(40);
+    let resyncs = chance.percent(40) && Theme::of(seed).is_resynced();
     let mut channel = None;
     loop {
         let outcome = tokio::time::timeout(ANSWER, async {
@@ -198,6 +215,10 @@ pub(crate) async fn person(nodes: Vec<String>, shown: Shown, seed: u64) -> Ended
             if !look(&connected, &shown).await? {
                 create(&connected, &nodes, chance.next()).await?;
             }
+            // What it says a person has to do is done when all else is over.
+            if let Some(node) = nodes.iter().find(|node| shown.has_lost_data(&member_on(node))) {
+                resync(&connected, node).await?;
+            }
             if resyncs && shown.disturbed() && chance.percent(5) {
                 let node: &String = chance.pick(&nodes);
                 resync(&connected, node).await?;
@@ -205,6 +226,7 @@ pub(crate) async fn person(nodes: Vec<String>, shown: Shown, seed: u64) -> Ended
             match shown.take_wish() {
                 Some(Wish::Resync(node)) => resync(&connected, &node).await?,
                 Some(Wish::Profile(profile)) => change_profile(&connected, profile).await?,
+                Some(Wish::Failover { off }) => fail_over(&connected, off).await?,
                 None => {}
             }
             Ok::<Channel, anyhow::Error>(connected)
@@ -220,6 +242,11 @@ pub(crate) async fn person(nodes: Vec<String>, shown: Shown, seed: u64) -> Ended
             tokio::time::sleep(LOOK / 20).await;
         }
     }
+}
+
+/// The member that lives on a node: they are numbered alike.
+pub(crate) fn member_on(node: &str) -> String {
+    node.replacen('n', CLUSTER, 1)
 }
 
 /// Gives the cluster other times, or is refused.
@@ -258,9 +285,25 @@ async fn create(channel: &Channel, nodes: &[String], request: u64) -> anyhow::Re
     Ok(())
 }
 
+/// Asks for a failover whatever it loses, and vouches that a node is off.
+async fn fail_over(channel: &Channel, off: Option<String>) -> anyhow::Result<()> {
+    let request = wire::FailoverClusterRequest {
+        name: format!("clusters/{CLUSTER}"),
+        confirm_name: CLUSTER.to_owned(),
+        accept_data_loss: true,
+        confirm_off: off.iter().map(|node| member_on(node)).collect(),
+        ..Default::default()
+    };
+    match ClusterServiceClient::new(channel.clone()).failover_cluster(request).await {
+        Ok(_) => traced!("a failover was asked for"),
+        Err(status) => traced!("a failover was refused: {}", status.message()),
+    }
+    Ok(())
+}
+
 /// Members are numbered as the nodes are. Refusals are no failure: the primary cannot be resynced, say.
 async fn resync(channel: &Channel, node: &str) -> anyhow::Result<()> {
-    let member = node.replace('n', CLUSTER);
+    let member = member_on(node);
     let request = wire::ResyncClusterRequest {
         name: format!("clusters/{CLUSTER}"),
         members: vec![member.clone()],

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use regent_agent::force::Words;
 use regent_common::{lease::Profile, topology::Endpoint};
 
 use super::{
@@ -37,6 +38,8 @@ pub(crate) struct Machine {
     boots: AtomicU32,
     /// When the machine was let go on last, by virtual time.
     went_on_at: Mutex<Option<Duration>>,
+    /// What root of the machine tells the agent: to be the primary, whom it names as off (rule P9).
+    force: Mutex<Option<Words>>,
 }
 
 /// What keeps the agent of a machine from acting; clones are the same. Each is counted: faults overlap, and what several of them
@@ -78,12 +81,23 @@ impl Machine {
             clock,
             boots: AtomicU32::new(1),
             went_on_at: Mutex::new(None),
+            force: Mutex::new(None),
         }
     }
 
     /// Where its engine is reached.
     pub(crate) fn endpoint(&self) -> Endpoint {
         Endpoint { host: self.name.clone(), port: ENGINE_PORT }
+    }
+
+    /// Root of the machine has its agent make its member the primary.
+    pub(crate) fn order_force(&self, words: Words) {
+        *self.force.lock().unwrap() = Some(words);
+    }
+
+    /// What root has said, once.
+    pub(crate) fn take_force(&self) -> Option<Words> {
+        self.force.lock().unwrap().take()
     }
 
     /// Where its agent is reached.
@@ -152,6 +166,11 @@ impl Stalls {
     /// Whether the machine is on and its kernel runs.
     pub(crate) fn runs(&self) -> bool {
         !any(&self.0.off) && !any(&self.0.machine)
+    }
+
+    /// Whether an agent that is up would answer.
+    pub(crate) fn answers(&self) -> bool {
+        self.runs() && !any(&self.0.agent) && !any(&self.0.disk)
     }
 
     /// Lets the disk answer nothing, or answer again.

@@ -13,10 +13,13 @@
 mod acts;
 mod certificates;
 mod chance;
+mod deliveries;
 mod disk;
 mod engine;
 mod faults;
+mod histories;
 mod hosts;
+mod limits;
 mod machine;
 mod mutations;
 mod network;
@@ -50,15 +53,16 @@ fn many_seeds_without_a_violation() {
         if std::env::var_os("RUST_LOG").is_some() {
             regent_common::telemetry::init(regent_common::telemetry::LogFormat::Text).unwrap();
         }
-        let name = seeds::text("REGENT_TEST_RULES");
-        let broken = name.map(|name| *Rule::ALL.iter().find(|rule| rule.as_str() == name).expect("a rule's name"));
-        let outcome = world::run(seed, broken);
+        let named = |name: &str| *Rule::ALL.iter().find(|rule| rule.as_str() == name).expect("a rule's name");
+        let names = seeds::text("REGENT_TEST_RULES").unwrap_or_default();
+        let broken: Vec<_> = names.split(['+', ',']).filter(|name| !name.is_empty()).map(named).collect();
+        let outcome = world::run(seed, &broken);
         seeds::print(&outcome.trace.join("\n"));
         seeds::print(&report::summary(std::slice::from_ref(&outcome)));
         assert!(outcome.violations.is_empty(), "seed {seed} violates what must hold");
         return;
     }
-    let outcomes = seeds::run_all(seeds::wanted(SEEDS), None);
+    let outcomes = seeds::run_all(seeds::wanted(SEEDS));
     seeds::print(&report::summary(&outcomes));
     let failed = outcomes.iter().filter(|outcome| !outcome.violations.is_empty()).count();
     assert_eq!(failed, 0, "of {} seeds so many violate what must hold", outcomes.len());
@@ -70,7 +74,7 @@ fn a_seed_repeats_itself_exactly() {
     let seeds = seeds::number("REGENT_TEST_SEEDS").unwrap_or(REPEATED);
     let mut lines = 0;
     for seed in 1..=seeds {
-        let (first, second) = (world::run(seed, None), world::run(seed, None));
+        let (first, second) = (world::run(seed, &[]), world::run(seed, &[]));
         let differs = first.trace.iter().zip(&second.trace).position(|(one, other)| one != other);
         if let Some(line) = differs {
             panic!("seed {seed} differs at line {line}:\n{}\n{}", first.trace[line], second.trace[line]);

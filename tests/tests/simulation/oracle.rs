@@ -3,6 +3,7 @@
 //!
 //! - Never are two nodes able to acknowledge writes at one time, and no acknowledgement of an older reign leaves after one of a
 //!   newer.
+//! - No step removes what is left of an acknowledged row that no other copy has.
 //! - No acknowledged row is lost but what the policy allows at a change of primary, and none that a prepared member had.
 //! - The stated limit: a machine that was stopped together with its clocks, which no guest can tell, may go on for the rest of
 //!   one lease after it goes on; not longer.
@@ -40,6 +41,8 @@ pub(crate) enum Kind {
     PreparedLost,
     /// A failover lost more than the policy allows.
     LostBeyondPolicy,
+    /// A step removed the last copy of acknowledged rows.
+    LastCopyRemoved,
     /// An acknowledged row is gone, and no change of primary explains it.
     Vanished,
     /// An operation did not end.
@@ -180,6 +183,17 @@ impl Oracle {
                     format!("{other} was prepared and has {missing} acknowledged rows that {candidate} has not");
                 self.complain(Kind::PreparedLost, detail);
             }
+        }
+    }
+
+    /// A step has removed these rows of a node's copy, and `elsewhere` are those of all other copies.
+    pub(crate) fn removed(&mut self, node: &str, rows: &[u64], elsewhere: &BTreeSet<u64>) {
+        let last = rows.iter().filter(|row| !elsewhere.contains(row) && !self.lost.contains(row));
+        let last: BTreeSet<u64> = last.copied().collect();
+        let gone = self.acknowledged.iter().filter(|row| last.contains(&row.row)).count();
+        if gone > 0 {
+            let detail = format!("a step removed {gone} acknowledged rows of {node}, and nobody else had them");
+            self.complain(Kind::LastCopyRemoved, detail);
         }
     }
 

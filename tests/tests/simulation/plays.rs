@@ -14,26 +14,31 @@ use super::{
 };
 
 /// Longer than what a script lets begin and ends itself may take.
-const UNTIL_ENDED: Duration = Duration::from_secs(20);
+pub(super) const UNTIL_ENDED: Duration = Duration::from_secs(20);
 /// How long a machine is away that a script does not want back.
-const AWAY: Duration = Duration::from_secs(40);
+pub(super) const AWAY: Duration = Duration::from_secs(40);
 
 /// Who plays.
 pub(crate) struct Cast<'a> {
-    primary: String,
+    pub(super) primary: String,
     /// All other nodes, in any order.
-    others: Vec<String>,
+    pub(super) others: Vec<String>,
     ttl: Duration,
-    chance: &'a mut Chance,
+    pub(super) chance: &'a mut Chance,
     stages: VecDeque<Stage>,
 }
 
-fn cut(one: &str, other: &str, lasts: Duration) -> Act {
+pub(super) fn cut(one: &str, other: &str, lasts: Duration) -> Act {
     Act::Begin(Kind::Partition, one.to_owned(), other.to_owned(), lasts)
 }
 
-fn on(kind: Kind, host: &str, lasts: Duration) -> Act {
+pub(super) fn on(kind: Kind, host: &str, lasts: Duration) -> Act {
     Act::Begin(kind, host.to_owned(), String::new(), lasts)
+}
+
+/// For what happens at one moment.
+pub(super) fn crash() -> Duration {
+    Duration::from_millis(1)
 }
 
 fn crash_coordinator(lasts: Duration) -> Act {
@@ -53,26 +58,26 @@ impl<'a> Cast<'a> {
         self.stages
     }
 
-    fn stage(&mut self, wait: Option<&'static str>, millis: std::ops::Range<u64>, acts: Vec<Act>) {
+    pub(super) fn stage(&mut self, wait: Option<&'static str>, millis: std::ops::Range<u64>, acts: Vec<Act>) {
         let delay = self.chance.millis(millis);
         self.stages.push_back(Stage { wait, delay, acts });
     }
 
-    fn seconds(&mut self, seconds: std::ops::Range<u64>) -> Duration {
+    pub(super) fn seconds(&mut self, seconds: std::ops::Range<u64>) -> Duration {
         self.chance.millis(seconds.start * 1000..seconds.end * 1000)
     }
 
     /// As long as an outage that matters.
-    fn long(&mut self) -> Duration {
+    pub(super) fn long(&mut self) -> Duration {
         self.seconds(8..14)
     }
 
     /// As long as a process takes to start again.
-    fn brief(&mut self) -> Duration {
+    pub(super) fn brief(&mut self) -> Duration {
         self.chance.millis(50..400)
     }
 
-    fn first(&self) -> String {
+    pub(super) fn first(&self) -> String {
         self.others[0].clone()
     }
 
@@ -119,6 +124,16 @@ impl<'a> Cast<'a> {
             Theme::Sides => self.sides(),
             Theme::OldStore => self.old_store(),
             Theme::SourceGone => self.source_gone(),
+            Theme::OffByWord => self.off_by_word(),
+            Theme::FencedOnPaper => self.fenced_on_paper(),
+            Theme::NeverReigned => self.never_reigned(),
+            Theme::OldPrimaryBack => self.old_primary_back(),
+            Theme::LateStep => self.late_step(),
+            Theme::LongPromotion => self.long_promotion(),
+            Theme::SourceLost => self.source_lost(),
+            Theme::StreamGoesOn => self.stream_goes_on(),
+            Theme::OldElectoratePutBack => self.old_electorate_put_back(),
+            Theme::Forced => self.forced(),
         }
     }
 
@@ -204,9 +219,9 @@ impl<'a> Cast<'a> {
     fn old_electorate(&mut self) {
         let (first, long) = (self.first(), self.long());
         self.stage(None, 0..1, vec![on(Kind::SlowStream, &first, UNTIL_ENDED)]);
-        let acts = vec![Act::End(Kind::SlowStream, first.clone()), Act::CatchUp(first), Act::LateAnswers(true)];
+        let acts = vec![Act::End(Kind::SlowStream, first.clone()), Act::CatchUp(first), Act::LateAnswers(50)];
         self.stage(Some("leaves"), 300..900, acts);
-        self.stage(Some("joins"), 0..1, vec![Act::LateAnswers(false)]);
+        self.stage(Some("joins"), 0..1, vec![Act::LateAnswers(0)]);
         let acts = self.split(long);
         self.stage(Some("acknowledged"), 0..100, acts);
     }

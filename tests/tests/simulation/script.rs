@@ -7,7 +7,9 @@
 use std::{collections::VecDeque, time::Duration};
 
 use super::{
+    engine,
     faults::{Fault, Kind},
+    hosts::member_on,
     oracle,
     shown::Wish,
     world::Simulation,
@@ -22,7 +24,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(45);
 pub(crate) enum Act {
     /// Lets a fault begin that ends after that time, unless something ends it before.
     Begin(Kind, String, String, Duration),
-    /// Ends all faults of a kind about a host.
+    /// Ends all faults of a kind about a host; about all hosts for an empty name.
     End(Kind, String),
     /// Brings a replica all that its upstream has.
     CatchUp(String),
@@ -30,12 +32,22 @@ pub(crate) enum Act {
     Pace(String, Duration),
     /// Makes every commit of the store take so much longer.
     SlowStore(Duration),
-    /// Delivers every other answer of the coordinator late, or none any more.
-    LateAnswers(bool),
+    /// Delivers that many of a hundred answers of the coordinator late.
+    LateAnswers(u64),
+    /// Delivers steps of this kind for this host late: so much later.
+    LateSteps(String, &'static str, Duration),
+    /// Delivers steps as they come again.
+    StepsAsEver,
+    /// Lets every start and promotion of a host's engine take so much longer.
+    SlowEngine(String, Duration),
+    /// Leaves a host no space for two copies of its data.
+    ShortOfSpace(String),
     /// Makes a backup of the store.
     BackUp,
     /// Has the person do something.
     Ask(Wish),
+    /// Has root of a machine make its member the primary, and name the others as off.
+    Force(String),
     /// The faults that stand leave somebody who can take writes: there has to be one by now.
     WantWriter(&'static str),
 }
@@ -98,12 +110,13 @@ impl Act {
                 let host = if host == CANDIDATE { simulation.candidate() } else { Some(host) };
                 let other = if other == CANDIDATE { simulation.candidate() } else { Some(other) };
                 let (Some(host), Some(other)) = (host, other) else { return };
-                if host != other {
+                if host != other && !simulation.is_beyond_limit(kind, &host, &other) {
                     active.push(Fault::begin(simulation, kind, (host, other), now + lasts));
                 }
             }
             Self::End(kind, host) => {
-                let host = if host == CANDIDATE { simulation.candidate().unwrap_or_default() } else { host };
+                let host = if host == CANDIDATE { simulation.candidate() } else { Some(host) };
+                let Some(host) = host else { return };
                 for fault in active.iter_mut().filter(|fault| fault.is(kind, &host)) {
                     fault.until = now;
                 }
@@ -111,9 +124,21 @@ impl Act {
             Self::CatchUp(host) => drop(simulation.engines.advance(&simulation.machine(&host).endpoint(), 10_000)),
             Self::Pace(host, pace) => simulation.machine(&host).passage.kernel().set_pace(pace),
             Self::SlowStore(takes) => simulation.store.slow(takes),
-            Self::LateAnswers(late) => simulation.late_answers.set(late),
+            Self::LateAnswers(percent) => simulation.deliveries.borrow_mut().late_answers(percent),
+            Self::LateSteps(host, action, after) => {
+                simulation.deliveries.borrow_mut().late_steps(member_on(&host), action, after);
+            }
+            Self::StepsAsEver => simulation.deliveries.borrow_mut().steps_as_ever(),
+            Self::SlowEngine(host, by) => {
+                let host = if host == CANDIDATE { simulation.candidate().unwrap_or_default() } else { host };
+                engine::slow(&host, by);
+            }
+            Self::ShortOfSpace(host) => {
+                simulation.engines.short_of_space(&simulation.machine(&host).endpoint(), true);
+            }
             Self::BackUp => simulation.store.back_up(),
             Self::Ask(wish) => simulation.wish(wish),
+            Self::Force(host) => simulation.force(&host),
             Self::WantWriter(when) => {
                 if simulation.oracle.able().is_empty() && simulation.is_active() {
                     simulation.oracle.complain(oracle::Kind::NoWriter, format!("nobody accepts writes {when}"));

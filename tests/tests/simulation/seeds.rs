@@ -10,10 +10,7 @@ use std::{
     time::Duration,
 };
 
-use regent_common::{
-    clock::{Clock as _, SystemClock},
-    mutation::Rule,
-};
+use regent_common::clock::{Clock as _, SystemClock};
 
 use super::world::{self, Outcome};
 
@@ -53,7 +50,7 @@ pub(crate) fn wanted(usual: u64) -> Wanted {
 }
 
 /// Runs them all, in order of their numbers.
-pub(crate) fn run_all(wanted: Wanted, broken: Option<Rule>) -> Vec<Outcome> {
+pub(crate) fn run_all(wanted: Wanted) -> Vec<Outcome> {
     let begin = SystemClock.boottime();
     let next = AtomicU64::new(1);
     let outcomes = Mutex::new(Vec::new());
@@ -70,7 +67,7 @@ pub(crate) fn run_all(wanted: Wanted, broken: Option<Rule>) -> Vec<Outcome> {
                     if !goes_on {
                         return;
                     }
-                    let mut outcome = world::run(seed, broken);
+                    let mut outcome = world::run(seed, &[]);
                     // The trace of a seed can be had again.
                     outcome.trace = Vec::new();
                     outcomes.lock().unwrap().push(outcome);

@@ -17,6 +17,11 @@ pub(crate) enum Wish {
     Resync(String),
     /// Give the cluster these times.
     Profile(Profile),
+    /// Ask for a failover whatever it loses, and vouch that this node is off.
+    Failover {
+        /// The node, if there is one.
+        off: Option<String>,
+    },
 }
 
 /// What the person sees.
@@ -85,6 +90,13 @@ impl Shown {
     /// What there is to do, once.
     pub(crate) fn take_wish(&self) -> Option<Wish> {
         self.lock().wish.take()
+    }
+
+    /// Whether it says that a member has lost its data, and nothing else goes on that could be meant.
+    pub(crate) fn has_lost_data(&self, member: &str) -> bool {
+        let seen = self.lock();
+        let idle = seen.cluster.as_ref().is_some_and(|cluster| cluster.operation.is_empty());
+        !seen.disturbed && idle && seen.said.contains(&format!("there is no data of {member} on its node"))
     }
 
     /// What it says.

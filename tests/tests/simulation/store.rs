@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use futures::FutureExt as _;
 use regent_common::ids::{MemberName, Revision, Term};
 use regent_coordinator::{
+    audit::AuditRecord,
     model::{cluster::ClusterRecord, operation::OperationRecord},
     operation::log::{Entry, Event},
     store::{
@@ -19,7 +20,7 @@ use regent_coordinator::{
 };
 use tokio::sync::mpsc;
 
-use super::{chance::Chance, operations::Operations, trace::traced};
+use super::{chance::Chance, limits::Known, operations::Operations, trace::traced};
 
 /// The disk of the coordinator's machine; clones are the same.
 #[derive(Clone)]
@@ -28,7 +29,7 @@ pub(crate) struct StoreDisk(Arc<Mutex<State>>);
 struct State {
     /// The handle of the newest coordinator.
     newest: Arc<MemoryStore>,
-    backup: Option<Backup>,
+    backup: Option<(Backup, Known)>,
     operations: Operations,
     cluster: Option<ClusterRecord>,
     /// What has happened since the last time somebody asked, for scripts.
@@ -77,13 +78,26 @@ impl StoreDisk {
     /// Makes a backup, in place of an earlier one.
     pub(crate) fn back_up(&self) {
         let mut state = self.lock();
-        state.backup = Some(state.newest.backup());
+        let revision = state.newest.revision().now_or_never();
+        let revision = revision.expect("a store in memory does not wait").expect("a store in memory can be read");
+        let cluster = state.cluster.as_ref();
+        let known = Known {
+            revision,
+            cluster: cluster.map(|cluster| (cluster.id, cluster.epoch)),
+            electorate: cluster.and_then(|cluster| cluster.reign.as_ref()).map_or(0, |reign| reign.newest().version),
+        };
+        state.backup = Some((state.newest.backup(), known));
+    }
+
+    /// What the backup has, if there is one.
+    pub(crate) fn backed_up(&self) -> Option<Known> {
+        self.lock().backup.as_ref().map(|(_, known)| *known)
     }
 
     /// Puts the backup back; false without one. What the simulation knows of the store becomes what was known then.
     pub(crate) fn restore(&self) -> bool {
         let mut state = self.lock();
-        let Some(backup) = state.backup.clone() else { return false };
+        let Some((backup, _)) = state.backup.clone() else { return false };
         state.newest.restore(&backup);
         let all = |prefix: &str| {
             let listed = state.newest.list(prefix, None, usize::MAX).now_or_never();
@@ -168,6 +182,13 @@ impl State {
     fn see_coming(&mut self, writes: &[Write]) {
         for write in writes {
             let Write::Put(key, value) = write else { continue };
+            if let Some((id, _)) = key.as_str().strip_prefix("operation_logs/").and_then(|rest| rest.split_once('/'))
+                && let Ok(entry) = serde_json::from_slice::<Entry>(value)
+                && let Some(word) = self.operations.word(id, &entry.event)
+                && word.ends_with(" done")
+            {
+                self.words.push(word.replace(" done", " coming"));
+            }
             if !key.as_str().starts_with(keys::CLUSTERS) {
                 continue;
             }
@@ -226,11 +247,20 @@ impl State {
             let number = self.operations.begin(&record);
             self.words.push(record.kind.clone());
             traced!("operation {number}: {} begins: {}", record.kind, record.reason);
+        } else if key.starts_with(keys::AUDIT) {
+            if let Ok(record) = serde_json::from_slice::<AuditRecord>(value) {
+                self.words.push(record.action);
+            }
         } else if let Some(rest) = key.strip_prefix("operation_logs/") {
             let Some((id, _)) = rest.split_once('/') else { return };
             let Ok(entry) = serde_json::from_slice::<Entry>(value) else { return };
             let Some(text) = self.operations.enter(id, &entry.event) else { return };
             self.words.extend(self.operations.word(id, &entry.event));
+            if let Event::Succeeded { report, .. } = &entry.event
+                && report.iter().any(|sentence| sentence.starts_with("fenced "))
+            {
+                self.words.push("fenced".to_owned());
+            }
             if matches!(entry.event, Event::Started { .. }) {
                 self.words.push("step begins".to_owned());
             }

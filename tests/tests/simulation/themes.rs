@@ -78,6 +78,26 @@ themes! {
     OldStore,
     /// A copy is renewed from one that is going away.
     SourceGone,
+    /// A member is promoted by a person's word that the primary is off, and that one boots.
+    OffByWord,
+    /// A fence comes to an agent whose disk hangs.
+    FencedOnPaper,
+    /// A candidate dies before it reigns, and is gone.
+    NeverReigned,
+    /// A primary that was given up is back before the others are prepared.
+    OldPrimaryBack,
+    /// A step arrives when its operation is over.
+    LateStep,
+    /// A promotion takes longer than anybody waits for it.
+    LongPromotion,
+    /// The copy that is to survive another is lost.
+    SourceLost,
+    /// A member that was prepared could go on streaming.
+    StreamGoesOn,
+    /// A backup from before a member left the electorate is put back.
+    OldElectoratePutBack,
+    /// A person makes a member the primary while there is no coordinator.
+    Forced,
 }
 
 // === impl Theme ===
@@ -103,6 +123,7 @@ impl Theme {
             | Self::CoordinatorRestarts
             | Self::ShorterTimes
             | Self::ShorterTimesForgotten
+            | Self::NeverReigned
             | Self::EngineHangs => Profile::Standard,
             Self::PreparedAsked
             | Self::EndorsedAnew
@@ -112,6 +133,13 @@ impl Theme {
             | Self::PromotionUnheard
             | Self::TwoCandidates
             | Self::CandidateFails
+            | Self::OffByWord
+            | Self::FencedOnPaper
+            | Self::OldPrimaryBack
+            | Self::LateStep
+            | Self::LongPromotion
+            | Self::StreamGoesOn
+            | Self::OldElectoratePutBack
             | Self::Sides => Profile::Fast,
             Self::Free
             | Self::MemberJoins
@@ -123,6 +151,8 @@ impl Theme {
             | Self::Replays
             | Self::LateRenewals
             | Self::OldStore
+            | Self::Forced
+            | Self::SourceLost
             | Self::SourceGone => {
                 if (seed / 2).is_multiple_of(3) {
                     Profile::Standard
@@ -143,7 +173,15 @@ impl Theme {
         };
         match self {
             Self::Free => any,
-            Self::GateOfOne | Self::EndorsedAnew | Self::ResyncAlone => 2,
+            Self::GateOfOne
+            | Self::EndorsedAnew
+            | Self::ResyncAlone
+            | Self::OffByWord
+            | Self::FencedOnPaper
+            | Self::OldPrimaryBack
+            | Self::LateStep
+            | Self::OldElectoratePutBack
+            | Self::SourceLost => 2,
             Self::EndorserRestarts if chance.percent(70) => 2,
             Self::MemberLeaves
             | Self::MemberJoins
@@ -151,6 +189,9 @@ impl Theme {
             | Self::SlowStore
             | Self::PromotionUnheard
             | Self::TwoCandidates
+            | Self::NeverReigned
+            | Self::LongPromotion
+            | Self::StreamGoesOn
             | Self::Sides => 3,
             Self::CandidateFails if chance.percent(50) => 2,
             Self::EndorserRestarts
@@ -166,6 +207,7 @@ impl Theme {
             | Self::EngineHangs
             | Self::LateRenewals
             | Self::OldStore
+            | Self::Forced
             | Self::SourceGone => any.max(2),
         }
     }
@@ -173,6 +215,11 @@ impl Theme {
     /// In how many of a hundred cases an answer is delivered again, or late.
     pub(crate) fn replays(self) -> u64 {
         if self == Self::Replays { 50 } else { 4 }
+    }
+
+    /// Whether the person also asks for a resync now and then, which takes a member away that a script may count on.
+    pub(crate) fn is_resynced(self) -> bool {
+        !matches!(self, Self::NeverReigned | Self::LateStep | Self::OldElectoratePutBack | Self::Forced)
     }
 
     /// The theme that was made for a rule: its seeds are looked at first when the rule is broken.
@@ -188,9 +235,14 @@ impl Theme {
             Rule::M3Resync => Self::ResyncAlone,
             Rule::L5Established => Self::PromotionUnheard,
             Rule::P2Candidate => Self::TwoCandidates,
-            Rule::P2Base => Self::CandidateFails,
+            Rule::P2Base => Self::NeverReigned,
             Rule::T3Store => Self::SlowStore,
-            Rule::T1Token | Rule::T1Running => Self::OldSteps,
+            Rule::T1Token => Self::LateStep,
+            Rule::T1Running => Self::LongPromotion,
+            Rule::G5Ledger => Self::FencedOnPaper,
+            Rule::E1Reboot => Self::OffByWord,
+            Rule::P3Cut => Self::StreamGoesOn,
+            Rule::P5Old => Self::OldPrimaryBack,
             Rule::L2Maximum => Self::ShorterTimes,
             Rule::L2Restart => Self::ShorterTimesForgotten,
             Rule::L1Nonce | Rule::L1Stamp | Rule::L2Wait | Rule::P1Evidence => Self::Replays,
@@ -198,16 +250,8 @@ impl Theme {
             Rule::G2Late => Self::LateRenewals,
             Rule::E4Alive | Rule::E1Some => Self::Sides,
             Rule::T4Stale => Self::OldStore,
-            Rule::T2Wipe => Self::SourceGone,
-            Rule::L6Boot
-            | Rule::G1Output
-            | Rule::G1Peers
-            | Rule::G5Ledger
-            | Rule::E1Reboot
-            | Rule::M2Joining
-            | Rule::P3Cut
-            | Rule::P5Old
-            | Rule::LedgerFlush => Self::Free,
+            Rule::T2Wipe => Self::SourceLost,
+            Rule::L6Boot | Rule::G1Output | Rule::G1Peers | Rule::M2Joining | Rule::LedgerFlush => Self::Free,
         }
     }
 

@@ -4,7 +4,7 @@
 //! and end, the oracle looks. All of it runs on one thread and draws from the seed.
 
 use std::{
-    cell::Cell,
+    cell::RefCell,
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
@@ -13,20 +13,18 @@ use std::{
 };
 
 use regent_agent::engine::fake::FakeWorld;
-use regent_common::{
-    chance::{Delivery, repeatable},
-    mutation,
-    mutation::Rule,
-};
+use regent_common::{chance::repeatable, mutation, mutation::Rule};
 use regent_coordinator::model::cluster::{MemberState, Phase};
 use turmoil::Sim;
 use ulid::Ulid;
 
 use super::{
     chance::Chance,
+    deliveries::Deliveries,
     engine,
     faults::{self, Fault},
     hosts,
+    limits::PutBack,
     machine::Machine,
     network::Network,
     oracle::{Kind, MAX_LAG_ROWS, Oracle, Violation},
@@ -83,8 +81,8 @@ pub(crate) struct Simulation<'a> {
     pub(crate) network: Network,
     pub(crate) engines: FakeWorld,
     pub(crate) store: StoreDisk,
-    /// Whether every other answer to a heartbeat is delivered late.
-    pub(crate) late_answers: Rc<Cell<bool>>,
+    /// What becomes of messages that have arrived.
+    pub(crate) deliveries: Rc<RefCell<Deliveries>>,
     shown: Shown,
     writers: Writers,
     pub(crate) oracle: Oracle,
@@ -95,11 +93,14 @@ pub(crate) struct Simulation<'a> {
     pub(crate) down: BTreeMap<String, u32>,
     pub(crate) hung: BTreeMap<String, u32>,
     pub(crate) slow_streams: BTreeMap<String, u32>,
+    pub(crate) put_back: PutBack,
+    /// When whose data was lost.
+    pub(crate) lost_at: BTreeMap<String, Duration>,
     pub(crate) reached: BTreeMap<(faults::Kind, &'static str), usize>,
 }
 
-/// Runs a seed, with a rule broken or none.
-pub(crate) fn run(seed: u64, broken: Option<Rule>) -> Outcome {
+/// Runs a seed, with rules broken or none.
+pub(crate) fn run(seed: u64, broken: &[Rule]) -> Outcome {
     trace::take();
     time::set_between(Duration::ZERO);
     mutation::break_on_this_thread(broken);
@@ -109,9 +110,11 @@ pub(crate) fn run(seed: u64, broken: Option<Rule>) -> Outcome {
         Ulid::from_parts(millis, u128::from(ids.next()) << 16)
     };
     repeatable::use_on_this_thread(Some(Box::new(next)));
-    let late = Rc::new(Cell::new(false));
-    repeatable::deliver_on_this_thread(Some(Box::new(deliveries(seed, Rc::clone(&late)))));
-    let mut outcome = catch_unwind(AssertUnwindSafe(|| Simulation::new(seed, late).run())).unwrap_or_else(|panic| {
+    let deliveries = Rc::new(RefCell::new(Deliveries::new(seed)));
+    let deciding = Rc::clone(&deliveries);
+    repeatable::deliver_on_this_thread(Some(Box::new(move |message| deciding.borrow_mut().decide(message))));
+    let simulated = catch_unwind(AssertUnwindSafe(|| Simulation::new(seed, deliveries).run()));
+    let mut outcome = simulated.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
         let detail = format!("panic: {}", text.unwrap_or_default());
@@ -119,32 +122,17 @@ pub(crate) fn run(seed: u64, broken: Option<Rule>) -> Outcome {
     });
     repeatable::use_on_this_thread(None);
     repeatable::deliver_on_this_thread(None);
-    mutation::break_on_this_thread(None);
+    mutation::break_on_this_thread(&[]);
     engine::forget();
     outcome.seed = seed;
     outcome.trace = trace::take();
     outcome
 }
 
-/// Some answers come again, and some only late.
-fn deliveries(seed: u64, late: Rc<Cell<bool>>) -> impl FnMut() -> Delivery {
-    let (mut chance, often) = (Chance::of(seed, "deliveries"), Theme::of(seed).replays());
-    move || {
-        if late.get() {
-            let again = Some(chance.millis(1000..3000));
-            return if chance.percent(50) { Delivery { now: false, again } } else { Delivery::ONCE };
-        }
-        if !chance.percent(often) {
-            return Delivery::ONCE;
-        }
-        Delivery { now: chance.percent(70), again: Some(chance.millis(300..4000)) }
-    }
-}
-
 // === impl Simulation ===
 
 impl<'a> Simulation<'a> {
-    fn new(seed: u64, late_answers: Rc<Cell<bool>>) -> Self {
+    fn new(seed: u64, deliveries: Rc<RefCell<Deliveries>>) -> Self {
         let mut chance = Chance::of(seed, "world");
         let theme = Theme::of(seed);
         let names: Vec<String> = (1..=theme.nodes(&mut chance)).map(|number| format!("n{number}")).collect();
@@ -186,7 +174,7 @@ impl<'a> Simulation<'a> {
         sim.host(CLIENTS, move || hosts::person(nodes.clone(), person.clone(), seed));
         let writers = Writers::new(machines.len(), seed);
         let streams = Chance::of(seed, "streams");
-        let (down, hung, slow_streams, reached) = Default::default();
+        let (down, hung, slow_streams, put_back, lost_at, reached) = Default::default();
         let oracle = Oracle::default();
         Self {
             sim,
@@ -194,7 +182,7 @@ impl<'a> Simulation<'a> {
             network,
             engines,
             store,
-            late_answers,
+            deliveries,
             shown,
             writers,
             oracle,
@@ -204,6 +192,8 @@ impl<'a> Simulation<'a> {
             down,
             hung,
             slow_streams,
+            put_back,
+            lost_at,
             reached,
         }
     }
@@ -225,6 +215,7 @@ impl<'a> Simulation<'a> {
             self.step();
             self.end_faults(&mut active);
             let words = self.store.take_words();
+            self.go_on_with_put_back(&words);
             if let Some(playing) = &mut script {
                 if playing.step(&mut self, &words, &mut active) {
                     continue;
@@ -254,9 +245,12 @@ impl<'a> Simulation<'a> {
             }
         }
         self.calm();
-        while !active.is_empty() && self.oracle.violations().is_empty() {
+        let standing_by = |world: &Self| matches!(world.put_back, PutBack::Wanted { .. });
+        while (!active.is_empty() || standing_by(&self)) && self.oracle.violations().is_empty() {
             self.step();
             self.end_faults(&mut active);
+            let words = self.store.take_words();
+            self.go_on_with_put_back(&words);
         }
         traced!("all faults are over");
         self.shown.disturb(false);
@@ -277,7 +271,11 @@ impl<'a> Simulation<'a> {
     pub(crate) fn calm(&self) {
         self.machines.iter().for_each(|machine| machine.passage.kernel().set_pace(Duration::ZERO));
         self.store.slow(Duration::ZERO);
-        self.late_answers.set(false);
+        self.deliveries.borrow_mut().calm();
+        engine::calm();
+        for machine in &self.machines {
+            self.engines.short_of_space(&machine.endpoint(), false);
+        }
     }
 
     /// Whether nothing is missing: every member serves and is in an electorate that was acknowledged, and nothing runs.
@@ -354,6 +352,7 @@ impl<'a> Simulation<'a> {
         if before && !self.store.exists() {
             self.oracle.forget_rows();
         }
+        self.judge_removals();
         self.stream();
         let rows = self.writers.step(now, &self.engines, &self.network, &self.machines);
         self.oracle.look(&self.engines, &self.machines);

@@ -290,6 +290,13 @@ impl Driver for FakeDriver {
             if work.cancel.is_cancelled() {
                 return Err(DriverError::Cancelled { doing: "copying" });
             }
+            let instance = hand.instance();
+            if options.wipe_first_if_needed && instance.short_of_space && instance.data.is_some() {
+                // Whoever called has the word of the copy that is to survive: it is not asked again here.
+                instance.end();
+                (instance.data, instance.dirty) = (None, true);
+                instance.kept.clear();
+            }
             let mut copy = hand.source(source)?;
             copy.standby = true;
             copy.upstream = None;

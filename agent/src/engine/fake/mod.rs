@@ -66,6 +66,8 @@ struct Instance {
     /// Applications are kept out.
     drained: bool,
     disk_broken: bool,
+    /// Whether there is no space for two copies.
+    short_of_space: bool,
     /// Rows that the stream may bring before it stops; `None` for all.
     stream_limit: Option<u64>,
     wanted: Option<ClusterSpec>,
@@ -158,6 +160,39 @@ impl FakeWorld {
     /// Makes the engine's process live on without answering, or answer again.
     pub fn hang(&self, endpoint: &Endpoint, hung: bool) {
         self.change(endpoint, |instance| instance.hung = hung);
+    }
+
+    /// Loses all data of the engine, as a volume that is gone: its process ends.
+    pub fn lose_data(&self, endpoint: &Endpoint) {
+        self.change(endpoint, |instance| {
+            (instance.data, instance.incoming, instance.dirty) = (None, None, false);
+            instance.kept.clear();
+            if instance.running.take().is_some() {
+                instance.crashed = true;
+                instance.changed();
+            }
+        });
+    }
+
+    /// Starts the engine on its data as it is, as somebody would who knows nothing of its agent; false when it cannot be.
+    pub fn start_by_hand(&self, endpoint: &Endpoint) -> bool {
+        let mut state = self.lock();
+        let process = state.processes + 1;
+        let Some(instance) = state.instances.get_mut(endpoint) else { return false };
+        let Some(copy) = instance.data.as_ref().filter(|_| instance.running.is_none() && !instance.dirty) else {
+            return false;
+        };
+        let role = if copy.standby { Role::Replica } else { Role::Primary };
+        instance.running = Some(Running { process, role });
+        instance.crashed = false;
+        instance.changed();
+        state.processes = process;
+        true
+    }
+
+    /// Leaves no space for two copies, or space again: a clone that may removes the old data first.
+    pub fn short_of_space(&self, endpoint: &Endpoint, short: bool) {
+        self.change(endpoint, |instance| instance.short_of_space = short);
     }
 
     /// Makes writes to the disk never end, or end again.
@@ -378,6 +413,7 @@ impl Instance {
             hung: false,
             drained: false,
             disk_broken: false,
+            short_of_space: false,
             stream_limit: None,
             wanted: None,
             changes: watch::Sender::new(0),

@@ -148,3 +148,42 @@ async fn harm_can_be_done_and_undone() {
     two.promote().await.unwrap();
     assert!(trio.world.accepts_writes(&second));
 }
+
+#[tokio::test]
+async fn a_clone_without_space_removes_the_old_data_first_and_only_where_it_may() {
+    let trio = Trio { world: FakeWorld::new() };
+    let (spec, work) =
+        (trio.spec(), Work { progress: watch::Sender::new(Default::default()), cancel: Default::default() });
+    let open = |member| trio.world.open(trio.context(member)).unwrap();
+    let (one, two) = (open(1), open(2));
+    one.configure(&spec).await.unwrap();
+    one.initialize().await.unwrap();
+    two.configure(&spec).await.unwrap();
+    let clone = async |wipe_first_if_needed| {
+        let options = CloneOptions { max_bytes_per_second: 0, wipe_first_if_needed };
+        (*two).clone_from(&trio.peer(1), options, &work).await
+    };
+    clone(false).await.unwrap();
+    two.swap(&trio.peer(1), false).await.unwrap();
+    trio.world.short_of_space(&trio.endpoint(2), true);
+    clone(false).await.unwrap();
+    assert!(two.has_data() && !two.is_dirty());
+    trio.world.lose_data(&trio.endpoint(1));
+    assert!(!one.has_data());
+    clone(true).await.unwrap_err();
+    assert!(!two.has_data() && two.is_dirty(), "that is what nobody may ask of it without the source's word");
+}
+
+#[tokio::test]
+async fn an_engine_that_somebody_starts_is_what_its_data_says() {
+    let trio = Trio { world: FakeWorld::new() };
+    let one = trio.world.open(trio.context(1)).unwrap();
+    one.configure(&trio.spec()).await.unwrap();
+    assert!(!trio.world.start_by_hand(&trio.endpoint(1)), "there is nothing to start");
+    one.initialize().await.unwrap();
+    assert!(!trio.world.start_by_hand(&trio.endpoint(1)), "it runs");
+    trio.world.crash(&trio.endpoint(1));
+    assert!(!trio.world.accepts_writes(&trio.endpoint(1)));
+    assert!(trio.world.start_by_hand(&trio.endpoint(1)));
+    assert!(trio.world.accepts_writes(&trio.endpoint(1)));
+}

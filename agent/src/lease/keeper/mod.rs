@@ -489,9 +489,9 @@ impl Running {
         }
         self.asked_at = Some(now);
         let ledger = self.keeper.ledger.borrow().clone();
-        let Some(membership) = &ledger.membership else { return };
+        let (Some(membership), Some(epoch)) = (&ledger.membership, judged.reign) else { return };
         let lease = LeaseReport {
-            epoch: membership.epoch,
+            epoch,
             stands: standing.is_some(),
             source: standing.map(|standing| standing.source),
             remaining: standing.and_then(|standing| standing.end).map_or(Duration::ZERO, |end| end.held_for(now)),
@@ -502,7 +502,7 @@ impl Running {
                 peer: peer.clone(),
                 cluster_id: membership.cluster_id,
                 member: membership.member.clone(),
-                epoch: membership.epoch,
+                epoch,
                 nonce,
                 boot_id: self.keeper.boot_id.clone(),
                 ttl: timing.ttl,

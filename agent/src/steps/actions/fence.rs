@@ -7,8 +7,6 @@
 
 use std::time::Duration;
 
-use regent_common::mutation::{self, Rule};
-
 use super::super::{StepContext, StepError, context::Done};
 use crate::{engine::Stop, ledger::StepOutcome};
 
@@ -49,10 +47,6 @@ pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
             writable_epoch: membership.writable_epoch,
             ..StepOutcome::default()
         }));
-    }
-    if mutation::broken(Rule::G5Ledger) {
-        context.driver()?.stop(Stop::Kill).await?;
-        return Ok(Done::new(StepOutcome { writable_epoch: membership.writable_epoch, ..StepOutcome::default() }));
     }
     // The epochs below were revoked in the lease future, and the gate closed, before this step was admitted.
     context

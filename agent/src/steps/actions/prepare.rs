@@ -26,12 +26,14 @@ pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
     }
     let epoch = context.header.epoch;
     let position = if membership.role == Some(Role::Primary) {
-        context
-            .mark(move |membership| {
-                membership.fenced_epoch = membership.fenced_epoch.max(Some(epoch));
-                membership.fenced = true;
-            })
-            .await?;
+        if !mutation::broken(Rule::P5Old) {
+            context
+                .mark(move |membership| {
+                    membership.fenced_epoch = membership.fenced_epoch.max(Some(epoch));
+                    membership.fenced = true;
+                })
+                .await?;
+        }
         if mutation::broken(Rule::P5Old) {
             // Its reign goes on.
         } else if context.lease.has_gate() {

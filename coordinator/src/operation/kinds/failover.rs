@@ -93,6 +93,10 @@ pub fn heard(environment: &Environment, cluster: &ClusterRecord) -> BTreeMap<Mem
     reigned.filter_map(|member| Some((member.clone(), position(member)?))).collect()
 }
 
+fn read(parameters: &Value) -> Parameters {
+    serde_json::from_value(parameters.clone()).expect("parameters were written by this kind")
+}
+
 fn engine_failed() -> Cause {
     Cause::EngineFailed
 }
@@ -118,8 +122,13 @@ impl Kind for Failover {
         "failover"
     }
 
-    fn plan(&self, cluster: &ClusterRecord, _: &Value) -> Vec<PlannedStep> {
-        let ready = cluster.members.iter().filter(|(_, m)| m.state == MemberState::Ready).map(|(name, _)| name.clone());
+    fn plan(&self, cluster: &ClusterRecord, parameters: &Value) -> Vec<PlannedStep> {
+        let Parameters { consent, .. } = read(parameters);
+        // Who reigned itself is prepared as such, if at all.
+        let used = |(name, member): &(&MemberName, &MemberRecord)| {
+            consent.covers(&member.state) && !cluster.reigned.contains_key(*name)
+        };
+        let ready = cluster.members.iter().filter(used).map(|(name, _)| name.clone());
         vec![
             PlannedStep::new("fence", cluster.may_be_writable.iter().cloned()),
             PlannedStep::new("prepare", ready.clone()),
@@ -129,8 +138,7 @@ impl Kind for Failover {
     }
 
     fn begin(&self, cluster: &mut ClusterRecord, parameters: &Value) {
-        let parameters: Parameters =
-            serde_json::from_value(parameters.clone()).expect("parameters were written by this kind");
+        let parameters = read(parameters);
         if !(mutation::broken(Rule::P2Candidate) && cluster.candidate.is_some()) {
             cluster.epoch = cluster.epoch.next();
         }
@@ -376,8 +384,13 @@ pub(super) async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -
     }
     report.push(choice.why);
     let others: Vec<_> = prepared.into_iter().map(|p| p.member).filter(|member| *member != candidate).collect();
-    let electorate: BTreeSet<_> =
-        others.iter().filter(|member| eligible.contains(*member) && old.as_ref() != Some(member)).cloned().collect();
+    let ready = |member: &&MemberName| cluster.members.get(*member).is_some_and(|m| m.state == MemberState::Ready);
+    let electorate: BTreeSet<_> = others
+        .iter()
+        .filter(|member| eligible.contains(*member) && old.as_ref() != Some(member))
+        .filter(ready)
+        .cloned()
+        .collect();
     let seen = context.view(&candidate)?.observation;
     let gated = seen.is_some_and(|seen| seen.authority.fence.timed_gate);
     let output = Prepare { candidate: candidate.clone(), others };
@@ -557,4 +570,27 @@ pub(super) async fn follow(context: &StepContext<'_>) -> Result<StepDone, StepEr
             cluster.set_state(member, MemberState::NeedsRejoin);
         }
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::planner::fixtures::{cluster, name};
+
+    #[test]
+    fn copies_that_were_to_be_replaced_are_prepared_with_consent_to_a_loss_and_who_reigned_is_not() {
+        let mut cluster = cluster();
+        cluster.set_state(&name(2), MemberState::NeedsResync { why: "it fell behind".to_owned() });
+        let prepared = |consent: Value| {
+            let mut begun = cluster.clone();
+            let parameters = json!({ "consent": consent });
+            Failover.begin(&mut begun, &parameters);
+            let plan = Failover.plan(&begun, &parameters);
+            plan.into_iter().find(|step| step.name == "prepare").map(|step| step.members).unwrap()
+        };
+        assert_eq!(prepared(json!({})), []);
+        assert_eq!(prepared(json!({ "data_loss": true })), [name(2)]);
+    }
 }
