@@ -77,6 +77,7 @@ impl Reign {
             ttl_millis: 60_000,
             electorate: Some(regent_proto::types::v1::Electorate { version: 1, members: vec!["db2".to_owned()] }),
             established: true,
+            handed_over: None,
         }
     }
 

@@ -23,6 +23,8 @@ pub(crate) enum Kind {
     Hold,
     /// An agent's process ends and starts again.
     AgentCrash,
+    /// An agent is told to end, hands its lease over, and starts again.
+    AgentRestart,
     /// An agent stands still, which its clocks count.
     AgentPause,
     /// A machine stands still and its clocks with it.
@@ -71,6 +73,7 @@ const WEIGHTS: &[(Kind, u64)] = &[
     (Kind::Delay, 4),
     (Kind::Hold, 6),
     (Kind::AgentCrash, 10),
+    (Kind::AgentRestart, 8),
     (Kind::AgentPause, 8),
     (Kind::MachinePause, 6),
     (Kind::Sleep, 3),
@@ -114,6 +117,7 @@ impl Kind {
         match self {
             Self::EngineCrash | Self::Restored => 1..2000,
             Self::AgentCrash | Self::CoordinatorCrash => 50..6000,
+            Self::AgentRestart => 300..12_000,
             Self::PowerCut | Self::AllPower => 500..9000,
             Self::Partition | Self::OneWay | Self::Isolation | Self::Hold | Self::Delay => 200..10_000,
             Self::AgentPause | Self::MachinePause | Self::Sleep => 100..8000,
@@ -135,6 +139,7 @@ impl fmt::Display for Fault {
             }
             Kind::Isolation
             | Kind::AgentCrash
+            | Kind::AgentRestart
             | Kind::AgentPause
             | Kind::MachinePause
             | Kind::Sleep
@@ -228,6 +233,7 @@ impl Fault {
             Kind::Delay => simulation.network.slow(host, other, begins.then_some(Duration::from_millis(700))),
             Kind::Hold => simulation.network.hold(host, other, begins),
             Kind::AgentCrash => simulation.kill(host, begins),
+            Kind::AgentRestart => simulation.leave(host, begins),
             Kind::AgentPause => {
                 simulation.machine(host).stop_agent(begins);
                 simulation.network.stand(host, begins);
@@ -250,7 +256,9 @@ impl Fault {
             Kind::CoordinatorCrash => simulation.kill(COORDINATOR, begins),
             Kind::Restored => {
                 simulation.kill(COORDINATOR, begins);
-                if begins && !simulation.store.restore() {
+                // Stated limit: who alone could know that the backup is older than a lease for its restart is away.
+                let beyond = simulation.oracle.may_be_handed_over(simulation.now());
+                if begins && (beyond || !simulation.store.restore()) {
                     traced!("there is no backup");
                 }
             }

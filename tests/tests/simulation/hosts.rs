@@ -14,6 +14,7 @@ use regent_agent::{
     engine::{Factory, fake::FakeWorld},
     enroll::Addresses,
     gate::fake::FakeGate,
+    hand_over::hand_over,
     ledger::LedgerStore,
     member::{Member, Place},
     node::KeeperRuns,
@@ -177,10 +178,21 @@ async fn run_agent(machine: &Machine, engines: &FakeWorld, stop: &CancellationTo
         coordinators: vec![format!("{COORDINATOR}:{COORDINATOR_PORT}")],
         addresses: Addresses { agent: machine.agent_address(), public: String::new(), private: String::new() },
     };
-    let daemon::Assembled { node: _node, routes, revocations, force: _ } = assembly.start(stop).await?;
+    let daemon::Assembled { node, routes, revocations, force: _ } = assembly.start(stop).await?;
     let listener = TcpListener::bind(("0.0.0.0", 7421)).await?;
     let options = ServeOptions { revocations };
-    Ok(transport::serve_incoming(incoming(listener), identity, routes, options, stop.clone()).await?)
+    let serving = transport::serve_incoming(incoming(listener), identity, routes, options, stop.clone());
+    let leaving = async {
+        machine.leave.told().await;
+        machine.stalls.agent().await;
+        traced!("the agent of {} leaves: {:?}", machine.name, hand_over(&node).await);
+        machine.leave.set_ready();
+        std::future::pending().await
+    };
+    tokio::select! {
+        served = serving => Ok(served?),
+        () = leaving => Ok(()),
+    }
 }
 
 /// A person with the API: makes the cluster, also when an attempt has failed and is gone, looks at it for ever, and asks for a

@@ -5,7 +5,7 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -34,6 +34,8 @@ pub(crate) struct Machine {
     pub(crate) disk: SimulatedDisk,
     pub(crate) stalls: Stalls,
     pub(crate) passage: Passage,
+    /// Whether the agent was told to end, and has handed its lease over and is about to (rule L7).
+    pub(crate) leave: Leave,
     boots: AtomicU32,
     /// When the machine was let go on last, by virtual time.
     went_on_at: Mutex<Option<Duration>>,
@@ -43,6 +45,13 @@ pub(crate) struct Machine {
 /// stop goes on when the last of them is over.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Stalls(Arc<Flags>);
+
+/// A planned end of an agent's process, as SIGTERM asks for it.
+#[derive(Debug, Default)]
+pub(crate) struct Leave {
+    told: AtomicBool,
+    ready: AtomicBool,
+}
 
 #[derive(Debug, Default)]
 struct Flags {
@@ -76,6 +85,7 @@ impl Machine {
             stalls,
             passage: Passage::new(clock.clone()),
             clock,
+            leave: Leave::default(),
             boots: AtomicU32::new(1),
             went_on_at: Mutex::new(None),
         }
@@ -143,6 +153,33 @@ impl Machine {
         self.boots.fetch_add(1, Ordering::Relaxed);
         self.clock.boot();
         change(&self.stalls.0.off, false);
+    }
+}
+
+// === impl Leave ===
+
+impl Leave {
+    /// Tells the agent to end, or takes that back because it has ended.
+    pub(crate) fn tell(&self, told: bool) {
+        self.told.store(told, Ordering::Relaxed);
+        self.ready.store(false, Ordering::Relaxed);
+    }
+
+    /// Returns when the agent is told to end.
+    pub(crate) async fn told(&self) {
+        while !self.told.load(Ordering::Relaxed) {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// The agent has done what it does before it ends.
+    pub(crate) fn set_ready(&self) {
+        self.ready.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether its process ends now.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.told.load(Ordering::Relaxed) && self.ready.load(Ordering::Relaxed)
     }
 }
 

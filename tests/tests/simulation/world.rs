@@ -5,7 +5,7 @@
 
 use std::{
     cell::Cell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
     sync::Arc,
@@ -96,6 +96,9 @@ pub(crate) struct Simulation<'a> {
     pub(crate) hung: BTreeMap<String, u32>,
     pub(crate) slow_streams: BTreeMap<String, u32>,
     pub(crate) reached: BTreeMap<(faults::Kind, &'static str), usize>,
+    /// How often an agent was told to end and is not to be back yet, and whose process has ended so.
+    pub(crate) leaving: BTreeMap<String, u32>,
+    pub(crate) left: BTreeSet<String>,
 }
 
 /// Runs a seed, with a rule broken or none.
@@ -205,6 +208,8 @@ impl<'a> Simulation<'a> {
             hung,
             slow_streams,
             reached,
+            leaving: BTreeMap::new(),
+            left: BTreeSet::new(),
         }
     }
 
@@ -351,6 +356,7 @@ impl<'a> Simulation<'a> {
         }
         let now = self.sim.elapsed();
         time::set_between(now);
+        self.end_all_left();
         if before && !self.store.exists() {
             self.oracle.forget_rows();
         }

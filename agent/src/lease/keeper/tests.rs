@@ -116,7 +116,7 @@ impl Bench {
 
     fn grant(&self, electorate: Electorate) {
         let nonce = self.lease.stamp();
-        let grant = Some(Grant { epoch: Epoch(3), ttl: Duration::from_millis(1500), electorate });
+        let grant = Some(Grant { epoch: Epoch(3), ttl: Duration::from_millis(1500), electorate, handed_over: None });
         let timing = Some(Profile::Fast.timing());
         assert!(self.lease.answered(Answer { nonce, grant, stored_epoch: Epoch(3), timing }));
     }

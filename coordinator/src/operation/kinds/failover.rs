@@ -247,7 +247,12 @@ async fn secure(context: &StepContext<'_>, member: &MemberName, parameters: &Par
         biased;
         () = &mut over => Ok(Secured::LeaseOver),
         answer = fence => match answer {
-            Ok(result) => Ok(fenced(result)),
+            Ok(result) => {
+                if let Some(authority) = context.environment().authority(&cluster) {
+                    authority.fenced(member, cluster.epoch);
+                }
+                Ok(fenced(result))
+            }
             Err(_) if gated => {
                 over.await;
                 Ok(Secured::LeaseOver)
