@@ -664,7 +664,12 @@ mod tests {
 
     #[test]
     fn a_grant_without_a_time_or_an_electorate_is_refused() {
-        let grant = Grant { epoch: Epoch(1), ttl: Duration::from_secs(5), electorate: Electorate::default(), handed_over: Some(9) };
+        let grant = Grant {
+            epoch: Epoch(1),
+            ttl: Duration::from_secs(5),
+            electorate: Electorate::default(),
+            handed_over: Some(9),
+        };
         let sent = agent::Grant::from(&grant);
         assert_eq!(Grant::try_from(sent.clone()), Ok(grant));
         assert!(Grant::try_from(agent::Grant { ttl_millis: 0, ..sent.clone() }).is_err());

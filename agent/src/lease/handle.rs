@@ -312,7 +312,8 @@ impl LeaseHandle {
         });
         let hands_over = self.shared.hands_over();
         // An opening of our own has taken the place of what was left (rule L7). Who hands over himself is not who comes after.
-        let replaced = mark.filter(|_| !hands_over && kernel.confirmed.is_some_and(|(epoch, _)| epoch == membership.epoch));
+        let replaced =
+            mark.filter(|_| !hands_over && kernel.confirmed.is_some_and(|(epoch, _)| epoch == membership.epoch));
         let fits = |version| {
             mutation::broken(Rule::M1Gate)
                 || kernel.confirmed.is_some_and(|(epoch, known)| epoch == membership.epoch && known >= version)

@@ -151,6 +151,8 @@ fn health(facts: &ClusterFacts<'_>) -> (wire::Health, Vec<String>) {
             Verdict::EngineDown | Verdict::EngineHung | Verdict::StorageHung | Verdict::Lost | Verdict::Dirty => {
                 wire::Health::Down
             }
+            // It serves on, by a lease that outlives its agent.
+            Verdict::NodeUnreachable if !facts.succession.handed_over.is_zero() => wire::Health::Degraded,
             Verdict::NodeUnreachable
             | Verdict::NodeLost
             | Verdict::WithoutLease

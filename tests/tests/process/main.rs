@@ -15,6 +15,7 @@ mod full_disk;
 mod joining;
 mod late_answers;
 mod network;
+mod planned_restart;
 mod security;
 mod stock_clients;
 mod support;

@@ -22,6 +22,8 @@ use super::{
 
 /// Port of every engine.
 pub(crate) const ENGINE_PORT: u16 = 5432;
+/// Length of a lease that an agent hands over.
+const HANDED_OVER: Duration = Duration::from_secs(30);
 /// How often one that stands still looks whether it may go on.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -51,6 +53,8 @@ pub(crate) struct Stalls(Arc<Flags>);
 pub(crate) struct Leave {
     told: AtomicBool,
     ready: AtomicBool,
+    /// When it was told last.
+    at: Mutex<Option<Duration>>,
 }
 
 #[derive(Debug, Default)]
@@ -137,7 +141,7 @@ impl Machine {
     /// Whether it was stopped together with its clocks so short ago that it cannot know what has become of its lease: the rest
     /// of one lease, and what the clocks differ.
     pub(crate) fn may_not_know(&self) -> bool {
-        let ttl = self.profile.timing().ttl;
+        let ttl = if self.leave.may_have_handed_over() { HANDED_OVER } else { self.profile.timing().ttl };
         self.went_on_at.lock().unwrap().is_some_and(|at| now() < at + ttl + ttl / 50)
     }
 
@@ -163,6 +167,14 @@ impl Leave {
     pub(crate) fn tell(&self, told: bool) {
         self.told.store(told, Ordering::Relaxed);
         self.ready.store(false, Ordering::Relaxed);
+        if told {
+            *self.at.lock().unwrap() = Some(now());
+        }
+    }
+
+    /// Whether a lease may stand that was handed over.
+    fn may_have_handed_over(&self) -> bool {
+        self.at.lock().unwrap().is_some_and(|at| now() < at + HANDED_OVER * 2)
     }
 
     /// Returns when the agent is told to end.

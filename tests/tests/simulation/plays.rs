@@ -132,7 +132,11 @@ impl<'a> Cast<'a> {
                 let away = self.ttl + self.chance.millis(1000..15_000);
                 self.stage(None, 0..1, vec![on(Kind::AgentRestart, &primary, away)]);
                 let until = u64::try_from(away.as_millis()).expect("seconds");
-                self.stage(None, until - 500..until, vec![Act::WantWriter("while the agent of the primary is restarted")]);
+                self.stage(
+                    None,
+                    until - 500..until,
+                    vec![Act::WantWriter("while the agent of the primary is restarted")],
+                );
             }
             1 => {
                 self.stage(None, 0..1, vec![on(Kind::AgentRestart, &primary, AWAY)]);
