@@ -187,6 +187,7 @@ mod tests {
             dirty: false,
             engine,
             authority: Authority { lease, ..Authority::default() },
+            endpoint: None,
             observed_at: jiff::Timestamp::UNIX_EPOCH,
         }
     }

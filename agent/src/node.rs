@@ -180,13 +180,15 @@ impl Node {
     fn observation_in(&self, ledger: &Ledger) -> Option<Observation> {
         let membership = ledger.membership.as_ref()?;
         let engine = self.member.watch_seen().borrow().clone().unwrap_or_else(observe::not_yet);
+        let driver = self.member.driver();
         Some(Observation {
             cluster_id: membership.cluster_id,
             member: membership.member.clone(),
             epoch: membership.epoch,
             token: membership.token,
             fenced: membership.fenced,
-            dirty: membership.must_not_start() || self.member.driver().is_some_and(|driver| driver.is_dirty()),
+            dirty: membership.must_not_start() || driver.as_ref().is_some_and(|driver| driver.is_dirty()),
+            endpoint: driver.map(|driver| driver.endpoint()),
             engine,
             authority: self.lease.authority(ledger),
             observed_at: self.wall(),

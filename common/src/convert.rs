@@ -14,8 +14,8 @@ use crate::{
     lease::{Authority, Electorate, FenceStages, Forced, Grant, HeardLease, LeaseReport, LeaseSource},
     position::{IntervalSet, Position},
     topology::{
-        ClusterSpec, ConnectionFormat, Divergence, Endpoint, EngineObservation, EngineOffer, EngineState, HostFacts,
-        Observation, Peer, Progress, Role, Ternary,
+        ClusterSpec, ConnectionFormat, Divergence, Endpoint, EngineObservation, EngineOffer, EngineState,
+        HeardPosition, HostFacts, Observation, Peer, Progress, Role, Ternary,
     },
 };
 
@@ -190,6 +190,7 @@ impl From<&Observation> for wire::MemberObservation {
             fenced: seen.fenced,
             data_bytes: engine.data_bytes,
             authority: Some((&seen.authority).into()),
+            endpoint: seen.endpoint.as_ref().map(Into::into),
         }
     }
 }
@@ -220,6 +221,7 @@ impl TryFrom<wire::MemberObservation> for Observation {
                 details: message.details,
                 data_bytes: message.data_bytes,
             },
+            endpoint: message.endpoint.map(Endpoint::try_from).transpose()?,
             authority: message.authority.map(Authority::try_from).transpose()?.unwrap_or_default(),
         })
     }
@@ -299,6 +301,22 @@ impl TryFrom<wire::HeardLease> for HeardLease {
             lease: message.lease.ok_or_else(|| missing("lease"))?.into(),
             position: message.position.map(Into::into),
             age: Duration::from_millis(message.age_millis),
+        })
+    }
+}
+
+impl From<&HeardPosition> for wire::HeardPosition {
+    fn from(heard: &HeardPosition) -> Self {
+        Self { member: heard.member.to_string(), position: Some((&heard.position).into()) }
+    }
+}
+
+impl TryFrom<wire::HeardPosition> for HeardPosition {
+    type Error = ConvertError;
+    fn try_from(message: wire::HeardPosition) -> Result<Self, ConvertError> {
+        Ok(Self {
+            member: message.member.parse()?,
+            position: message.position.ok_or_else(|| missing("position"))?.into(),
         })
     }
 }
@@ -611,6 +629,7 @@ mod tests {
             token: OperationToken(4),
             fenced: true,
             dirty: true,
+            endpoint: Some(Endpoint { host: "h".to_owned(), port: 8 }),
             observed_at: Timestamp::new(5, 6).unwrap(),
             engine: EngineObservation {
                 state: EngineState::Hung,

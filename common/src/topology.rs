@@ -79,6 +79,15 @@ pub struct Peer {
     pub agent_address: String,
 }
 
+/// How far a member had come by its own word: what it said when it asked for endorsement, or what its stream told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeardPosition {
+    /// Who had.
+    pub member: MemberName,
+    /// How far.
+    pub position: Position,
+}
+
 /// What every member of a cluster applies.
 #[derive(Debug, Clone)]
 pub struct ClusterSpec {
@@ -111,6 +120,8 @@ pub struct Observation {
     pub fenced: bool,
     /// Whether the data must not be started (a half-done clone or rewind).
     pub dirty: bool,
+    /// Where its engine is reached; `None` while its driver cannot be opened.
+    pub endpoint: Option<Endpoint>,
     /// What the driver sees.
     pub engine: EngineObservation,
     /// Its authority: role by the ledger, lease, promises, fence.

@@ -263,7 +263,13 @@ async fn cut_stays(world: &dyn World) -> Outcome {
     let (_one, two) = (primary(world, 1).await?, replica(world, 2, 1).await?);
     world.write(1).await?;
     shows(world, 2, 1).await?;
+    let seen = two.observe().await.position.ok_or("a running replica does not know where it stands")?;
+    let heard = two.upstream_heard().ok_or("the stream told nothing of its upstream")?;
+    equal("who was heard", &heard.member, &world.peer(1).member)?;
     let position = told("cut", two.cut().await)?;
+    check(heard.position >= seen, || format!("the stream told of {}, and brought {seen}", heard.position))?;
+    check(heard.position.partial_cmp(&position).is_some(), || format!("{} diverged from {position}", heard.position))?;
+    equal("what was heard, after the cut", &two.upstream_heard(), &Some(heard))?;
     world.write(1).await?;
     equal("the position of a second cut", &told("cut again", two.cut().await)?, &position)?;
     told("stop", two.stop(Stop::Kill).await)?;

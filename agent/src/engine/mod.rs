@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use regent_common::{
     ids::{ClusterName, MemberName},
     position::Position,
-    topology::{ClusterSpec, Endpoint, EngineObservation, EngineOffer, Peer, Progress},
+    topology::{ClusterSpec, Endpoint, EngineObservation, EngineOffer, HeardPosition, Peer, Progress},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -144,6 +144,11 @@ pub trait Driver: Send + Sync {
     /// Looks at the engine: process, new connection, trivial query, write canary, each with a deadline of its own.
     /// Never fails: what cannot be found out is unknown.
     async fn observe(&self) -> EngineObservation;
+
+    /// How far the upstream had come by what the stream told, and which member that is (rule P3): not older than the last
+    /// [`Driver::observe`] while the stream came in. Stays known when the stream has ended, until an upstream is followed anew;
+    /// nothing is known of a stream to an earlier process of the agent.
+    fn upstream_heard(&self) -> Option<HeardPosition>;
 
     /// Whether the data directory must not be started: a clone or rewind was interrupted.
     fn is_dirty(&self) -> bool;

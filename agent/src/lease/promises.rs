@@ -12,6 +12,7 @@ use regent_common::{
     lease::{HeardLease, LeaseReport, margin},
     mutation::{self, Rule},
     position::Position,
+    topology::HeardPosition,
 };
 
 use crate::ledger::Membership;
@@ -162,6 +163,17 @@ impl Promises {
         self.barred_below
     }
 
+    /// How far the primary that last asked had come, if it said so.
+    pub fn heard_position(&self) -> Option<HeardPosition> {
+        let (asker, _) = self.heard.as_ref()?;
+        Some(HeardPosition { member: asker.member.clone(), position: asker.position.clone()? })
+    }
+
+    /// Forgets what primaries of lower epochs said: this member follows the one of `epoch`.
+    pub fn forget_heard_below(&mut self, epoch: Epoch) {
+        self.heard = self.heard.take().filter(|(asker, _)| asker.epoch >= epoch);
+    }
+
     /// What a primary said of its lease when it last asked (rule E4).
     pub fn heard(&self, now: Moment) -> Option<HeardLease> {
         self.heard.as_ref().map(|(asker, at)| HeardLease {
@@ -250,5 +262,20 @@ mod tests {
         let heard = promises.heard(at(110)).unwrap();
         assert!(heard.lease.stands);
         assert_eq!((heard.member.as_str(), heard.age), ("db1", Duration::from_millis(100)));
+    }
+
+    #[test]
+    fn how_far_an_asker_had_come_is_known_until_another_reign_is_followed() {
+        let mut promises = Promises::new(at(0));
+        let position = Position::new([("x".to_owned(), vec![(0, 7)].into())], "");
+        promises
+            .endorse(at(10), Asker { position: Some(position.clone()), ..asker("db1", 2, "a") }, Epoch(2), true)
+            .unwrap();
+        promises.bar(Epoch(3));
+        promises.forget_heard_below(Epoch(2));
+        let heard = HeardPosition { member: "db1".parse().unwrap(), position };
+        assert_eq!(promises.heard_position(), Some(heard));
+        promises.forget_heard_below(Epoch(3));
+        assert_eq!(promises.heard_position(), None);
     }
 }

@@ -14,7 +14,7 @@ use regent_common::{
     lease::{Electorate, Forced, Profile, Timing},
     mutation::{self, Rule},
     position::Position,
-    topology::{ClusterSpec, Endpoint, Peer, Role},
+    topology::{ClusterSpec, Endpoint, HeardPosition, Peer, Role},
 };
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
@@ -112,9 +112,6 @@ pub struct Membership {
     /// Whether that fence stands: no promotion and no start as a replica came after it.
     #[serde(default)]
     pub fenced: bool,
-    /// Highest position of the primary that was ever heard (rule P3).
-    #[serde(default)]
-    pub primary_position_heard: Option<Position>,
     /// That a person has made this member the primary of the present epoch, without a coordinator (rule P9).
     #[serde(default)]
     pub forced: Option<Forced>,
@@ -212,9 +209,9 @@ pub struct StepOutcome {
     /// A sentence for people.
     #[serde(default)]
     pub detail: String,
-    /// Highest position of the primary that was ever heard.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub primary_position_heard: Option<Position>,
+    /// Prepare: how far the primaries had come that this process heard (rule P3).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub heard: Vec<HeardPosition>,
 }
 
 // === impl Digest ===
@@ -424,15 +421,6 @@ impl Membership {
         let known = |millis: Option<u64>, usual| millis.map_or(usual, Duration::from_millis);
         let (heartbeat, ttl) = (known(self.heartbeat_millis, usual.heartbeat), known(self.ttl_millis, usual.ttl));
         Timing::checked(heartbeat, ttl).unwrap_or(usual)
-    }
-
-    /// Keeps the higher of the known and a newly heard position of the primary. Of two that have diverged, the newer
-    /// one: it is what the present primary says.
-    pub fn hear_primary_position(&mut self, position: Position) {
-        match &self.primary_position_heard {
-            Some(known) if known.includes(&position) => {}
-            Some(_) | None => self.primary_position_heard = Some(position),
-        }
     }
 
     /// The peer of that node, other than this member.

@@ -3,10 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use proptest::prelude::*;
-use regent_common::{
-    ids::{ClusterId, Epoch, OperationId, OperationToken, Revision},
-    position::{IntervalSet, Position},
-};
+use regent_common::ids::{ClusterId, Epoch, OperationId, OperationToken, Revision};
 
 use super::{
     disk::{Disk, RealDisk},
@@ -64,7 +61,6 @@ fn membership(epoch: u64, token: u64) -> Membership {
         writable_boot_id: None,
         fenced_epoch: None,
         fenced: false,
-        primary_position_heard: None,
         forced: None,
     }
 }
@@ -202,17 +198,6 @@ fn raising_the_epoch_ends_what_was_established() {
     known.raise_epoch(Epoch(7));
     assert!(!known.established);
     assert_eq!(known.epoch, Epoch(7));
-}
-
-#[test]
-fn the_highest_position_heard_is_kept() {
-    let at = |end| Position::new([("a".to_owned(), IntervalSet::from(vec![(0, end)]))], "");
-    let mut known = membership(1, 1);
-    known.hear_primary_position(at(9));
-    known.hear_primary_position(at(5));
-    assert_eq!(known.primary_position_heard, Some(at(9)));
-    known.hear_primary_position(at(12));
-    assert_eq!(known.primary_position_heard, Some(at(12)));
 }
 
 #[test]

@@ -140,7 +140,7 @@ fn outcome_to_wire(outcome: &StepOutcome) -> wire::StepResult {
         bytes_copied: outcome.bytes_copied,
         old_data_kept: outcome.old_data_kept,
         detail: outcome.detail.clone(),
-        primary_position_heard: outcome.primary_position_heard.as_ref().map(Into::into),
+        heard: outcome.heard.iter().map(Into::into).collect(),
         writable_epoch: outcome.writable_epoch.map(|epoch| epoch.0),
     }
 }

@@ -47,7 +47,6 @@ pub(crate) fn membership() -> Membership {
         writable_boot_id: None,
         fenced_epoch: None,
         fenced: false,
-        primary_position_heard: None,
         forced: None,
     }
 }

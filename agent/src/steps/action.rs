@@ -3,7 +3,6 @@
 use regent_common::{
     convert::ConvertError,
     lease::Forced,
-    position::Position,
     topology::{ClusterSpec, Peer},
 };
 use regent_proto::agent::v1 as wire;
@@ -60,10 +59,7 @@ pub enum Action {
         upstream: Peer,
     },
     /// Finds out where a copy stands.
-    Examine {
-        /// Position of the primary that it is meant to follow.
-        primary_position: Option<Position>,
-    },
+    Examine,
     /// Brings a diverged copy back to the history of another.
     Rewind {
         /// Whose.
@@ -128,7 +124,7 @@ impl Action {
             Self::Prepare { .. } => "prepare",
             Self::Promote => "promote",
             Self::Follow { .. } => "follow",
-            Self::Examine { .. } => "examine",
+            Self::Examine => "examine",
             Self::Rewind { .. } => "rewind",
             Self::Release { .. } => "release",
             Self::Checkpoint => "checkpoint",
@@ -150,7 +146,7 @@ impl Action {
             | Self::Prepare { .. }
             | Self::Promote
             | Self::Follow { .. }
-            | Self::Examine { .. }
+            | Self::Examine
             | Self::Rewind { .. }
             | Self::Checkpoint
             | Self::ForcePrimary { .. } => Claim::Act,
@@ -190,9 +186,7 @@ impl TryFrom<wire::Action> for Action {
             Wire::Follow(wire::Follow { upstream }) => {
                 Self::Follow { upstream: required("follow", "upstream", upstream)? }
             }
-            Wire::Examine(wire::Examine { primary_position }) => {
-                Self::Examine { primary_position: primary_position.map(Into::into) }
-            }
+            Wire::Examine(wire::Examine {}) => Self::Examine,
             Wire::Rewind(wire::Rewind { source }) => Self::Rewind { source: required("rewind", "source", source)? },
             Wire::Release(wire::Release { keep_data }) => Self::Release { keep_data },
             Wire::Checkpoint(wire::Checkpoint {}) => Self::Checkpoint,

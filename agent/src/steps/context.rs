@@ -7,7 +7,7 @@ use regent_common::{
     ids::{ClusterId, OperationToken},
     mutation::{self, Rule},
     position::Position,
-    topology::{ClusterSpec, Peer},
+    topology::{ClusterSpec, HeardPosition, Peer},
 };
 
 use super::StepError;
@@ -118,6 +118,20 @@ impl StepContext {
         Ok(())
     }
 
+    /// This member follows somebody in the step's epoch: its engine is verified read-only, so that nothing is gated any more
+    /// (rule G1), and what reigns that are over had said of themselves bounds nothing any more (rule P4).
+    pub(super) async fn become_follower(&self) -> Result<(), StepError> {
+        self.lease.lay_down().await?;
+        self.lease.promises().forget_heard_below(self.header.epoch);
+        Ok(())
+    }
+
+    /// How far the primaries had come that this process heard, by their requests for endorsement and by its stream (rule P3).
+    pub(super) fn heard(&self, driver: &dyn Driver) -> Vec<HeardPosition> {
+        let asked = self.lease.promises().heard_position();
+        asked.into_iter().chain(driver.upstream_heard()).collect()
+    }
+
     /// Refuses where the data must not be started, by the ledger's word or the driver's.
     pub(super) fn refuse_dirty(&self, membership: &Membership, driver: &dyn Driver) -> Result<(), StepError> {
         if membership.must_not_start() || driver.is_dirty() {
@@ -143,7 +157,7 @@ impl StepContext {
         }
         let confirmed = self.peers.confirm_whole(source, self.header.cluster_id, self.header.token).await;
         match confirmed {
-            Ok(position) => self.mark(move |membership| membership.hear_primary_position(position)).await,
+            Ok(_) => Ok(()),
             Err(reason) => Err(StepError::CopyNotWhole { source_member: source.member.clone(), reason }),
         }
     }

@@ -81,7 +81,7 @@ fn stopping(action: &Action) -> Stopping {
         | Action::Fence
         | Action::Prepare { .. }
         | Action::Follow { .. }
-        | Action::Examine { .. }
+        | Action::Examine
         | Action::Release { .. }
         | Action::Checkpoint => Stopping::AtOnce,
     }
@@ -227,7 +227,7 @@ impl Executor {
                 | Action::Swap { .. }
                 | Action::DiscardKept
                 | Action::Fence
-                | Action::Examine { .. }
+                | Action::Examine
                 | Action::Rewind { .. }
                 | Action::Release { .. }
                 | Action::Checkpoint

@@ -29,7 +29,10 @@ use regent_agent::{
 use regent_common::{
     ids::{ClusterId, Epoch, NodeName, OperationId, OperationToken, Revision},
     position::{IntervalSet, Position},
-    topology::{ClusterSpec, Endpoint, EngineObservation, EngineOffer, EngineState, Peer, Progress, Role, Ternary},
+    topology::{
+        ClusterSpec, Endpoint, EngineObservation, EngineOffer, EngineState, HeardPosition, Peer, Progress, Role,
+        Ternary,
+    },
 };
 use tokio::sync::watch;
 
@@ -49,6 +52,7 @@ struct Inner {
     state: EngineState,
     role: Option<Role>,
     position: u64,
+    upstream_heard: Option<HeardPosition>,
     failing: BTreeMap<&'static str, String>,
 }
 
@@ -76,6 +80,7 @@ impl Machine {
                 state: EngineState::Absent,
                 role: None,
                 position: 10,
+                upstream_heard: None,
                 failing: BTreeMap::new(),
             }),
             changes: watch::channel(0).0,
@@ -120,6 +125,11 @@ impl Machine {
             inner.role = Some(role);
         });
         self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// What the stream told of its upstream.
+    pub fn hear_upstream(&self, heard: HeardPosition) {
+        self.change(|inner| inner.upstream_heard = Some(heard));
     }
 
     pub fn crash(&self) {
@@ -234,6 +244,9 @@ impl Driver for TestDriver {
             details: BTreeMap::new(),
             data_bytes: 0,
         })
+    }
+    fn upstream_heard(&self) -> Option<HeardPosition> {
+        self.machine.change(|inner| inner.upstream_heard.clone())
     }
     fn is_dirty(&self) -> bool {
         self.machine.change(|inner| inner.dirty)

@@ -6,6 +6,8 @@
 //!
 //! The same goes for a member that a person has made the primary while no coordinator answered (rule P9): its epoch is higher than
 //! the stored one. Those that the person named as off are not waited for; they are brought back when they are heard again.
+//!
+//! A backup may be one of a cluster that was being made. Where nobody has begun to make data yet the making goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +15,7 @@ use regent_common::{
     ids::{Epoch, MemberName, OperationToken, Revision},
     lease::{Electorate, Forced},
     mutation::{self, Rule},
-    topology::{Observation, Role},
+    topology::{EngineState, Observation, Role},
 };
 
 use crate::{
@@ -85,6 +87,10 @@ pub fn reports<'a>(
             {
                 missing.push(member.clone());
             }
+            // Whether there is data already decides whether the making of a cluster goes on.
+            Some(seen) if record.phase == Phase::Creating && seen.engine.state == EngineState::Starting => {
+                missing.push(member.clone());
+            }
             Some(observation) => drop(seen.insert(member.clone(), observation)),
             None if excused.contains(member) => {}
             None => missing.push(member.clone()),
@@ -108,11 +114,31 @@ pub fn forced(record: &ClusterRecord, reports: &BTreeMap<MemberName, Observation
     reports.iter().filter_map(told).collect()
 }
 
+/// Whether the cluster is one that is being made and of which nobody has any data yet, nor ever had: then the operation that makes it
+/// goes on, under a higher token.
+pub fn is_unmade(record: &ClusterRecord, reports: &BTreeMap<MemberName, Observation>) -> bool {
+    let untouched = |seen: &Observation| {
+        seen.engine.state == EngineState::Absent
+            && seen.authority.writable_epoch.is_none()
+            && seen.epoch <= record.epoch
+            && !seen.dirty
+    };
+    record.phase == Phase::Creating && record.operation.is_some() && reports.values().all(untouched)
+}
+
 /// Takes over what is reported.
 pub fn adopt(record: &mut ClusterRecord, reports: &BTreeMap<MemberName, Observation>) -> String {
     let highest = |number: fn(&Observation) -> u64| reports.values().map(number).max().unwrap_or_default();
     let epoch = highest(|seen| seen.epoch.0).max(record.epoch.0);
     record.token = OperationToken(highest(|seen| seen.token.0).max(record.token.0) + LEAP);
+    for (member, seen) in reports {
+        if let (Some(stored), Some(endpoint)) = (record.members.get_mut(member), &seen.endpoint) {
+            stored.endpoint = Some(endpoint.clone());
+        }
+    }
+    if is_unmade(record, reports) {
+        return "nobody has made any data of this cluster yet: making it goes on".to_owned();
+    }
     record.operation = None;
     record.phase = Phase::Active;
     record.may_be_writable.clear();
@@ -170,7 +196,7 @@ pub fn adopt(record: &mut ClusterRecord, reports: &BTreeMap<MemberName, Observat
 
 #[cfg(test)]
 mod tests {
-    use regent_common::lease::LeaseReport;
+    use regent_common::{ids::OperationId, lease::LeaseReport, topology::Endpoint};
 
     use super::*;
     use crate::planner::fixtures::{cluster, name, observation};
@@ -274,6 +300,46 @@ mod tests {
         assert_eq!((record.epoch, record.primary.clone()), (Epoch(1007), None));
         assert_eq!(record.may_be_writable, [name(2)].into());
         assert_eq!(record.promotable(), [name(1)].into());
+    }
+
+    /// A cluster of which a backup was made while it was being made.
+    fn unmade() -> ClusterRecord {
+        let mut record = cluster();
+        (record.phase, record.candidate, record.primary) = (Phase::Creating, record.primary.take(), None);
+        record.operation = Some(OperationId::from_parts(1, 1));
+        record
+    }
+
+    #[test]
+    fn a_cluster_of_which_nobody_has_data_goes_on_being_made() {
+        let mut record = unmade();
+        let mut empty = observation(name(1));
+        (empty.token, empty.engine.state) = (OperationToken(7), EngineState::Absent);
+        adopt(&mut record, &[(name(1), empty.clone()), (name(2), empty.clone())].into());
+        let expected = ClusterRecord { token: OperationToken(1007), ..unmade() };
+        assert_eq!(record, expected);
+        empty.engine.state = EngineState::Starting;
+        let views = BTreeMap::from([(name(1), view(empty.clone())), (name(2), view(empty.clone()))]);
+        assert_eq!(reports(&record, &views).unwrap_err().len(), 2, "nobody has looked yet");
+        empty.engine.state = EngineState::Absent;
+        empty.authority.writable_epoch = Some(Epoch(1));
+        adopt(&mut record, &[(name(1), empty.clone()), (name(2), empty)].into());
+        assert_eq!((record.phase, record.operation), (Phase::Active, None), "its data is lost, and no new one is made");
+    }
+
+    #[test]
+    fn a_cluster_that_was_made_since_the_backup_is_reached_where_its_agents_say() {
+        let mut record = unmade();
+        let endpoint = |port| Some(Endpoint { host: "h".to_owned(), port });
+        let primary = Observation { endpoint: endpoint(1), ..primary_at(1, true) };
+        let mut follower = Observation { endpoint: endpoint(2), ..observation(name(1)) };
+        follower.engine.upstream = Some(name(2));
+        adopt(&mut record, &[(name(1), follower), (name(2), primary)].into());
+        assert_eq!((record.phase, &record.primary), (Phase::Active, &Some(name(2))));
+        assert_eq!(
+            (&record.members[&name(1)].endpoint, &record.members[&name(2)].endpoint),
+            (&endpoint(2), &endpoint(1))
+        );
     }
 
     #[test]

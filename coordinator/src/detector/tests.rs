@@ -27,6 +27,7 @@ fn seen(change: impl FnOnce(&mut Observation)) -> Evidence {
         token: OperationToken(1),
         fenced: false,
         dirty: false,
+        endpoint: None,
         observed_at: Timestamp::UNIX_EPOCH,
         authority: regent_common::lease::Authority::default(),
         engine: EngineObservation {

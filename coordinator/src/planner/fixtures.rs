@@ -69,6 +69,7 @@ pub(crate) fn observation(member: MemberName) -> Observation {
         token: OperationToken(1),
         fenced: false,
         dirty: false,
+        endpoint: None,
         observed_at: jiff::Timestamp::UNIX_EPOCH,
         authority: Authority::default(),
         engine: EngineObservation {

@@ -185,6 +185,14 @@ fn without_primary(
     judgements: &BTreeMap<MemberName, Judgement>,
     succession: &Succession,
 ) -> Decision {
+    if cluster.members.keys().all(|member| judgements.get(member).is_some_and(|j| j.verdict == Verdict::Lost)) {
+        let why = format!(
+            "no member has any data of this cluster: there is nothing to promote; restore a backup of the data into a new cluster, \
+             and remove this one: `regentctl cluster delete {}`",
+            cluster.name
+        );
+        return Decision::NoFailover { why };
+    }
     let why = "no member is the primary: an earlier failover did not end".to_owned();
     let away = |member: &&MemberName| judgements.get(*member).is_some_and(|judgement| unheard(&judgement.verdict));
     let Some(member) = cluster.may_reign().find(away) else {

@@ -84,6 +84,15 @@ fn a_cluster_without_a_primary_gets_one() {
 }
 
 #[test]
+fn where_nobody_has_data_a_person_is_told_instead_of_a_failover_tried_for_ever() {
+    let mut cluster = cluster();
+    cluster.primary = None;
+    let decision = decide(&cluster, &judged(Verdict::Lost, Verdict::Lost));
+    assert!(matches!(&decision, Decision::NoFailover { why } if why.contains("cluster delete")), "{decision:?}");
+    assert!(matches!(decide(&cluster, &judged(Verdict::Lost, Verdict::EngineDown)), Decision::Failover { .. }));
+}
+
+#[test]
 fn a_member_that_may_be_writable_and_is_not_heard_is_waited_for() {
     let mut cluster = cluster();
     (cluster.primary, cluster.may_be_writable) = (None, BTreeSet::from([name(1)]));

@@ -17,7 +17,7 @@ use regent_agent::engine::{
 };
 use regent_common::{
     position::Position,
-    topology::{ClusterSpec, Endpoint, EngineObservation, EngineOffer, EngineState, Peer},
+    topology::{ClusterSpec, Endpoint, EngineObservation, EngineOffer, EngineState, HeardPosition, Peer},
 };
 use tokio::sync::watch;
 
@@ -153,6 +153,10 @@ impl Driver for SlowDriver {
     async fn observe(&self) -> EngineObservation {
         self.pass(1..4).await;
         self.inner.observe().await
+    }
+
+    fn upstream_heard(&self) -> Option<HeardPosition> {
+        self.inner.upstream_heard()
     }
 
     fn is_dirty(&self) -> bool {

@@ -1,14 +1,16 @@
 //! The driver interface over an instance of a [`FakeWorld`].
 
-use std::collections::BTreeMap;
-
-use std::path::PathBuf;
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+};
 
 use async_trait::async_trait;
 use regent_common::{
     ids::MemberName,
     position::Position,
-    topology::{ClusterSpec, Endpoint, EngineObservation, Peer, Progress, Role, Ternary},
+    topology::{ClusterSpec, Endpoint, EngineObservation, HeardPosition, Peer, Progress, Role, Ternary},
 };
 use tokio::sync::watch;
 
@@ -24,6 +26,7 @@ pub(super) struct FakeDriver {
     pub(super) member: MemberName,
     pub(super) root: PathBuf,
     pub(super) endpoint: Endpoint,
+    pub(super) upstream_heard: Mutex<Option<HeardPosition>>,
 }
 
 /// What a method works on.
@@ -150,6 +153,7 @@ impl Hand<'_> {
             }
             return Err(DriverError::Diverged { upstream: upstream.member.clone(), detail });
         }
+        *self.driver.upstream_heard.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let copy = self.copy()?;
         copy.standby = true;
         copy.upstream = Some((upstream.member.clone(), upstream.engine.clone()));
@@ -204,6 +208,9 @@ impl Driver for FakeDriver {
         let mut state = self.world.lock();
         let streaming = state.is_streaming(&self.endpoint);
         let weight = state.row_weight;
+        if let Some(heard) = streaming.then(|| state.upstream_position(&self.endpoint)).flatten() {
+            *self.upstream_heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(heard);
+        }
         let mut hand = Hand { state: &mut state, driver: self };
         let instance = hand.instance();
         let answering = instance.running.filter(|_| !instance.hung);
@@ -231,6 +238,10 @@ impl Driver for FakeDriver {
             details: copy.map(|copy| ("branch".to_owned(), copy.branch.to_string())).into_iter().collect(),
             data_bytes: copy.map_or(0, size),
         }
+    }
+
+    fn upstream_heard(&self) -> Option<HeardPosition> {
+        self.upstream_heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn is_dirty(&self) -> bool {

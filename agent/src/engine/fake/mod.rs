@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use regent_common::{
     ids::MemberName,
     position::{IntervalSet, Position},
-    topology::{ClusterSpec, ConnectionFormat, Endpoint, EngineOffer, EngineState, Role},
+    topology::{ClusterSpec, ConnectionFormat, Endpoint, EngineOffer, EngineState, HeardPosition, Role},
 };
 use tokio::sync::watch;
 
@@ -266,7 +266,8 @@ impl Factory for FakeWorld {
     fn open(&self, context: Context) -> Result<Arc<dyn Driver>, DriverError> {
         self.register(&context);
         let endpoint = endpoint_of(&context);
-        Ok(Arc::new(driver::FakeDriver { world: self.clone(), member: context.member, root: context.root, endpoint }))
+        let (world, member, root) = (self.clone(), context.member, context.root);
+        Ok(Arc::new(driver::FakeDriver { world, member, root, endpoint, upstream_heard: Mutex::default() }))
     }
 }
 
@@ -296,6 +297,12 @@ impl State {
         };
         let Some((_, upstream)) = &copy.upstream else { return false };
         self.reach(endpoint, upstream).is_some_and(|source| source.can_feed(copy))
+    }
+
+    /// How far the upstream of the streaming replica at `endpoint` has come.
+    fn upstream_position(&self, endpoint: &Endpoint) -> Option<HeardPosition> {
+        let (member, upstream) = self.instances.get(endpoint)?.data.as_ref()?.upstream.clone()?;
+        Some(HeardPosition { member, position: self.reach(endpoint, &upstream)?.position(self.row_weight) })
     }
 
     /// Brings every streaming replica as far as its upstream, cascades included.

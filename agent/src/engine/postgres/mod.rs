@@ -24,7 +24,7 @@ use async_trait::async_trait;
 use regent_common::{
     ids::{ClusterName, MemberName},
     position::Position,
-    topology::{ClusterSpec, ConnectionFormat, Endpoint, EngineObservation, EngineOffer, Peer},
+    topology::{ClusterSpec, ConnectionFormat, Endpoint, EngineObservation, EngineOffer, HeardPosition, Peer},
 };
 use tokio::sync::watch;
 
@@ -82,6 +82,8 @@ struct Postgres {
     wanted: Mutex<Option<Arc<Wanted>>>,
     /// Whom this member was last told to follow.
     following: Mutex<Option<MemberName>>,
+    /// How far the upstream had come by what the stream told.
+    upstream_heard: Mutex<Option<HeardPosition>>,
     facts: Arc<Facts>,
     eyes: tokio::sync::Mutex<Eyes>,
 }
@@ -207,6 +209,7 @@ impl Postgres {
             session: tokio::sync::Mutex::default(),
             wanted: Mutex::new(wanted),
             following: Mutex::new(following),
+            upstream_heard: Mutex::default(),
             facts,
             eyes: tokio::sync::Mutex::default(),
         })
@@ -290,6 +293,10 @@ impl Driver for Postgres {
 
     async fn observe(&self) -> EngineObservation {
         Box::pin(self.look()).await
+    }
+
+    fn upstream_heard(&self) -> Option<HeardPosition> {
+        self.upstream_heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn is_dirty(&self) -> bool {

@@ -6,12 +6,16 @@
 //! without one; at most one canary is under way; what cannot be found out is unknown.
 
 use std::{
-    collections::BTreeMap, io::Write, os::unix::fs::OpenOptionsExt, sync::Arc, sync::atomic::Ordering, time::Duration,
+    collections::BTreeMap,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    sync::{Arc, PoisonError, atomic::Ordering},
+    time::Duration,
 };
 
 use regent_common::{
     position::Position,
-    topology::{EngineObservation, EngineState, Role, Ternary},
+    topology::{EngineObservation, EngineState, HeardPosition, Role, Ternary},
 };
 use tokio::{task::JoinHandle, time};
 
@@ -237,7 +241,7 @@ impl Postgres {
                    r.status, \
                    CASE WHEN s.standby THEN r.received_tli \
                    ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int END, \
-                   r.sender_host || ':' || r.sender_port \
+                   r.sender_host || ':' || r.sender_port, r.latest_end_lsn \
                    FROM (SELECT pg_is_in_recovery() AS standby) s LEFT JOIN pg_stat_wal_receiver r ON true";
         let rows = match session.rows(sql, ANSWER).await {
             Ok(rows) => rows,
@@ -275,6 +279,15 @@ impl Postgres {
                 names: names.clone(),
             };
             facts.position = Some(place.position());
+            // A timeline whose name has not come in yet would look like another history than the one that it is.
+            let named = place.timeline == 1 || place.names.contains_key(&place.timeline);
+            if let Some(end) = column(8).and_then(parse_lsn).filter(|_| sure && standby && named)
+                && let Some(member) = self.following()
+            {
+                let position = Place { lsn: end.max(lsn), ..place }.position();
+                let heard = Some(HeardPosition { member, position });
+                *self.upstream_heard.lock().unwrap_or_else(PoisonError::into_inner) = heard;
+            }
             details.insert("timeline".to_owned(), identified.timeline.to_string());
             details.insert("system_identifier".to_owned(), identified.system_id.to_string());
         }

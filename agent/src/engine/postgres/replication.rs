@@ -71,6 +71,9 @@ impl Postgres {
     pub(super) async fn write_upstream(&self, upstream: Option<&Peer>) -> Result<(), DriverError> {
         let text = config::upstream_conf(&self.layout, &self.member, upstream);
         *self.following.lock().unwrap_or_else(PoisonError::into_inner) = upstream.map(|peer| peer.member.clone());
+        if upstream.is_some() {
+            *self.upstream_heard.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
         self.on_disk(move |layout| {
             let path = layout.upstream_conf();
             if std::fs::read(&path).ok().as_deref() == Some(text.as_bytes()) {

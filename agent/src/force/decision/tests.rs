@@ -35,6 +35,7 @@ fn report(epoch: u64, change: impl FnOnce(&mut Authority)) -> Other {
         dirty: false,
         engine: crate::observe::without_driver(String::new()),
         authority,
+        endpoint: None,
         observed_at: jiff::Timestamp::UNIX_EPOCH,
     };
     Other { word: Word::Report { observation: Box::new(observation), sessions: 0 }, engine_answers: false }

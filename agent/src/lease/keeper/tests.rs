@@ -83,7 +83,6 @@ fn reigning(recorded: Option<Electorate>) -> Ledger {
         writable_boot_id: None,
         fenced_epoch: None,
         fenced: false,
-        primary_position_heard: None,
         forced: None,
     };
     membership.begin_reign(Epoch(3), "boot");

@@ -89,7 +89,6 @@ fn enter(context: &StepContext, spec: &ClusterSpec, port: u16, distrusted: bool)
         writable_boot_id: None,
         fenced_epoch: None,
         fenced: false,
-        primary_position_heard: None,
         forced: None,
     }
 }

@@ -74,7 +74,6 @@ pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
         detail,
         writable_epoch: membership.writable_epoch,
         position: context.member.last_position(),
-        primary_position_heard: membership.primary_position_heard,
         ..StepOutcome::default()
     }))
 }

@@ -11,8 +11,7 @@ pub(super) async fn run(context: &StepContext, upstream: Peer) -> Result<Done, S
     let driver = context.driver()?;
     context.refuse_dirty(&membership, &*driver)?;
     driver.follow(&upstream).await?;
-    // It is read-only now: nothing is gated any more (rule G1).
-    context.lease.lay_down().await?;
+    context.become_follower().await?;
     Ok(Done::noting(StepOutcome::default(), move |membership| {
         // It streams, so that the data in place is whole, whatever became of a resync that did not end.
         membership.resyncing = false;

@@ -37,7 +37,7 @@ pub(super) async fn run(context: &StepContext, action: Action) -> Result<Done, S
         Action::Prepare { .. } => prepare::run(context).await,
         Action::Promote => promote::run(context).await,
         Action::Follow { upstream } => follow::run(context, upstream).await,
-        Action::Examine { primary_position } => examine::run(context, primary_position).await,
+        Action::Examine => examine::run(context).await,
         Action::Rewind { source } => rewind::run(context, source).await,
         Action::Release { keep_data } => release::run(context, keep_data).await,
         Action::Checkpoint => checkpoint::run(context).await,

@@ -1,5 +1,5 @@
-//! Cuts the member's own stream and reports how far it has come (rule P3). The epoch is on disk since the step was
-//! accepted.
+//! Cuts the member's own stream and reports how far it has come, and how far the primaries had that it heard (rule P3). The epoch
+//! is on disk since the step was accepted.
 //!
 //! An old primary that is prepared (rule P5) is revoked, its gate closed, its sessions cut; its engine is left running, so
 //! that it can be the candidate. Without a gate it is fenced in full: its engine is killed, then started isolated to find
@@ -45,7 +45,7 @@ pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
     };
     let outcome = StepOutcome {
         position: Some(position),
-        primary_position_heard: membership.primary_position_heard.clone(),
+        heard: context.heard(&*driver),
         writable_epoch: membership.writable_epoch,
         ..StepOutcome::default()
     };

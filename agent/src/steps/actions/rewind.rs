@@ -31,8 +31,7 @@ pub(super) async fn run(context: &StepContext, source: Peer) -> Result<Done, Ste
             return Err(error.into());
         }
     };
-    // It is read-only now: nothing is gated any more (rule G1).
-    context.lease.lay_down().await?;
+    context.become_follower().await?;
     Ok(Done::noting(StepOutcome { detail, ..StepOutcome::default() }, move |membership| {
         membership.resyncing = false;
         membership.dirty = false;

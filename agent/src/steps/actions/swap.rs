@@ -24,8 +24,7 @@ pub(super) async fn run(context: &StepContext, upstream: Peer, keep_old: bool) -
         context.mark(move |membership| membership.dirty = dirty).await?;
         return Err(error.into());
     }
-    // It is read-only now: nothing is gated any more (rule G1).
-    context.lease.lay_down().await?;
+    context.become_follower().await?;
     let outcome = StepOutcome { old_data_kept: had_data && keep_old, ..StepOutcome::default() };
     Ok(Done::noting(outcome, move |membership| {
         membership.resyncing = false;

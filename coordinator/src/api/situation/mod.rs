@@ -94,12 +94,12 @@ fn said<'a>(facts: &'a ClusterFacts<'_>, reign: &'a Reign) -> Option<Said<'a>> {
 /// How the cluster stands and what a person can do about it. Empty only while it is being made or removed.
 pub fn sentence(facts: &ClusterFacts<'_>, decision: &Decision) -> String {
     let record = facts.record;
+    if let Some(frozen) = &facts.frozen {
+        return of_frozen(frozen);
+    }
     match record.phase {
         Phase::Creating | Phase::Deleting => return String::new(),
         Phase::Active => {}
-    }
-    if let Some(frozen) = &facts.frozen {
-        return of_frozen(frozen);
     }
     let running = record.operation.map(|id| format!("`regentctl operation watch {id}` follows it"));
     if let (None, Some(follow)) = (&record.primary, &running) {

@@ -11,7 +11,10 @@ use regent_common::{
 use super::Actor;
 use crate::{
     cluster::adoption,
-    model::{cluster::ClusterRecord, operation::OperationRecord},
+    model::{
+        cluster::{ClusterRecord, Phase},
+        operation::OperationRecord,
+    },
     nodes::NodeView,
     operation::{executor, log::Failure},
     store::{Transaction, get_json, keys},
@@ -55,7 +58,9 @@ impl Actor {
         }
         let forced = adoption::forced(record, &reports);
         let resource = record.name.resource();
-        let mut transaction = match self.end_of_operation(record).await {
+        let unmade = adoption::is_unmade(record, &reports);
+        let ended = if unmade { Ok(Transaction::default()) } else { self.end_of_operation(record).await };
+        let mut transaction = match ended {
             Ok(transaction) => transaction,
             Err(error) => {
                 tracing::error!(error = %ErrorChain(&*error), "the operation of before cannot be ended");
@@ -67,9 +72,12 @@ impl Actor {
             let detail = format!("{resource}: {detail}");
             transaction = self.environment.audit.with_own(transaction, "FORCED", &resource, "adopted", &detail);
         }
-        let mut said = String::new();
+        let (mut said, now) = (String::new(), self.environment.clock.wall());
         let adopted = self.cluster.change(|record| {
             said = adoption::adopt(record, &reports);
+            if record.phase == Phase::Active {
+                record.ready_at.get_or_insert(now);
+            }
             Ok(transaction)
         });
         match adopted.await {

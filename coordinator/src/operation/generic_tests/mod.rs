@@ -12,12 +12,12 @@ use regent_common::{
     clock::ManualClock,
     error::Reason,
     ids::{ClusterId, ClusterName, Epoch, MemberName, NodeName, OperationId, OperationToken},
-    position::{IntervalSet, Position},
+    lease::Electorate,
     topology::Progress,
 };
 use serde_json::json;
 use tokio::sync::watch;
-use world::{Node, World};
+use world::{Node, World, changes};
 
 use super::{
     KINDS, Kind,
@@ -305,8 +305,7 @@ async fn failover_with_lag(second: u64, third: u64) -> Bench {
     for (n, position) in [(2, second), (3, third)] {
         bench.world.nodes.lock().unwrap().get_mut(&node(n)).unwrap().position = position;
     }
-    let known = Position::new([("x".to_owned(), IntervalSet::from(vec![(0, 100)]))], "");
-    bench.parameters = json!({ "known": { "db1": known } });
+    bench.parameters = json!({ "known": { "db1": changes(100) } });
     let change = |record: &mut ClusterRecord| {
         record.policy.max_lag_on_failover = 10;
         Ok(Transaction::default())
@@ -366,6 +365,51 @@ async fn an_unknown_loss_counts_as_too_much() {
     let operation = bench.begin().await;
     assert_eq!(bench.run(&operation, false).await, Outcome::Succeeded);
     assert_eq!(bench.cluster.record().unwrap().primary, Some(member(1)), "a copy that lacks 50 was promoted");
+}
+
+/// What a coordinator that has just started decides by: what members heard of a primary that is gone for good.
+async fn failover_by_hearsay(heard: [Option<(&str, u64)>; 2]) -> (Bench, Outcome) {
+    let mut bench = failover_with_lag(95, 50).await;
+    bench.parameters = json!({ "known": {} });
+    {
+        let mut nodes = bench.world.nodes.lock().unwrap();
+        for (n, heard) in [2, 3].into_iter().zip(heard) {
+            nodes.get_mut(&node(n)).unwrap().heard = heard.map(|(member, end)| (member.to_owned(), end));
+        }
+        nodes.get_mut(&node(1)).unwrap().has_data = false;
+    }
+    let operation = bench.begin().await;
+    let outcome = bench.run(&operation, false).await;
+    (bench, outcome)
+}
+
+#[tokio::test]
+async fn what_members_heard_of_the_primary_bounds_the_loss() {
+    let (bench, outcome) = failover_by_hearsay([Some(("db1", 98)), Some(("db1", 100))]).await;
+    assert_eq!((outcome, bench.cluster.record().unwrap().primary.clone()), (Outcome::Succeeded, Some(member(2))));
+    let (_, outcome) = failover_by_hearsay([Some(("db1", 98)), Some(("db1", 106))]).await;
+    assert_eq!(outcome, Outcome::Failed, "a copy that lacks 11 was promoted where 10 are allowed");
+    let (_, outcome) = failover_by_hearsay([Some(("db3", 95)), None]).await;
+    assert_eq!(outcome, Outcome::Failed, "what another had written says nothing of the last primary");
+}
+
+#[tokio::test]
+async fn what_was_heard_outside_the_electorate_bounds_nothing() {
+    let mut bench = failover_with_lag(95, 95).await;
+    bench.parameters = json!({ "known": {} });
+    {
+        let mut nodes = bench.world.nodes.lock().unwrap();
+        nodes.get_mut(&node(3)).unwrap().heard = Some(("db1".to_owned(), 96));
+        nodes.get_mut(&node(1)).unwrap().has_data = false;
+    }
+    let change = |record: &mut ClusterRecord| {
+        record.reign.as_mut().expect("it reigns").electorates =
+            vec![Electorate { version: 1, members: [member(2)].into() }];
+        Ok(Transaction::default())
+    };
+    bench.cluster.change(change).await.unwrap();
+    let operation = bench.begin().await;
+    assert_eq!(bench.run(&operation, false).await, Outcome::Failed);
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use regent_common::{
 };
 use regent_proto::{
     agent::v1::{CheckSettingsRequest, StepResult, action::Action},
-    types::v1::Endpoint,
+    types::v1::{Endpoint, HeardPosition},
 };
 use tokio::sync::watch;
 
@@ -42,6 +42,8 @@ pub(super) struct Node {
     pub(super) writable: bool,
     pub(super) writable_epoch: Option<u64>,
     pub(super) upstream: Option<String>,
+    /// What it heard of how far a member had come.
+    pub(super) heard: Option<(String, u64)>,
     pub(super) position: u64,
     pub(super) diverged: u64,
 }
@@ -65,6 +67,11 @@ pub(super) struct World {
     pub(super) cluster: OnceLock<Arc<ClusterHandle>>,
 }
 
+/// The changes that all copies have in common, up to an end.
+pub(super) fn changes(end: u64) -> Position {
+    Position::new([("x".to_owned(), IntervalSet::from(vec![(0, end)]))], "")
+}
+
 impl World {
     fn electorate(&self) -> Option<Electorate> {
         let record = self.cluster.get()?.record()?;
@@ -72,11 +79,10 @@ impl World {
     }
 
     fn position(node: &Node) -> Position {
-        let mut origins = vec![("x".to_owned(), IntervalSet::from(vec![(0, node.position)]))];
-        if node.diverged > 0 {
-            origins.push(("y".to_owned(), IntervalSet::from(vec![(0, node.diverged)])));
-        }
-        Position::new(origins, "")
+        let own = IntervalSet::from(vec![(0, node.diverged)]);
+        let common = changes(node.position);
+        let common = common.origins().map(|(origin, ends)| (origin.to_owned(), ends.clone()));
+        Position::new(common.chain([("y".to_owned(), own)]), "")
     }
 
     fn act(
@@ -129,6 +135,13 @@ impl World {
                 if !node.has_data {
                     return Err((Reason::EngineFailed, "no data".to_owned()));
                 }
+                let heard = node.heard.iter().filter(|_| matches!(action, Action::Prepare(_)));
+                result.heard = heard
+                    .map(|(member, end)| HeardPosition {
+                        member: member.clone(),
+                        position: Some((&changes(*end)).into()),
+                    })
+                    .collect();
                 (node.running, node.upstream) = (true, None);
             }
             Action::Follow(follow) => {
@@ -171,6 +184,7 @@ impl Agents for World {
             token: OperationToken(node.token),
             fenced: false,
             dirty: false,
+            endpoint: None,
             observed_at: jiff::Timestamp::UNIX_EPOCH,
             authority: Authority { electorate: self.electorate().filter(|_| node.writable), ..Authority::default() },
             engine: EngineObservation {

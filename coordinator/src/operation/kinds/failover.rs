@@ -21,6 +21,7 @@ use regent_common::{
     lease::margin,
     mutation::{self, Rule},
     position::Position,
+    topology::HeardPosition,
 };
 use regent_proto::agent::v1::{self as wire, StepResult, action::Action};
 use serde::{Deserialize, Serialize};
@@ -283,12 +284,14 @@ async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -> Result<St
     let targets: Vec<_> = members.iter().chain(&old).cloned().collect();
     let mut reigned = cluster.reigned.clone();
     let mut prepared = Vec::new();
-    let mut heard = None;
     let mut report = Vec::new();
     for (member, outcome) in prepare_all(context, &targets, cluster.may_be_writable.is_empty()).await {
         match outcome {
             Ok(result) => {
-                heard = higher(heard, result.primary_position_heard.clone().map(Position::from));
+                // Only whom the last primary had to ask has heard of all that it wrote without us (rules E1, P4).
+                if eligible.contains(&member) {
+                    hear(&mut reigned, &result)?;
+                }
                 let position = position_of(&member, &result)?;
                 if old.as_ref() == Some(&member) {
                     reigned.insert(member.clone(), Some(position.clone()));
@@ -297,9 +300,6 @@ async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -> Result<St
             }
             Err(why) => report.push(format!("{member} was not prepared: {why}")),
         }
-    }
-    for known in reigned.values_mut() {
-        *known = higher(known.take(), heard.clone());
     }
     let max_lag = if consent.data_loss { u64::MAX } else { cluster.policy.max_lag_on_failover };
     // Nobody heard how far these had come, so that they are asked themselves, crash recovery included.
@@ -357,6 +357,19 @@ async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -> Result<St
     Ok(done)
 }
 
+/// Takes in how far a prepared member heard that those had come who reigned (rule P3).
+fn hear(reigned: &mut BTreeMap<MemberName, Option<Position>>, result: &StepResult) -> Result<(), StepError> {
+    for heard in &result.heard {
+        let HeardPosition { member, position } = HeardPosition::try_from(heard.clone()).map_err(|error| {
+            StepError::new(Reason::Internal, format!("what an agent heard cannot be read: {error}"))
+        })?;
+        if let Some(known) = reigned.get_mut(&member) {
+            *known = higher(known.take(), Some(position));
+        }
+    }
+    Ok(())
+}
+
 /// The higher of two positions that were heard; of two that have diverged the first.
 fn higher(known: Option<Position>, heard: Option<Position>) -> Option<Position> {
     match (known, heard) {
@@ -409,7 +422,7 @@ async fn examine(
     report: &mut Vec<String>,
 ) -> Vec<Prepared> {
     let calls = members.iter().map(|member| async move {
-        let examine = Action::Examine(wire::Examine { primary_position: None });
+        let examine = Action::Examine(wire::Examine {});
         let result = tokio::time::timeout(EXAMINE_WITHIN, context.call(member, examine, PATIENCE)).await;
         let result = result.unwrap_or_else(|_| Err(StepError::new(Reason::Deadline, "crash recovery did not end")));
         (member.clone(), result.and_then(|result| position_of(member, &result)))

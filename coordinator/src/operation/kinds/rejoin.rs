@@ -129,7 +129,7 @@ async fn examine(context: &StepContext<'_>, member: &MemberName) -> Result<StepD
     if seen.is_some_and(|seen| seen.dirty) {
         return Ok(StepDone::new().output(&Way::Clone).say(format!("the data of {member} is half-done: it is cloned")));
     }
-    let examined = context.call(member, Action::Examine(wire::Examine { primary_position: None }), PATIENCE).await;
+    let examined = context.call(member, Action::Examine(wire::Examine {}), PATIENCE).await;
     let own = match examined {
         Ok(result) => position_of(member, &result)?,
         Err(error) if says_nothing_of_the_data(error.reason) => return Err(error),
