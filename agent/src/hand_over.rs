@@ -1,15 +1,16 @@
 //! What an agent does before it ends: it asks the coordinator for a lease that outlives it, so that the engine serves on until
 //! the next process is there (rule L7).
 //!
-//! Only the coordinator is asked, never another member, and only for a lease that the coordinator itself renews. The new process
-//! takes the rest of the gate's time from the kernel ([`crate::lease::keeper`]) and says when it relies on that no more.
-//! **Invariant:** ending shortens nothing: without an answer the lease and the gate end when they would have.
+//! Only the coordinator is asked, never another member. Whoever serves asks: also one whom the others endorse, as the coordinator
+//! may be back just now, and one that itself lives on what the process before it has left. The new process takes the rest of the
+//! gate's time from the kernel ([`crate::lease::keeper`]) and says when it relies on that no more. **Invariant:** ending
+//! shortens nothing: without an answer the lease and the gate end when they would have.
 
 use std::time::Duration;
 
 use regent_common::lease::LeaseSource;
 
-use crate::{lease::Standing, node::Node};
+use crate::node::Node;
 
 /// How long an answer is waited for, and the kernel.
 pub const WITHIN: Duration = Duration::from_secs(3);
@@ -52,14 +53,17 @@ fn obstacle(node: &Node) -> Option<&'static str> {
     if !node.lease.has_gate() {
         return Some("no gate closes by itself here: the engine serves on in any case, until the next agent is there");
     }
-    match node.lease.standing() {
+    match standing(node) {
         None => Some("this member holds none"),
-        Some(Standing { source: LeaseSource::Alone, .. }) => Some("nobody could be promoted: it has no end"),
-        Some(Standing { source: LeaseSource::Endorsement, .. }) => {
-            Some("the other members endorse it, and only the coordinator grants a longer one")
-        }
-        Some(Standing { source: LeaseSource::Coordinator, .. }) => None,
+        Some(Some(LeaseSource::Alone)) => Some("nobody could be promoted: it has no end"),
+        Some(Some(LeaseSource::Coordinator | LeaseSource::Endorsement) | None) => None,
     }
+}
+
+/// From whom the lease is that stands, and the gate with it; from whom one is that was found standing nobody knows.
+fn standing(node: &Node) -> Option<Option<LeaseSource>> {
+    let lease = node.lease.authority(&node.ledger().read()).lease?;
+    lease.stands.then_some(lease.source)
 }
 
 async fn wait(node: &Node) -> HandedOver {
@@ -71,7 +75,7 @@ async fn wait(node: &Node) -> HandedOver {
             // So much of it has the kernel (rule G2).
             return HandedOver::For(left / 10 * 9);
         }
-        if node.lease.standing().is_none() {
+        if standing(node).is_none() {
             return HandedOver::Nothing("it has ended meanwhile");
         }
         node.lease.beat();

@@ -89,6 +89,36 @@ async fn the_next_process_lives_on_what_was_handed_over_and_says_when_it_needs_i
 }
 
 #[tokio::test]
+async fn a_process_that_is_told_to_end_before_it_has_a_lease_of_its_own_hands_on_what_it_found() {
+    let authority = Authority::new();
+    let coordinator = authority.issue("coordinator/c1");
+    let mut reign = Reign::begin(&authority, &coordinator).await;
+    short_leases(&mut reign).await;
+    let mut kept = reign.agent.node.ledger().watch();
+    let of_two_seconds = |ledger: &Arc<regent_agent::ledger::Ledger>| {
+        ledger.membership.as_ref().is_some_and(|membership| membership.timing().ttl == Duration::from_secs(2))
+    };
+    within(kept.wait_for(of_two_seconds)).await.unwrap();
+    let gate = reign.gate.clone();
+    let (machine, directory) = reign.agent.end().await;
+    let behind = Arc::new(FakeGate::new(gate.kernel().clone()));
+    let agent = authority.agent_behind(behind, "n1", machine, directory).await;
+    let channel = agent.channel(&coordinator).await;
+    let mut session = Session::open(&channel, hello(7)).await;
+    let open_response::Message::Hello(_) = session.next().await.unwrap() else { panic!("no hello") };
+    assert!(authority_of(&session.heartbeat().await).lease.is_some_and(|lease| lease.stands));
+    let node = agent.node.clone();
+    let ending = tokio::spawn(async move { hand_over(&node).await });
+    while !ending.is_finished() {
+        let heartbeat = session.heartbeat().await;
+        assert_eq!(authority_of(&heartbeat).replaced, None, "it is the one that is being replaced");
+        session.answer(grant(heartbeat.nonce, 30_000, Some(77))).await;
+    }
+    let HandedOver::For(time) = within(ending).await.unwrap() else { panic!("no longer lease") };
+    assert!(time > Duration::from_secs(20), "{time:?}");
+}
+
+#[tokio::test]
 async fn without_an_answer_the_agent_ends_all_the_same_and_shortens_nothing() {
     let authority = Authority::new();
     let coordinator = authority.issue("coordinator/c1");
