@@ -130,7 +130,8 @@ impl<'a> Cast<'a> {
         match self.chance.within(0..3) {
             0 => {
                 let away = self.ttl + self.chance.millis(1000..15_000);
-                self.stage(None, 0..1, vec![on(Kind::AgentRestart, &primary, away)]);
+                // Whoever was cut off before has to be in touch with the coordinator again: only that one is asked.
+                self.stage(None, 6000..7000, vec![on(Kind::AgentRestart, &primary, away)]);
                 let until = u64::try_from(away.as_millis()).expect("seconds");
                 self.stage(
                     None,
