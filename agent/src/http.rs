@@ -152,6 +152,9 @@ fn measure(authority: &Authority, epoch: Option<Epoch>) {
     let one_if = |is: bool| if is { 1.0 } else { 0.0 };
     metrics::gauge!("regent_agent_epoch").set(epoch.0 as f64);
     metrics::gauge!("regent_agent_lease_remaining_seconds").set(left);
+    // From whom a lease is that stands, only a process does not know which has found the gate open (rule L7).
+    let found = lease.is_some_and(|lease| lease.source.is_none());
+    metrics::gauge!("regent_agent_lease_of_the_process_before").set(one_if(found));
     // A lease is told to stand only with the gate open, where there is one.
     metrics::gauge!("regent_agent_gate_open").set(one_if(lease.is_some() && authority.fence.timed_gate));
     metrics::gauge!("regent_agent_promise_remaining_seconds").set(authority.prepare_in.as_secs_f64());
@@ -226,6 +229,10 @@ mod tests {
         for line in ["regent_agent_epoch 7", "regent_agent_lease_remaining_seconds 2.5", "regent_agent_gate_open 1"] {
             assert!(open.contains(line), "{line}: {open}");
         }
+        assert!(open.contains("regent_agent_lease_of_the_process_before 0"), "{open}");
+        authority.lease.as_mut().unwrap().source = None;
+        let found = shown(&authority, Some(Epoch(7)));
+        assert!(found.contains("regent_agent_lease_of_the_process_before 1"), "{found}");
         authority.lease = seen(Role::Primary, Some(false)).authority.lease;
         let closed = shown(&authority, Some(Epoch(7)));
         assert!(closed.contains("regent_agent_lease_remaining_seconds 0\n"), "{closed}");

@@ -9,6 +9,7 @@ pub mod engine;
 pub mod enroll;
 pub mod force;
 pub mod gate;
+pub mod hand_over;
 pub mod helper;
 pub mod host;
 pub mod http;

@@ -69,6 +69,9 @@ struct Notable {
     /// The lease stands; the electorate that is acknowledged.
     stands: bool,
     acknowledged: Option<u64>,
+    /// A lease is handed over, or was and is replaced (rule L7).
+    hand_over: bool,
+    replaced: Option<u64>,
 }
 
 /// One open session.
@@ -425,6 +428,8 @@ impl Notable {
             dirty: seen.dirty,
             stands: seen.authority.lease.as_ref().is_some_and(|lease| lease.stands),
             acknowledged: seen.authority.electorate.as_ref().map(|electorate| electorate.version),
+            hand_over: seen.authority.hand_over,
+            replaced: seen.authority.replaced,
         }
     }
 }

@@ -456,6 +456,7 @@ async fn an_engine_becomes_writable_only_under_a_grant_that_is_meant_for_it() {
         ttl_millis: 60_000,
         electorate: Some(regent_proto::types::v1::Electorate { version: 1, members: Vec::new() }),
         established: true,
+        handed_over: None,
     };
     let answer = |nonce, grant| {
         let answer = HeartbeatAnswer { nonce, grant, stored_epoch: 1, heartbeat_millis: 50, ttl_millis: 60_000 };

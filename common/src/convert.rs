@@ -372,6 +372,8 @@ impl From<&Authority> for wire::Authority {
             prepare_in_millis: to_millis(authority.prepare_in),
             fence: Some((&authority.fence).into()),
             forced: authority.forced.as_ref().map(Into::into),
+            hand_over: authority.hand_over,
+            replaced: authority.replaced,
         }
     }
 }
@@ -389,6 +391,8 @@ impl TryFrom<wire::Authority> for Authority {
             prepare_in: Duration::from_millis(message.prepare_in_millis),
             fence: message.fence.map(Into::into).unwrap_or_default(),
             forced: message.forced.map(Forced::try_from).transpose()?,
+            hand_over: message.hand_over,
+            replaced: message.replaced,
         })
     }
 }
@@ -403,6 +407,7 @@ impl From<&Grant> for agent::Grant {
             ttl_millis: u32::try_from(grant.ttl.as_millis()).unwrap_or(u32::MAX),
             electorate: Some((&grant.electorate).into()),
             established: true,
+            handed_over: grant.handed_over,
         }
     }
 }
@@ -417,6 +422,7 @@ impl TryFrom<agent::Grant> for Grant {
             epoch: Epoch(message.epoch),
             ttl: Duration::from_millis(message.ttl_millis.into()),
             electorate: message.electorate.ok_or_else(|| missing("electorate"))?.try_into()?,
+            handed_over: message.handed_over,
         })
     }
 }
@@ -670,12 +676,19 @@ mod tests {
                 at: jiff::Timestamp::UNIX_EPOCH,
                 confirmed_off: ["db2", "db3"].map(|member| member.parse().unwrap()).into(),
             }),
+            hand_over: true,
+            replaced: Some(77),
         }
     }
 
     #[test]
     fn a_grant_without_a_time_or_an_electorate_is_refused() {
-        let grant = Grant { epoch: Epoch(1), ttl: Duration::from_secs(5), electorate: Electorate::default() };
+        let grant = Grant {
+            epoch: Epoch(1),
+            ttl: Duration::from_secs(5),
+            electorate: Electorate::default(),
+            handed_over: Some(9),
+        };
         let sent = agent::Grant::from(&grant);
         assert_eq!(Grant::try_from(sent.clone()), Ok(grant));
         assert!(Grant::try_from(agent::Grant { ttl_millis: 0, ..sent.clone() }).is_err());

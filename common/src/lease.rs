@@ -153,6 +153,11 @@ pub struct Authority {
     pub fence: FenceStages,
     /// Whether a person has made it the primary of its epoch without a coordinator.
     pub forced: Option<Forced>,
+    /// Whether its agent is about to be restarted and asks for a lease that outlives it (rule L7).
+    pub hand_over: bool,
+    /// The mark ([`Grant::handed_over`]) of the lease of an earlier process that this one relies on no more: since its own
+    /// first grant the gate stands open by that alone (rule L7).
+    pub replaced: Option<u64>,
 }
 
 /// A lease, for one member at one epoch: what the coordinator answers a heartbeat with.
@@ -164,6 +169,9 @@ pub struct Grant {
     pub ttl: Duration,
     /// Whom to ask when the coordinator is away.
     pub electorate: Electorate,
+    /// The mark of a lease that an earlier process of this member's agent was granted for its restart and that may stand yet:
+    /// the coordinator counts with it until it hears the mark again (rule L7).
+    pub handed_over: Option<u64>,
 }
 
 /// Why a name is no profile.
@@ -223,6 +231,8 @@ impl Timing {
     pub const LEAST_HEARTBEAT: Duration = Duration::from_millis(50);
     /// The longest lease that anybody is granted or promises.
     pub const LONGEST_TTL: Duration = Duration::from_secs(120);
+    /// How long a lease lasts that an agent asks for before its restart (rule L7). Longer than that of any profile.
+    pub const HAND_OVER_TTL: Duration = Duration::from_secs(30);
 
     /// The times that were said, if a lease can be kept by them: three heartbeats fit into it, and it is not absurdly long.
     pub fn checked(heartbeat: Duration, ttl: Duration) -> Result<Self, UntenableTimes> {
@@ -264,6 +274,7 @@ mod tests {
             assert!(suspect_after > heartbeat * 2 && suspect_after < ttl);
             assert!(margin(ttl) >= ttl / 100, "{profile}: rule A1 wants one percent");
             assert!(Timing::checked(heartbeat, ttl).is_ok(), "{profile}: what is granted is taken");
+            assert!(Timing::HAND_OVER_TTL > ttl && Timing::checked(heartbeat, Timing::HAND_OVER_TTL).is_ok());
             assert_eq!(profile.as_str().parse(), Ok(profile));
         }
         assert!("quick".parse::<Profile>().is_err());

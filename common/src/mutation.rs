@@ -42,6 +42,10 @@ rules! {
     L2Restart = "l2-restart";
     /// A grant is sent before `established` is stored.
     L5Established = "l5-established";
+    /// A lease that was granted for a restart of an agent is waited for like any other.
+    L7Wait = "l7-wait";
+    /// The first word of a new process takes back the end of the lease that the one before was granted for the restart.
+    L7Replaced = "l7-replaced";
     /// An engine starts as a primary without a lease.
     L6Boot = "l6-boot";
     /// The gate drops only what comes in.

@@ -31,10 +31,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::of(&error))?;
     let ended = runtime.block_on(async {
-        let stop = CancellationToken::new();
-        stop_on_signal(&stop).map_err(|error| Failure::of(&error))?;
+        let (leave, stop) = (CancellationToken::new(), CancellationToken::new());
+        end_on_signal(&leave, &stop).map_err(|error| Failure::of(&error))?;
         // On the heap: the daemon's state would otherwise be part of the stack of `main`.
-        Box::pin(Daemon { config, engines: ENGINES, metrics }.run(stop)).await.map_err(|error| failure(&error))
+        Box::pin(Daemon { config, engines: ENGINES, metrics }.run(leave, stop)).await.map_err(|error| failure(&error))
     });
     // Threads that wait for a hung disk must not keep the process.
     runtime.shutdown_background();
@@ -55,13 +55,21 @@ fn failure(error: &DaemonError) -> Failure {
     Failure::new(code, ErrorChain(error).to_string())
 }
 
-fn stop_on_signal(stop: &CancellationToken) -> std::io::Result<()> {
-    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-        let (mut signals, stop) = (signal(kind)?, stop.clone());
-        tokio::spawn(async move {
-            signals.recv().await;
-            stop.cancel();
-        });
-    }
+/// SIGTERM is a planned end, after which another agent is expected: the lease is handed over first (rule L7). A second one, or
+/// SIGINT, ends at once.
+fn end_on_signal(leave: &CancellationToken, stop: &CancellationToken) -> std::io::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (leave, stop) = (leave.clone(), stop.clone());
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => leave.cancel(),
+            _ = interrupt.recv() => return stop.cancel(),
+        }
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.cancel();
+    });
     Ok(())
 }

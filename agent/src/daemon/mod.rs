@@ -1,7 +1,8 @@
 //! The running agent: everything put together, from the configuration to the end.
 //!
 //! **Invariants:** ending, being killed and starting again never touch the engine's process; one agent per state
-//! directory, by a lock that the kernel drops with the process.
+//! directory, by a lock that the kernel drops with the process. That lock is also why a new process may take the word of the
+//! one before for past: what was granted to it for a restart cannot be used any more once the new one runs (rule L7).
 
 mod assembly;
 mod contact;
@@ -38,7 +39,7 @@ use crate::{
     enroll::{Addresses, Enrollment},
     force::Force,
     gate::{Gate, measured::Measured, nftables::NftablesGate, none::NoGate},
-    host, http,
+    hand_over, host, http,
     ledger::{LedgerError, LedgerStore, RealDisk},
     local,
     member::{Engines, Member, Place, data_in},
@@ -146,8 +147,9 @@ async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, D
 // === impl Daemon ===
 
 impl Daemon {
-    /// Runs until told to stop. The engine goes on in either case.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), DaemonError> {
+    /// Runs until told to stop, at once, or to `leave`: then it hands its lease over first (rule L7). The engine goes on in
+    /// either case.
+    pub async fn run(self, leave: CancellationToken, stop: CancellationToken) -> Result<(), DaemonError> {
         let config = &self.config;
         let (identity, name) = self.identity()?;
         folder(&config.state_dir, 0o700)?;
@@ -174,9 +176,11 @@ impl Daemon {
             coordinators: self.coordinators(),
             addresses: Addresses::of(config),
         };
-        let Assembled { node, routes, revocations, force } = assembly.start(&stop).await?;
         // Whatever ends the agent ends all of it.
         let _all = stop.clone().drop_guard();
+        let Some(assembled) = leave.run_until_cancelled(assembly.start(&stop)).await else { return Ok(()) };
+        let Assembled { node, routes, revocations, force } = assembled?;
+        tokio::spawn(leave_when_told(Arc::clone(&node), leave, stop.clone()));
         self.spawn_around(&node, force, &identity, plain, &stop);
         tracing::info!(node = %node.name, address = %config.listen, "the agent runs");
         if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
@@ -279,6 +283,21 @@ impl std::fmt::Debug for Daemon {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Daemon").field("config", &self.config).finish_non_exhaustive()
     }
+}
+
+/// Ends the agent when it is told to leave, with its lease handed over (rule L7). A machine that goes down takes the engine with
+/// it: then the lease is left to end as soon as it would, so that another member takes over soon.
+async fn leave_when_told(node: Arc<Node>, leave: CancellationToken, stop: CancellationToken) {
+    let leaving = async {
+        leave.cancelled().await;
+        if host::goes_down().await {
+            tracing::info!("no lease is handed over: the machine goes down");
+        } else {
+            hand_over::hand_over(&node).await;
+        }
+    };
+    stop.run_until_cancelled(leaving).await;
+    stop.cancel();
 }
 
 async fn upkeep(metrics: PrometheusHandle, stop: CancellationToken) {

@@ -28,6 +28,19 @@ pub fn disk(folder: &Path) -> Option<(u64, u64)> {
     Some((facts.f_blocks * facts.f_frsize, facts.f_bavail * facts.f_frsize))
 }
 
+/// How long the init system is asked whether the machine goes down.
+const ASKED_FOR: Duration = Duration::from_millis(500);
+
+/// Whether the whole machine is being stopped, by systemd's word; false where there is none.
+pub async fn goes_down() -> bool {
+    let asked = tokio::process::Command::new("systemctl").arg("is-system-running").kill_on_drop(true).output();
+    match tokio::time::timeout(ASKED_FOR, asked).await {
+        Ok(Ok(answer)) => answer.stdout.trim_ascii() == b"stopping",
+        // Whether it is stopped is not known: then it is not.
+        Ok(Err(_)) | Err(_) => false,
+    }
+}
+
 /// Measures on the period until told to stop.
 pub async fn run(facts: watch::Sender<HostFacts>, data_root: PathBuf, period: Duration, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(period);

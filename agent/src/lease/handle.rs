@@ -5,14 +5,17 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use regent_common::{
-    clock::Clock,
+    clock::{Clock, Moment},
     ids::Epoch,
-    lease::{Authority, FenceStages, Grant, LeaseReport, Timing},
+    lease::{Authority, FenceStages, Grant, LeaseReport, LeaseSource, Timing},
     mutation::{self, Rule},
 };
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -81,6 +84,16 @@ pub(super) struct Kernel {
     pub(super) confirmed: Option<(Epoch, u64)>,
     /// Epoch for which the gate stands open.
     pub(super) open_for: Option<Epoch>,
+    /// The opening that an earlier process of this agent has left, while this one has not replaced it (rule L7).
+    pub(super) inherited: Option<Inherited>,
+}
+
+/// An opening of the gate under a lease of an earlier process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Inherited {
+    pub(super) epoch: Epoch,
+    /// When the kernel ends it; `None` for never.
+    pub(super) end: Option<Moment>,
 }
 
 /// What is shared with the keeper.
@@ -97,6 +110,10 @@ pub(super) struct Shared {
     pub(super) beats: watch::Sender<u64>,
     /// The epoch whose lease has lapsed, or is about to, where no gate closes by itself (rule G6).
     pub(super) lapsed: watch::Sender<Option<Epoch>>,
+    /// Whether this process is about to end and asks for a lease that outlives it (rule L7).
+    hands_over: AtomicBool,
+    /// The end of such a lease, once the kernel has confirmed a gate that stands open by it.
+    pub(super) handed_over: watch::Sender<Option<Moment>>,
 }
 
 /// A handle; clones share the lease.
@@ -109,6 +126,14 @@ pub struct LeaseHandle {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is locked here is changed by assignments that cannot stop half-way.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// === impl Inherited ===
+
+impl Inherited {
+    fn stands(&self, now: Moment) -> bool {
+        self.end.is_none_or(|end| !end.held_for(now).is_zero())
+    }
 }
 
 // === impl Shared ===
@@ -126,7 +151,13 @@ impl Shared {
             changes: watch::channel(0).0,
             beats: watch::channel(0).0,
             lapsed: watch::channel(None).0,
+            hands_over: AtomicBool::new(false),
+            handed_over: watch::channel(None).0,
         }
+    }
+
+    pub(super) fn hands_over(&self) -> bool {
+        self.hands_over.load(Ordering::Relaxed)
     }
 
     pub(super) fn holder(&self) -> MutexGuard<'_, Holder> {
@@ -171,15 +202,20 @@ impl LeaseHandle {
 
     /// Hands in the coordinator's answer. False when it answers nothing that this process asked: it was dropped.
     pub fn answered(&self, answer: Answer) -> bool {
-        let counted = {
+        let (counted, marked) = {
             let mut holder = self.shared.holder();
+            let known = holder.handed_over();
             let counted = holder.answered(self.shared.clock.now(), answer.nonce, answer.grant, answer.stored_epoch);
             // Times that come with an answer to nothing may be of a profile that is over.
             if let Some(timing) = answer.timing.filter(|_| counted) {
                 holder.set_timing(timing);
             }
-            counted
+            (counted, holder.handed_over() != known)
         };
+        if marked {
+            // The coordinator waits for the word that what it names is replaced.
+            self.shared.changes.send_modify(|count| *count += 1);
+        }
         self.shared.wake.notify_one();
         counted
     }
@@ -225,6 +261,23 @@ impl LeaseHandle {
         self.shared.lapsed.subscribe()
     }
 
+    /// Asks the coordinator, from the next heartbeat on, for a lease that outlives this process (rule L7). It is not taken
+    /// back: whoever asks is about to end.
+    pub fn ask_to_hand_over(&self) {
+        self.shared.hands_over.store(true, Ordering::Relaxed);
+        self.beat();
+    }
+
+    /// Has a heartbeat sent at once.
+    pub fn beat(&self) {
+        self.shared.beats.send_modify(|count| *count += 1);
+    }
+
+    /// The end of a lease that outlives this process, once the kernel has confirmed a gate that stands open by it.
+    pub fn handed_over(&self) -> watch::Receiver<Option<Moment>> {
+        self.shared.handed_over.subscribe()
+    }
+
     /// Whether a frozen agent is covered: the kernel closes the gate by itself.
     pub fn has_gate(&self) -> bool {
         self.shared.abilities.timed_gate
@@ -236,22 +289,31 @@ impl LeaseHandle {
         let Abilities { timed_gate, destroys_sockets, survives_flush, problems } = self.shared.abilities.clone();
         let fence = FenceStages { timed_gate, destroys_sockets, survives_flush, problems };
         let Some(membership) = &ledger.membership else { return Authority { fence, ..Authority::default() } };
-        let (standing, reigns, obeyed) = {
+        let (standing, reigns, obeyed, mark) = {
             let holder = self.shared.holder();
-            (holder.standing(now), holder.reign().is_some(), holder.obeyed().cloned())
+            (holder.standing(now), holder.reign().is_some(), holder.obeyed().cloned(), holder.handed_over())
         };
         // What is acknowledged is what the ledger has (rule M1), not what is merely obeyed.
         let recorded = if mutation::broken(Rule::M1Ledger) { obeyed } else { membership.electorate.clone() };
         let kernel = self.shared.kernel().clone();
         // A lease behind a gate that the kernel does not open is of no use to anybody.
         let open = !self.has_gate() || kernel.open_for == Some(membership.epoch);
-        let standing = standing.filter(|_| open);
+        let standing = standing.filter(|_| open).map(|standing| (standing.end, Some(standing.source)));
+        // What an earlier process was granted stands as long as its gate does (rules G2, L7). One without an end has nobody who
+        // could be promoted; from whom another is, this process does not know.
+        let inherited = kernel.inherited.filter(|gate| gate.epoch == membership.epoch && gate.stands(now));
+        let inherited = inherited.map(|gate| (gate.end, gate.end.is_none().then_some(LeaseSource::Alone)));
+        let stands = standing.or(inherited);
         let lease = reigns.then(|| LeaseReport {
             epoch: membership.epoch,
-            stands: standing.is_some(),
-            source: standing.map(|standing| standing.source),
-            remaining: standing.and_then(|standing| standing.end).map_or(Duration::ZERO, |end| end.held_for(now)),
+            stands: stands.is_some(),
+            source: stands.and_then(|(_, source)| source),
+            remaining: stands.and_then(|(end, _)| end).map_or(Duration::ZERO, |end| end.held_for(now)),
         });
+        let hands_over = self.shared.hands_over();
+        // An opening of our own has taken the place of what was left (rule L7). Who hands over himself is not who comes after.
+        let replaced =
+            mark.filter(|_| !hands_over && kernel.confirmed.is_some_and(|(epoch, _)| epoch == membership.epoch));
         let fits = |version| {
             mutation::broken(Rule::M1Gate)
                 || kernel.confirmed.is_some_and(|(epoch, known)| epoch == membership.epoch && known >= version)
@@ -267,6 +329,8 @@ impl LeaseHandle {
             prepare_in: promises.prepare_in(now, membership.epoch.next(), membership.longest_ttl()),
             fence,
             forced: membership.forced.clone(),
+            hand_over: hands_over && reigns,
+            replaced,
         }
     }
 
@@ -289,7 +353,7 @@ impl LeaseHandle {
         let held = async {
             loop {
                 // A heartbeat that is sent now brings the grant soonest.
-                self.shared.beats.send_modify(|count| *count += 1);
+                self.beat();
                 let again = self.timing().heartbeat;
                 if self.holds(epoch) {
                     return;

@@ -44,7 +44,7 @@ pub fn grant_all(lease: &LeaseHandle, ledger: &LedgerStore) {
             let (epoch, timing) = (membership.epoch, Profile::Standard.timing());
             let electorate = Electorate { version: 1, ..Electorate::default() };
             // Long enough that no test outlives it.
-            let grant = Some(Grant { epoch, ttl: Duration::from_secs(600), electorate });
+            let grant = Some(Grant { epoch, ttl: Duration::from_secs(600), electorate, handed_over: None });
             let nonce = granting.stamp();
             granting.answered(Answer { nonce, grant, stored_epoch: epoch, timing: Some(timing) });
         }

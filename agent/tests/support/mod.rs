@@ -8,6 +8,7 @@
 )]
 
 pub mod lease;
+pub mod reign;
 pub mod session;
 pub mod wire;
 

@@ -151,6 +151,8 @@ fn health(facts: &ClusterFacts<'_>) -> (wire::Health, Vec<String>) {
             Verdict::EngineDown | Verdict::EngineHung | Verdict::StorageHung | Verdict::Lost | Verdict::Dirty => {
                 wire::Health::Down
             }
+            // It serves on, by a lease that outlives its agent.
+            Verdict::NodeUnreachable if !facts.succession.handed_over.is_zero() => wire::Health::Degraded,
             Verdict::NodeUnreachable
             | Verdict::NodeLost
             | Verdict::Quarantined
@@ -312,6 +314,8 @@ pub fn node(
     } else if view.connected {
         let left_over = view.observation.as_ref().filter(|_| assignment.is_none());
         left_over.map(|seen| format!("the node is not free: {}", self::left_over(seen))).unwrap_or_default()
+    } else if view.observation.as_ref().is_some_and(|seen| seen.authority.hand_over) {
+        format!("the agent is being restarted, and handed its lease over before it ended: {}", view.problem)
     } else if view.problem.is_empty() {
         "the node has not been heard yet".to_owned()
     } else {

@@ -4,6 +4,9 @@
 //! is only ever raised (rule L2): it is at or after the end of every lease that was granted and of every acknowledgement
 //! that was counted. A grant goes only to the stored primary, or candidate, of the present epoch, once that is stored as
 //! established (rules L1, L5). After a start no lease counts as over before the longest that may have been granted is.
+//!
+//! A lease that outlives its agent (rule L7) has a latest end of its own ([`hand_over`]): that one goes back, when the agent
+//! that has come since says that it relies on such a lease no more, or a fence was answered.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +23,10 @@ use regent_common::{
 };
 use regent_proto::agent::v1::{self as wire, HeartbeatAnswer};
 
+use self::hand_over::HandOver;
 use crate::{cluster::ClusterHandle, model::cluster::ClusterRecord};
+
+mod hand_over;
 
 /// All clusters' authorities, by id.
 pub struct Authorities {
@@ -37,8 +43,10 @@ pub struct Authority {
 
 #[derive(Debug, Clone)]
 struct State {
-    /// Nothing that was granted stands after this, by both clocks.
+    /// Nothing that was granted stands after this, by both clocks, but for a hand-over.
     latest_end: Moment,
+    /// Leases that were granted for the restart of an agent.
+    hand_over: HandOver,
     /// The epoch whose lease is not renewed any more, because a failover waits for its end.
     suspended: Option<Epoch>,
     /// Nothing is granted at all (rule T4).
@@ -53,6 +61,11 @@ struct State {
 // === impl State ===
 
 impl State {
+    /// Nothing that was granted stands after this, by both clocks.
+    fn end(&self) -> Moment {
+        self.latest_end.later(self.hand_over.end())
+    }
+
     fn is_held_elsewhere(&self, member: &MemberName, boot: &str) -> bool {
         self.holder.as_ref().is_some_and(|(holder, granted)| holder == member && granted != boot)
     }
@@ -74,11 +87,16 @@ impl Authorities {
     pub fn register(&self, cluster: &Arc<ClusterHandle>, found: bool) -> Arc<Authority> {
         let record = cluster.record();
         let found = found && !mutation::broken(Rule::L2Restart);
-        let longest = record.as_ref().filter(|_| found).map(|record| record.longest_ttl());
-        let latest_end =
-            longest.map_or_else(Moment::default, |longest| self.clock.now().plus(longest + margin(longest)));
+        let granted = record.as_ref().filter(|_| found);
+        let end = |ttl: Duration| self.clock.now().plus(ttl + margin(ttl));
+        let latest_end = granted.map_or_else(Moment::default, |record| end(record.longest_ttl()));
+        let lent = granted.and_then(|record| Some((record.reign.as_ref()?, record.hand_over_ttl()?)));
+        let hand_over = lent.map_or_else(HandOver::default, |(reign, ttl)| {
+            HandOver::found(reign.primary.clone(), reign.epoch, end(ttl))
+        });
+        let lapsed_until = latest_end.later(hand_over.end());
         let state =
-            Mutex::new(State { latest_end, suspended: None, frozen: false, lapsed_until: latest_end, holder: None });
+            Mutex::new(State { latest_end, hand_over, suspended: None, frozen: false, lapsed_until, holder: None });
         let authority = Arc::new(Authority { clock: self.clock.clone(), cluster: Arc::clone(cluster), state });
         if let Some(record) = record {
             let mut by_cluster = self.by_cluster.write().unwrap_or_else(PoisonError::into_inner);
@@ -133,7 +151,7 @@ fn grantee(record: &ClusterRecord) -> Option<(&MemberName, Grant)> {
     let reign = record.reign.as_ref().filter(|reign| reign.epoch == record.epoch && record.established)?;
     let stored = record.primary.as_ref().or(record.candidate.as_ref())?;
     let ttl = record.policy.profile.timing().ttl;
-    let grant = Grant { epoch: record.epoch, ttl, electorate: reign.newest().clone() };
+    let grant = Grant { epoch: record.epoch, ttl, electorate: reign.newest().clone(), handed_over: None };
     (*stored == reign.primary).then_some((stored, grant))
 }
 
@@ -154,17 +172,21 @@ impl Authority {
             return nothing;
         }
         let timing = record.policy.profile.timing();
-        // A lease that is longer than any that is granted now was granted before: by a profile that was changed, or by a coordinator
-        // whose store this one is an old backup of. The latter is known from its holder alone (rules L2, T4).
+        // A lease that is longer than what is counted here was granted before: by a coordinator whose store this one is an old
+        // backup of. It is known from its holder alone (rules L2, T4).
         let reigns = |epoch: Epoch| record.reign.as_ref().is_some_and(|r| r.primary == seen.member && r.epoch == epoch);
         let longer = |lease: &&LeaseReport| lease.stands && lease.remaining > timing.ttl && reigns(lease.epoch);
-        if let Some(lease) = seen.authority.lease.as_ref().filter(longer) {
-            let left = lease.remaining.min(Timing::LONGEST_TTL);
-            state.latest_end = state.latest_end.later(self.clock.now().plus(left + margin(left)));
+        let heeded = !mutation::broken(Rule::L7Wait) && !mutation::broken(Rule::L7Replaced);
+        if let Some(lease) = seen.authority.lease.as_ref().filter(longer).filter(|_| heeded) {
+            let (now, left) = (self.clock.now(), lease.remaining.min(Timing::LONGEST_TTL));
+            if state.end().awaited_for(now) < left {
+                state.latest_end = state.latest_end.later(now.plus(left + margin(left)));
+            }
         }
         let granted = grantee(&record).filter(|(member, _)| **member == seen.member);
-        let grant = granted.zip(boot).and_then(|((_, grant), boot)| {
+        let grant = granted.zip(boot).and_then(|((_, mut grant), boot)| {
             let now = self.clock.now();
+            state.hand_over.hear(seen);
             // An acknowledgement counts like a grant, also one that gets none in return (rules M1, L2): when it is news. It is said
             // again with every heartbeat, and would keep the end away from who waits for it as long as somebody is heard.
             let news = |version| record.reign.as_ref().is_some_and(|reign| version > reign.acknowledged().version);
@@ -174,16 +196,23 @@ impl Authority {
             let lapsed = !stands && state.keeps_lapsed(now);
             // Of two boots that say that they are the primary the one that holds the lease keeps it (rule T5): another one waits
             // until it is over, as for an endorsement (rule E2).
-            let other = state.is_held_elsewhere(&seen.member, boot) && !state.latest_end.awaited_for(now).is_zero();
+            let other = state.is_held_elsewhere(&seen.member, boot) && !state.end().awaited_for(now).is_zero();
             let withheld = other || state.frozen || state.suspended == Some(record.epoch) || lapsed;
             if !withheld || acknowledges {
                 let end = now.plus(grant.ttl + margin(grant.ttl));
                 state.latest_end = if mutation::broken(Rule::L2Maximum) { end } else { state.latest_end.later(end) };
             }
-            if !withheld {
-                state.holder = Some((seen.member.clone(), boot.to_owned()));
+            if withheld {
+                return None;
             }
-            (!withheld).then_some(grant)
+            state.holder = Some((seen.member.clone(), boot.to_owned()));
+            if seen.authority.hand_over && seen.epoch == record.epoch && state.hand_over.is_open() {
+                grant.ttl = Timing::HAND_OVER_TTL;
+                state.hand_over.lend(&seen.member, record.epoch, now);
+            } else if !seen.authority.hand_over {
+                grant.handed_over = state.hand_over.mark(&seen.member, record.epoch, now);
+            }
+            Some(grant)
         });
         let grant = grant.map(|grant| wire::Grant {
             cluster_id: record.id.to_string(),
@@ -239,7 +268,34 @@ impl Authority {
             return Duration::ZERO;
         }
         let now = self.clock.now();
-        self.state().latest_end.awaited_for(now)
+        self.state().end().awaited_for(now)
+    }
+
+    /// How long a lease may still stand that was granted for the restart of an agent (rule L7); zero when none can.
+    pub fn handed_over_left(&self) -> Duration {
+        let now = self.clock.now();
+        self.state().hand_over.end().awaited_for(now)
+    }
+
+    /// Whether leases are granted for restarts of an agent.
+    pub fn grants_hand_over(&self) -> bool {
+        self.state().hand_over.is_open()
+    }
+
+    /// Grants leases for restarts from now on. Only once the store has their length (rules L2, L7).
+    pub fn open_hand_over(&self) {
+        self.state().hand_over.open();
+    }
+
+    /// Grants none any more, unless one may still stand; whether none can, so that the store need not have their length.
+    pub fn close_hand_over(&self) -> bool {
+        let now = self.clock.now();
+        self.state().hand_over.close(now)
+    }
+
+    /// A member has answered the fence of a higher epoch: no lease of its earlier ones stands (rule G5).
+    pub fn fenced(&self, member: &MemberName, below: Epoch) {
+        self.state().hand_over.fenced(member, below);
     }
 }
 

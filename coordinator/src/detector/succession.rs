@@ -19,6 +19,8 @@ use crate::{model::cluster::ClusterRecord, nodes::NodeView};
 pub struct Succession {
     /// How long a lease that this coordinator granted may still stand.
     pub lease_left: Duration,
+    /// How long one may still stand that was granted for a restart of the primary's agent (rule L7); zero for none.
+    pub handed_over: Duration,
     /// A member that reports that the primary's lease stands (rule E4).
     pub reported_by: Option<MemberName>,
     /// Whether the primary's host closes its gate by itself (rule G6).
@@ -75,6 +77,8 @@ pub fn gather(
     });
     Succession {
         lease_left,
+        // The authority's, which the caller adds.
+        handed_over: Duration::ZERO,
         reported_by: reported_by.map(|(member, _)| (*member).clone()),
         gated: reign.gated,
         free: free.cloned().collect(),

@@ -59,6 +59,10 @@ pub struct ClusterRecord {
     /// Longest lease that may ever have been granted, in milliseconds (rule L2).
     #[serde(default)]
     pub longest_ttl_millis: u64,
+    /// Length of the lease that an agent may have been granted for its restart, in milliseconds; 0 when none can stand any more
+    /// (rules L2, L7).
+    #[serde(default)]
+    pub hand_over_millis: u64,
     /// Members whose engine may accept writes: they were primary, or a promotion was sent to them, and have not answered a
     /// fence since. Nobody else is promoted before this is empty.
     pub may_be_writable: BTreeSet<MemberName>,
@@ -212,9 +216,14 @@ impl ClusterRecord {
         self.members.iter().filter(|(name, _)| self.primary.as_ref() != Some(*name))
     }
 
-    /// The longest lease that may have been granted.
+    /// The longest lease that may have been granted, but for a restart of an agent.
     pub fn longest_ttl(&self) -> Duration {
         Duration::from_millis(self.longest_ttl_millis).max(self.policy.profile.timing().ttl)
+    }
+
+    /// The lease that may have been granted for the restart of an agent (rule L7); `None` when none can stand any more.
+    pub fn hand_over_ttl(&self) -> Option<Duration> {
+        Some(Duration::from_millis(self.hand_over_millis)).filter(|ttl| !ttl.is_zero())
     }
 
     /// Sets the profile, and keeps the longest lease of all, before one of the new length is granted (rule L2).

@@ -33,6 +33,7 @@ pub(crate) fn cluster() -> ClusterRecord {
         reign: Some(Reign::new(Epoch(1), name(1), [name(2)].into(), true)),
         base: None,
         longest_ttl_millis: 0,
+        hand_over_millis: 0,
         may_be_writable: BTreeSet::new(),
         reigned: BTreeMap::new(),
         members: (1..=2)

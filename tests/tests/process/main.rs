@@ -16,6 +16,7 @@ mod identity;
 mod joining;
 mod late_answers;
 mod network;
+mod planned_restart;
 mod promote;
 mod security;
 mod stock_clients;

@@ -74,6 +74,38 @@ impl Simulation<'_> {
         }
     }
 
+    /// Tells an agent to end, or starts it again. One that has not ended by then does at once.
+    pub(crate) fn leave(&mut self, host: &str, away: bool) {
+        if away {
+            self.oracle.hands_over(self.now());
+            *self.leaving.entry(host.to_owned()).or_default() += 1;
+            self.machine(host).leave.tell(true);
+            return;
+        }
+        let Some(times) = self.leaving.get_mut(host) else { return };
+        *times -= 1;
+        if *times == 0 {
+            self.leaving.remove(host);
+            self.end_left(host, true);
+            self.left.remove(host);
+            self.kill(host, false);
+        }
+    }
+
+    /// Ends the processes of agents that have handed over what they had.
+    pub(crate) fn end_all_left(&mut self) {
+        let hosts: Vec<String> = self.leaving.keys().cloned().collect();
+        hosts.iter().for_each(|host| self.end_left(host, false));
+    }
+
+    fn end_left(&mut self, host: &str, in_any_case: bool) {
+        let ready = self.machine(host).leave.is_ready() || in_any_case;
+        if ready && self.left.insert(host.to_owned()) {
+            self.machine(host).leave.tell(false);
+            self.kill(host, true);
+        }
+    }
+
     /// Turns a machine's power off, or on again.
     pub(crate) fn power(&mut self, host: &str, on: bool) {
         self.network.isolate(host, !on);

@@ -23,6 +23,8 @@ pub(crate) enum Kind {
     Hold,
     /// An agent's process ends and starts again.
     AgentCrash,
+    /// An agent is told to end, hands its lease over, and starts again.
+    AgentRestart,
     /// An agent stands still, which its clocks count.
     AgentPause,
     /// A machine stands still and its clocks with it.
@@ -75,6 +77,7 @@ const WEIGHTS: &[(Kind, u64)] = &[
     (Kind::Delay, 4),
     (Kind::Hold, 6),
     (Kind::AgentCrash, 10),
+    (Kind::AgentRestart, 8),
     (Kind::AgentPause, 8),
     (Kind::MachinePause, 6),
     (Kind::Sleep, 3),
@@ -121,6 +124,7 @@ impl Kind {
         match self {
             Self::EngineCrash | Self::Restored | Self::StartedByHand | Self::DataLost => 1..2000,
             Self::AgentCrash | Self::CoordinatorCrash => 50..6000,
+            Self::AgentRestart => 300..12_000,
             Self::PowerCut | Self::AllPower => 500..9000,
             Self::Partition | Self::OneWay | Self::Isolation | Self::Hold | Self::Delay => 200..10_000,
             Self::AgentPause | Self::MachinePause | Self::Sleep => 100..8000,
@@ -142,6 +146,7 @@ impl fmt::Display for Fault {
             }
             Kind::Isolation
             | Kind::AgentCrash
+            | Kind::AgentRestart
             | Kind::AgentPause
             | Kind::MachinePause
             | Kind::Sleep
@@ -241,6 +246,7 @@ impl Fault {
             Kind::Delay => simulation.network.slow(host, other, begins.then_some(Duration::from_millis(700))),
             Kind::Hold => simulation.network.hold(host, other, begins),
             Kind::AgentCrash => simulation.kill(host, begins),
+            Kind::AgentRestart => simulation.leave(host, begins),
             Kind::AgentPause => {
                 simulation.machine(host).stop_agent(begins);
                 simulation.network.stand(host, begins);
@@ -256,8 +262,11 @@ impl Fault {
                 simulation.engines.crash(&endpoint);
             }
             Kind::StartedByHand if begins => {
+                // Stated limit: after a boot no gate stands before the agent is there, so that what somebody else starts sooner is
+                // in front of none.
+                let watched = simulation.down.get(host).is_none_or(|reasons| *reasons == 0);
                 let machine = simulation.machine(host);
-                if machine.stalls.runs() && simulation.engines.start_by_hand(&machine.endpoint()) {
+                if watched && machine.stalls.runs() && simulation.engines.start_by_hand(&machine.endpoint()) {
                     traced!("the engine of {host} was started by hand");
                 }
             }

@@ -15,6 +15,7 @@ use regent_agent::{
     enroll::Addresses,
     force::Force,
     gate::fake::FakeGate,
+    hand_over::hand_over,
     ledger::LedgerStore,
     member::{Member, Place},
     node::KeeperRuns,
@@ -181,11 +182,22 @@ async fn run_agent(machine: &Arc<Machine>, engines: &FakeWorld, stop: &Cancellat
         coordinators: vec![format!("{COORDINATOR}:{COORDINATOR_PORT}")],
         addresses: Addresses { agent: machine.agent_address(), public: String::new(), private: String::new() },
     };
-    let daemon::Assembled { node: _node, routes, revocations, force } = assembly.start(stop).await?;
+    let daemon::Assembled { node, routes, revocations, force } = assembly.start(stop).await?;
     tokio::spawn(stop.clone().run_until_cancelled_owned(obey_root(Arc::clone(machine), force)));
     let listener = TcpListener::bind(("0.0.0.0", 7421)).await?;
     let options = ServeOptions { revocations };
-    Ok(transport::serve_incoming(incoming(listener), identity, routes, options, stop.clone()).await?)
+    let serving = transport::serve_incoming(incoming(listener), identity, routes, options, stop.clone());
+    let leaving = async {
+        machine.leave.told().await;
+        machine.stalls.agent().await;
+        traced!("the agent of {} leaves: {:?}", machine.name, hand_over(&node).await);
+        machine.leave.set_ready();
+        std::future::pending().await
+    };
+    tokio::select! {
+        served = serving => Ok(served?),
+        () = leaving => Ok(()),
+    }
 }
 
 /// Does what root of the machine tells the agent, who has it from the agent's own socket.

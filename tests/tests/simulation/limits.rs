@@ -88,6 +88,10 @@ impl Simulation<'_> {
             return;
         };
         let knowing: Vec<_> = self.machines.iter().filter(|machine| knows_more(machine, backup)).collect();
+        if self.oracle.may_be_handed_over(self.now()) {
+            // Who alone could know that the backup is older than a lease for its restart may be away.
+            return;
+        }
         let heard = knowing.iter().find(|machine| self.is_heard(machine)).map(|machine| machine.name.clone());
         if heard.is_none() && !knowing.is_empty() {
             return;
@@ -131,6 +135,7 @@ fn silences(kind: Kind) -> bool {
         | Kind::Delay
         | Kind::Hold
         | Kind::AgentCrash
+        | Kind::AgentRestart
         | Kind::AgentPause
         | Kind::MachinePause
         | Kind::Sleep

@@ -5,7 +5,7 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -23,6 +23,8 @@ use super::{
 
 /// Port of every engine.
 pub(crate) const ENGINE_PORT: u16 = 5432;
+/// Length of a lease that an agent hands over.
+const HANDED_OVER: Duration = Duration::from_secs(30);
 /// How often one that stands still looks whether it may go on.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -35,6 +37,8 @@ pub(crate) struct Machine {
     pub(crate) disk: SimulatedDisk,
     pub(crate) stalls: Stalls,
     pub(crate) passage: Passage,
+    /// Whether the agent was told to end, and has handed its lease over and is about to (rule L7).
+    pub(crate) leave: Leave,
     boots: AtomicU32,
     /// When the machine was let go on last, by virtual time.
     went_on_at: Mutex<Option<Duration>>,
@@ -46,6 +50,15 @@ pub(crate) struct Machine {
 /// stop goes on when the last of them is over.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Stalls(Arc<Flags>);
+
+/// A planned end of an agent's process, as SIGTERM asks for it.
+#[derive(Debug, Default)]
+pub(crate) struct Leave {
+    told: AtomicBool,
+    ready: AtomicBool,
+    /// When it was told last.
+    at: Mutex<Option<Duration>>,
+}
 
 #[derive(Debug, Default)]
 struct Flags {
@@ -79,6 +92,7 @@ impl Machine {
             stalls,
             passage: Passage::new(clock.clone()),
             clock,
+            leave: Leave::default(),
             boots: AtomicU32::new(1),
             went_on_at: Mutex::new(None),
             force: Mutex::new(None),
@@ -141,7 +155,7 @@ impl Machine {
     /// Whether it was stopped together with its clocks so short ago that it cannot know what has become of its lease: the rest
     /// of one lease, and what the clocks differ.
     pub(crate) fn may_not_know(&self) -> bool {
-        let ttl = self.profile.timing().ttl;
+        let ttl = if self.leave.may_have_handed_over() { HANDED_OVER } else { self.profile.timing().ttl };
         self.went_on_at.lock().unwrap().is_some_and(|at| now() < at + ttl + ttl / 50)
     }
 
@@ -157,6 +171,41 @@ impl Machine {
         self.boots.fetch_add(1, Ordering::Relaxed);
         self.clock.boot();
         change(&self.stalls.0.off, false);
+    }
+}
+
+// === impl Leave ===
+
+impl Leave {
+    /// Tells the agent to end, or takes that back because it has ended.
+    pub(crate) fn tell(&self, told: bool) {
+        self.told.store(told, Ordering::Relaxed);
+        self.ready.store(false, Ordering::Relaxed);
+        if told {
+            *self.at.lock().unwrap() = Some(now());
+        }
+    }
+
+    /// Whether a lease may stand that was handed over.
+    fn may_have_handed_over(&self) -> bool {
+        self.at.lock().unwrap().is_some_and(|at| now() < at + HANDED_OVER * 2)
+    }
+
+    /// Returns when the agent is told to end.
+    pub(crate) async fn told(&self) {
+        while !self.told.load(Ordering::Relaxed) {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// The agent has done what it does before it ends.
+    pub(crate) fn set_ready(&self) {
+        self.ready.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether its process ends now.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.told.load(Ordering::Relaxed) && self.ready.load(Ordering::Relaxed)
     }
 }
 

@@ -21,6 +21,11 @@ pub(crate) const MAX_LAG_ROWS: usize = 128;
 /// Before the last acknowledgement of a reign: for so long it may have gone on acknowledging what nobody received (rule P4).
 const LAST_LEASE: Duration = Duration::from_secs(6);
 
+/// The same for a lease that was handed over for a restart of its agent: nobody sees meanwhile how far behind the others are.
+const HANDED_OVER: Duration = Duration::from_secs(31);
+/// How long an agent that is told to end may ask for it.
+const WAITS: Duration = Duration::from_secs(12);
+
 /// What must not have happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Violation {
@@ -64,6 +69,8 @@ pub(crate) struct Oracle {
     newest_reign: u64,
     highest_promoted: u64,
     able: Vec<usize>,
+    /// When an agent was told last to hand its lease over.
+    handed_over_at: Option<Duration>,
     /// The two of whom it was said already.
     two: Option<Vec<usize>>,
     violations: Vec<Violation>,
@@ -103,6 +110,16 @@ impl Oracle {
     /// The nodes that were able to acknowledge writes when it looked last.
     pub(crate) fn able(&self) -> &[usize] {
         &self.able
+    }
+
+    /// An agent is told to hand its lease over.
+    pub(crate) fn hands_over(&mut self, now: Duration) {
+        self.handed_over_at = Some(now);
+    }
+
+    /// Whether a lease may stand that was handed over.
+    pub(crate) fn may_be_handed_over(&self, now: Duration) -> bool {
+        self.handed_over_at.is_some_and(|at| now <= at + HANDED_OVER + WAITS)
     }
 
     /// Adds a violation that somebody else has seen.
@@ -207,7 +224,9 @@ impl Oracle {
             .filter(|row| !has.contains(row) && !self.lost.contains(row))
             .collect();
         let end = self.last_acknowledged().unwrap_or_default();
-        let recent = self.acknowledged.iter().rev().take_while(|row| row.at + LAST_LEASE >= end).count();
+        let handed_over = self.may_be_handed_over(end);
+        let last_lease = if handed_over { HANDED_OVER } else { LAST_LEASE };
+        let recent = self.acknowledged.iter().rev().take_while(|row| row.at + last_lease >= end).count();
         traced!("{node} begins reign {branch} with {} rows; {} acknowledged rows are lost", rows.len(), missing.len());
         if missing.len() > MAX_LAG_ROWS + recent {
             let detail = format!("{node} begins reign {branch} without {} acknowledged rows", missing.len());

@@ -121,6 +121,7 @@ impl<'a> Cast<'a> {
             }
             Theme::EngineHangs => self.engine_hangs(),
             Theme::LateRenewals => self.late_renewals(),
+            Theme::AgentRestarts => self.agent_restarts(),
             Theme::Sides => self.sides(),
             Theme::OldStore => self.old_store(),
             Theme::SourceGone => self.source_gone(),
@@ -134,6 +135,36 @@ impl<'a> Cast<'a> {
             Theme::StreamGoesOn => self.stream_goes_on(),
             Theme::OldElectoratePutBack => self.old_electorate_put_back(),
             Theme::Forced => self.forced(),
+        }
+    }
+
+    /// Longer away than the profile's lease, and gone for good; or lost again when the coordinator has heard the new process, and
+    /// that one has not yet heard the coordinator.
+    fn agent_restarts(&mut self) {
+        let primary = self.primary.clone();
+        match self.chance.within(0..3) {
+            0 => {
+                let away = self.ttl + self.chance.millis(1000..15_000);
+                // Whoever was cut off before has to be in touch with the coordinator again: only that one is asked.
+                self.stage(None, 6000..7000, vec![on(Kind::AgentRestart, &primary, away)]);
+                let until = u64::try_from(away.as_millis()).expect("seconds");
+                self.stage(
+                    None,
+                    until - 500..until,
+                    vec![Act::WantWriter("while the agent of the primary is restarted")],
+                );
+            }
+            1 => {
+                self.stage(None, 0..1, vec![on(Kind::AgentRestart, &primary, AWAY)]);
+                self.stage(None, 38_000..39_000, vec![Act::WantWriter("after a lease that was handed over")]);
+            }
+            _ => {
+                let away = self.ttl + self.chance.millis(1000..4000);
+                self.stage(None, 0..1, vec![on(Kind::AgentRestart, &primary, away)]);
+                let until = u64::try_from(away.as_millis()).expect("seconds");
+                self.stage(None, until + 5..until + 1000, vec![on(Kind::Isolation, &primary, AWAY)]);
+                self.stage(None, 15_000..15_001, vec![]);
+            }
         }
     }
 

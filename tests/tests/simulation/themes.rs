@@ -72,6 +72,8 @@ themes! {
     EngineHangs,
     /// An agent stands still in the midst of a renewal.
     LateRenewals,
+    /// The primary's agent is told to end, and is away, or lost when it is back.
+    AgentRestarts,
     /// A partition that lasts, after which there has to be one writer.
     Sides,
     /// An old backup of the store is put back.
@@ -124,6 +126,7 @@ impl Theme {
             | Self::ShorterTimes
             | Self::ShorterTimesForgotten
             | Self::NeverReigned
+            | Self::AgentRestarts
             | Self::EngineHangs => Profile::Standard,
             Self::PreparedAsked
             | Self::EndorsedAnew
@@ -206,6 +209,7 @@ impl Theme {
             | Self::Replays
             | Self::EngineHangs
             | Self::LateRenewals
+            | Self::AgentRestarts
             | Self::OldStore
             | Self::Forced
             | Self::SourceGone => any.max(2),
@@ -245,6 +249,7 @@ impl Theme {
             Rule::P5Old => Self::OldPrimaryBack,
             Rule::L2Maximum => Self::ShorterTimes,
             Rule::L2Restart => Self::ShorterTimesForgotten,
+            Rule::L7Wait | Rule::L7Replaced => Self::AgentRestarts,
             Rule::L1Nonce | Rule::L1Stamp | Rule::L2Wait | Rule::P1Evidence => Self::Replays,
             Rule::G5Event => Self::EngineHangs,
             Rule::G2Late => Self::LateRenewals,

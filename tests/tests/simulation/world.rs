@@ -5,7 +5,7 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
     sync::Arc,
@@ -97,6 +97,9 @@ pub(crate) struct Simulation<'a> {
     /// When whose data was lost.
     pub(crate) lost_at: BTreeMap<String, Duration>,
     pub(crate) reached: BTreeMap<(faults::Kind, &'static str), usize>,
+    /// How often an agent was told to end and is not to be back yet, and whose process has ended so.
+    pub(crate) leaving: BTreeMap<String, u32>,
+    pub(crate) left: BTreeSet<String>,
 }
 
 /// Runs a seed, with rules broken or none.
@@ -195,6 +198,8 @@ impl<'a> Simulation<'a> {
             put_back,
             lost_at,
             reached,
+            leaving: BTreeMap::new(),
+            left: BTreeSet::new(),
         }
     }
 
@@ -349,6 +354,7 @@ impl<'a> Simulation<'a> {
         }
         let now = self.sim.elapsed();
         time::set_between(now);
+        self.end_all_left();
         if before && !self.store.exists() {
             self.oracle.forget_rows();
         }

@@ -80,6 +80,8 @@ pub struct Holder {
     endorsed: BTreeMap<MemberName, Moment>,
     /// Whether, since the machine was booted, somebody who would know has said that nobody else reigns.
     confirmed_alone: bool,
+    /// The mark of an earlier process's lease, as the last grant named it (rule L7).
+    handed_over: Option<u64>,
 }
 
 /// What the coordinator granted last.
@@ -115,6 +117,7 @@ impl Holder {
             granted: None,
             endorsed: BTreeMap::new(),
             confirmed_alone: false,
+            handed_over: None,
         }
     }
 
@@ -154,6 +157,7 @@ impl Holder {
             self.endorsed.clear();
             self.asked.clear();
             self.confirmed_alone = false;
+            self.handed_over = None;
         }
         if let Some(recorded) = reign.as_ref().and_then(|reign| reign.recorded.clone()) {
             self.obey(recorded);
@@ -176,6 +180,11 @@ impl Holder {
     /// What the ledger says.
     pub fn reign(&self) -> Option<&Reign> {
         self.reign.as_ref()
+    }
+
+    /// The mark of an earlier process's lease that the coordinator still counts with, as its last grant named it (rule L7).
+    pub fn handed_over(&self) -> Option<u64> {
+        self.handed_over
     }
 
     /// The electorate that is obeyed.
@@ -206,6 +215,7 @@ impl Holder {
             return true;
         }
         self.obey(grant.electorate);
+        self.handed_over = grant.handed_over;
         let granted = Granted { epoch: grant.epoch, stamp, end: stamp.plus(grant.ttl) };
         let newer = |known: &Granted| known.epoch != granted.epoch || known.end.held_for(granted.end).is_zero();
         if self.granted.as_ref().is_none_or(newer) {

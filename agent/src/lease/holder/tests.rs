@@ -17,7 +17,7 @@ fn electorate(version: u64, members: &[&str]) -> Electorate {
 }
 
 fn grant(epoch: u64, electorate: Electorate) -> Option<Grant> {
-    Some(Grant { epoch: Epoch(epoch), ttl: Duration::from_millis(1500), electorate })
+    Some(Grant { epoch: Epoch(epoch), ttl: Duration::from_millis(1500), electorate, handed_over: None })
 }
 
 fn reign(recorded: Option<Electorate>) -> Reign {

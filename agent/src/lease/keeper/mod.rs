@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    handle::{LeaseHandle, Order, Shared},
+    handle::{Inherited, LeaseHandle, Order, Shared},
     holder::{Holder, Reign, Standing},
 };
 use crate::{
@@ -237,8 +237,13 @@ impl Running {
             (Open::Until(end), Some(epoch)) => self.opened = Some(Opened { epoch, end: Some(end), inherited: true }),
             (Open::Untimed, Some(epoch)) => self.opened = Some(Opened { epoch, end: None, inherited: true }),
         }
-        if let Some(opened) = self.opened {
-            self.shared.set_kernel(|kernel| kernel.open_for = Some(opened.epoch));
+        if let Some(Opened { epoch, end, .. }) = self.opened {
+            self.shared.set_kernel(|kernel| {
+                kernel.open_for = Some(epoch);
+                kernel.inherited = Some(Inherited { epoch, end });
+            });
+            let left = end.map(|end| end.held_for(self.shared.clock.now()).as_millis());
+            tracing::info!(%epoch, left_millis = left, "the gate stands open by a lease of the process before this one");
         }
         Ok(())
     }
@@ -407,10 +412,22 @@ impl Running {
         if self.opened != Some(wanted) {
             // What stood open before ends by itself if this fails; it is tried again at the next look.
             self.keeper.gate.open(standing.end).await?;
-            self.opened = Some(wanted);
+            if self.opened.replace(wanted).is_some_and(|opened| opened.inherited) {
+                tracing::info!(epoch = %standing.epoch, "the gate stands open by a lease of this process now");
+            }
         }
         self.confirm(standing.epoch, judged.version);
+        self.note_handed_over(&standing, judged);
         Ok(())
+    }
+
+    /// Rule L7: the kernel has the gate by which the engine serves on while no agent runs. Only the coordinator grants more than
+    /// the profile's length.
+    fn note_handed_over(&self, standing: &Standing, judged: &Judged) {
+        let longer = standing.end.filter(|end| end.held_for(judged.now) > judged.timing.ttl);
+        if let Some(end) = longer.filter(|_| self.shared.hands_over()) {
+            self.shared.handed_over.send_replace(Some(end));
+        }
     }
 
     fn is_over(&self, opened: Opened, judged: &Judged) -> bool {
@@ -422,6 +439,7 @@ impl Running {
         self.shared.set_kernel(|kernel| {
             kernel.open_for = Some(epoch);
             kernel.confirmed = version.map(|version| (epoch, version));
+            kernel.inherited = None;
         });
     }
 
@@ -459,6 +477,8 @@ impl Running {
             Ok(missing) => {
                 tracing::warn!(missing = missing.join("; "), "the gate was not as it should be, and was put back");
                 self.opened = None;
+                // It was put back closed.
+                self.shared.set_kernel(|kernel| kernel.inherited = None);
             }
             Err(error) => self.note(Err(error)),
         }

@@ -115,8 +115,12 @@ impl Bench {
     }
 
     fn grant(&self, electorate: Electorate) {
+        self.grant_for(Duration::from_millis(1500), electorate, None);
+    }
+
+    fn grant_for(&self, ttl: Duration, electorate: Electorate, handed_over: Option<u64>) {
         let nonce = self.lease.stamp();
-        let grant = Some(Grant { epoch: Epoch(3), ttl: Duration::from_millis(1500), electorate });
+        let grant = Some(Grant { epoch: Epoch(3), ttl, electorate, handed_over });
         let timing = Some(Profile::Fast.timing());
         assert!(self.lease.answered(Answer { nonce, grant, stored_epoch: Epoch(3), timing }));
     }
@@ -281,4 +285,90 @@ async fn a_revocation_closes_the_gate_and_destroys_what_was_connected() {
     assert!(!bench.passes(), "for good");
     bench.lease.lay_down().await.unwrap();
     assert!(bench.passes(), "nothing is gated any more");
+}
+
+/// What the agent says of its authority now.
+fn said(bench: &Bench) -> regent_common::lease::Authority {
+    let ledger = bench.ledger.borrow().clone();
+    bench.lease.authority(&ledger)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_is_handed_over_holds_the_gate_open_for_the_next_process_which_says_when_it_has_replaced_it() {
+    let bench = Bench::new(reigning(Some(electorate(1, &["db2"]))));
+    bench.grant(electorate(1, &["db2"]));
+    bench.settle().await;
+    let handed_over = bench.lease.handed_over();
+    bench.lease.ask_to_hand_over();
+    assert!(said(&bench).hand_over);
+    bench.grant(electorate(1, &["db2"]));
+    bench.settle().await;
+    assert_eq!(*handed_over.borrow(), None, "the usual lease is no longer one");
+    bench.grant_for(Duration::from_secs(30), electorate(1, &["db2"]), None);
+    bench.settle().await;
+    assert!(handed_over.borrow().is_some(), "the kernel has it");
+    // Even if it hears of the mark: it is the one that is being replaced.
+    bench.grant_for(Duration::from_millis(1500), electorate(1, &["db2"]), Some(7));
+    bench.settle().await;
+    assert_eq!(said(&bench).replaced, None);
+
+    let bench = bench.restart().await;
+    bench.clock.advance(Duration::from_secs(20));
+    bench.settle().await;
+    assert!(bench.passes(), "long after the usual lease");
+    let before = said(&bench);
+    let lease = before.lease.unwrap();
+    assert!(lease.stands && lease.remaining > Duration::from_secs(5), "its gate says that it does: {lease:?}");
+    assert_eq!((lease.source, before.hand_over, before.replaced), (None, false, None));
+    bench.grant_for(Duration::from_millis(1500), electorate(1, &["db2"]), Some(7));
+    bench.settle().await;
+    assert_eq!(said(&bench).replaced, Some(7));
+    bench.clock.advance(Duration::from_millis(1500));
+    assert!(!bench.passes(), "what was left is gone: the gate ends with the new process's own lease");
+    assert!(!said(&bench).lease.unwrap().stands);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_said_to_be_replaced_while_the_kernel_does_not_take_the_new_opening() {
+    let bench = Bench::new(reigning(Some(electorate(1, &["db2"]))));
+    bench.grant_for(Duration::from_secs(30), electorate(1, &["db2"]), None);
+    bench.settle().await;
+    let bench = bench.restart().await;
+    bench.settle().await;
+    bench.kernel.set_delay(crate::gate::GUARD_LIFE);
+    bench.grant_for(Duration::from_millis(1500), electorate(1, &["db2"]), Some(7));
+    bench.settle().await;
+    assert!(bench.kernel.late() > 0 && bench.passes(), "what was left stands");
+    assert_eq!(said(&bench).replaced, None);
+    bench.kernel.set_delay(Duration::ZERO);
+    bench.grant_for(Duration::from_millis(1500), electorate(1, &["db2"]), Some(7));
+    bench.settle().await;
+    assert_eq!(said(&bench).replaced, Some(7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gate_that_was_left_open_and_has_ended_is_no_lease_that_stands() {
+    let bench = Bench::new(reigning(Some(electorate(1, &["db2"]))));
+    bench.grant_for(Duration::from_secs(30), electorate(1, &["db2"]), None);
+    bench.settle().await;
+    let bench = bench.restart().await;
+    bench.settle().await;
+    assert!(said(&bench).lease.unwrap().stands);
+    bench.clock.advance(Duration::from_secs(27));
+    bench.settle().await;
+    assert!(!bench.passes() && !said(&bench).lease.unwrap().stands);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_higher_epoch_ends_what_was_handed_over() {
+    let bench = Bench::new(reigning(Some(electorate(1, &["db2"]))));
+    bench.grant_for(Duration::from_secs(30), electorate(1, &["db2"]), None);
+    bench.settle().await;
+    let bench = bench.restart().await;
+    bench.settle().await;
+    assert!(bench.passes());
+    bench.lease.revoke(Epoch(4)).await.unwrap();
+    assert!(!bench.passes());
+    bench.settle().await;
+    assert!(!bench.passes() && !said(&bench).lease.unwrap().stands);
 }

@@ -17,6 +17,17 @@ const LOG_RATE: &str = "log_bytes_per_second";
 /// The primary's lease.
 pub fn lease(cluster: &wire::Cluster) -> String {
     let Some(lease) = &cluster.lease else { return "not known".to_owned() };
+    match lease.handed_over_millis {
+        0 => held(cluster, lease),
+        left => format!(
+            "{}; one that was granted for a restart of its agent may stand for {} yet",
+            held(cluster, lease),
+            millis(left)
+        ),
+    }
+}
+
+fn held(cluster: &wire::Cluster, lease: &wire::PrimaryLease) -> String {
     let may_stand = match lease.may_stand_millis {
         0 => "one that this coordinator granted is over".to_owned(),
         left => format!("one that this coordinator granted may stand for {} yet", millis(left)),
@@ -130,6 +141,7 @@ mod tests {
                 reported_by: "db2".into(),
                 age_millis: 300,
                 may_stand_millis: 0,
+                handed_over_millis: 0,
             }),
             ..Default::default()
         }
@@ -172,6 +184,11 @@ mod tests {
         assert!(none.starts_with("NONE by what was last heard, 300 ms ago"), "{none}");
         let unknown = held(|lease| (lease.reported_by, lease.may_stand_millis) = (String::new(), 900));
         assert!(unknown.starts_with("not known") && unknown.ends_with("may stand for 900 ms yet"), "{unknown}");
+        let restarting = held(|lease| lease.handed_over_millis = 26_000);
+        assert!(
+            restarting.ends_with("; one that was granted for a restart of its agent may stand for 26.0 s yet"),
+            "{restarting}"
+        );
         assert_eq!(lease(&wire::Cluster::default()), "not known");
     }
 

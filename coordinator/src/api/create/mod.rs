@@ -83,6 +83,7 @@ pub fn check(
         reign: None,
         base: None,
         longest_ttl_millis: 0,
+        hand_over_millis: 0,
         may_be_writable: BTreeSet::new(),
         reigned: BTreeMap::new(),
         members: BTreeMap::new(),

@@ -55,6 +55,7 @@ pub fn lease(facts: &ClusterFacts<'_>) -> Option<wire::PrimaryLease> {
         reported_by: said.as_ref().map(|said| said.by.to_string()).unwrap_or_default(),
         age_millis: said.as_ref().map(|said| to_millis(said.age)).unwrap_or_default(),
         may_stand_millis: to_millis(facts.succession.lease_left),
+        handed_over_millis: to_millis(facts.succession.handed_over),
     })
 }
 
@@ -107,6 +108,9 @@ pub fn sentence(facts: &ClusterFacts<'_>, decision: &Decision) -> String {
             None => format!("failing over: the other members are being prepared; {follow}"),
         };
     }
+    if let Some(restarting) = restarting(facts, decision) {
+        return restarting;
+    }
     match decision {
         Decision::AwaitLease { why, .. } => {
             format!("failing over, and nothing is to be done: {why}; then another member takes over by itself")
@@ -135,6 +139,26 @@ fn of_frozen(Frozen { why, missing }: &Frozen) -> String {
          store of the coordinator back, or bring back the agent of {}, so that what all ledgers say is adopted",
         names(missing)
     )
+}
+
+/// The primary's agent has handed its lease over and is away: a planned restart, as far as anybody can know (rule L7).
+fn restarting(facts: &ClusterFacts<'_>, decision: &Decision) -> Option<String> {
+    let left = Some(facts.succession.handed_over).filter(|left| !left.is_zero())?;
+    let primary = facts.record.primary.as_ref()?;
+    let node = &facts.record.members.get(primary)?.node;
+    let away = !view_of(facts, primary).is_some_and(|view| view.connected);
+    let then = match decision {
+        Decision::AwaitLease { .. } => "another member takes over by itself then",
+        Decision::Nothing => "what then becomes of it is said when it is due",
+        Decision::NoFailover { .. } | Decision::Failover { .. } | Decision::Rejoin { .. } => return None,
+    };
+    away.then(|| {
+        format!(
+            "{primary} serves, and the agent of {node} is being restarted: it handed its lease over, which stands for at most {} s \
+             more; nothing is to be done if it is back by then, and {then}",
+            left.as_secs()
+        )
+    })
 }
 
 /// The primary is not heard here, and others say that it serves.

@@ -280,3 +280,30 @@ fn a_lease_without_an_end_stands() {
     let alone = scene.with(lease).unwrap();
     assert_eq!((alone.stands, alone.source(), alone.remaining_millis), (true, types::LeaseSource::Alone, 0));
 }
+
+#[test]
+fn a_restart_of_the_primarys_agent_is_told_apart_from_a_node_that_is_lost() {
+    let mut scene = Scene::new().judged(Verdict::NodeUnreachable, "the agent of db1 has not been heard for 4 s");
+    scene.succession.lease_left = Duration::from_millis(24_900);
+    assert!(scene.said().starts_with("failing over"), "{}", scene.said());
+    scene.succession.handed_over = scene.succession.lease_left;
+    assert!(scene.said().starts_with("failing over"), "its session stands: {}", scene.said());
+    scene.view(1).connected = false;
+    let said = scene.said();
+    for part in [
+        "db1 serves, and the agent of n1 is being restarted",
+        "for at most 24 s more",
+        "nothing is to be done if it is back by then, and another member takes over by itself then",
+    ] {
+        assert!(said.contains(part), "{part:?} is not in {said:?}");
+    }
+    assert_eq!(scene.with(|facts| lease(facts).unwrap().handed_over_millis), 24_900);
+    let mut suspect = Scene::new().judged(Verdict::Suspect, "the agent of db1 is being called");
+    suspect.view(1).connected = false;
+    assert!(!suspect.said().contains("restarted"), "{}", suspect.said());
+    suspect.succession.handed_over = Duration::from_secs(30);
+    assert!(suspect.said().contains("is being restarted"), "{}", suspect.said());
+    // What a person has to do is said all the same.
+    scene.succession.gated = false;
+    assert!(scene.said().contains("no gate that closes by itself"), "{}", scene.said());
+}

@@ -30,6 +30,7 @@ use crate::{
     store::{Transaction, get_json, keys},
 };
 
+mod hand_over;
 mod old_store;
 mod quarantine;
 
@@ -307,6 +308,7 @@ impl Actor {
         self.tell_of_quarantine(&record, &views).await;
         self.look_for_deafness(&record, &mut judgements, &succession);
         let record = self.keep_electorate(record, &judgements, &views).await;
+        self.keep_hand_over(&record, &views).await;
         self.look_when_silent(&record, &views);
         let now = self.environment.clock.boottime();
         let rests = |member: &&MemberName| {
@@ -586,8 +588,10 @@ pub fn judge_all(environment: &Environment, record: &ClusterRecord) -> (BTreeMap
     // After a start nobody counts as lost sooner than at any other time; that no lease stands is judged apart (rule L2).
     let thresholds = Thresholds { suspect_after: timing.suspect_after, startup_grace: timing.suspect_after };
     let views = views(environment, record);
-    let lease_left = environment.authority(record).map_or(Duration::ZERO, |authority| authority.lease_left());
-    let succession = succession::gather(record, &views, lease_left, now);
+    let authority = environment.authority(record);
+    let lease_left = authority.as_ref().map_or(Duration::ZERO, |authority| authority.lease_left());
+    let mut succession = succession::gather(record, &views, lease_left, now);
+    succession.handed_over = authority.map_or(Duration::ZERO, |authority| authority.handed_over_left());
     let suspect = record.primary.as_ref().or_else(|| record.reign.as_ref().map(|reign| &reign.primary));
     let judgements = views.into_iter().map(|(member, view)| {
         let expected = Expected {

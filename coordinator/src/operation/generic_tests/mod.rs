@@ -74,6 +74,7 @@ fn record(creating: bool) -> ClusterRecord {
         reign: (!creating).then(|| Reign::new(Epoch(1), member(1), [member(2), member(3)].into(), false)),
         base: None,
         longest_ttl_millis: 0,
+        hand_over_millis: 0,
         may_be_writable: BTreeSet::new(),
         reigned: BTreeMap::new(),
         members: (1..=3)

@@ -277,6 +277,9 @@ async fn secure(context: &StepContext<'_>, member: &MemberName, parameters: &Par
         answer = fence => match answer {
             Ok(result) => {
                 no_copy(context, &cluster, member).await?;
+                if let Some(authority) = context.environment().authority(&cluster) {
+                    authority.fenced(member, cluster.epoch);
+                }
                 Ok(fenced(result))
             }
             Err(_) if gated => {

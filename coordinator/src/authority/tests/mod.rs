@@ -12,6 +12,8 @@ use crate::{
     store::{Store, Transaction, get_json, keys, memory::MemoryStore},
 };
 
+mod hand_over;
+
 struct Bench {
     clock: Arc<ManualClock>,
     authorities: Authorities,
