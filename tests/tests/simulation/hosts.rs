@@ -15,7 +15,7 @@ use regent_agent::{
     enroll::Addresses,
     force::Force,
     gate::fake::FakeGate,
-    hand_over::hand_over,
+    hand_over::{HandedOver, hand_over},
     ledger::LedgerStore,
     member::{Member, Place},
     node::KeeperRuns,
@@ -190,8 +190,9 @@ async fn run_agent(machine: &Arc<Machine>, engines: &FakeWorld, stop: &Cancellat
     let leaving = async {
         machine.leave.told().await;
         machine.stalls.agent().await;
-        traced!("the agent of {} leaves: {:?}", machine.name, hand_over(&node).await);
-        machine.leave.set_ready();
+        let outcome = hand_over(&node).await;
+        traced!("the agent of {} leaves: {outcome:?}", machine.name);
+        machine.leave.set_ready(matches!(outcome, HandedOver::For(_)));
         std::future::pending().await
     };
     tokio::select! {

@@ -58,6 +58,8 @@ pub(crate) struct Leave {
     ready: AtomicBool,
     /// When it was told last.
     at: Mutex<Option<Duration>>,
+    /// Whether its lease was handed over when it last ended.
+    handed_over: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -198,9 +200,15 @@ impl Leave {
         }
     }
 
-    /// The agent has done what it does before it ends.
-    pub(crate) fn set_ready(&self) {
+    /// The agent has done what it does before it ends, and has handed its lease over or not.
+    pub(crate) fn set_ready(&self, handed_over: bool) {
+        self.handed_over.store(handed_over, Ordering::Relaxed);
         self.ready.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether its lease was handed over when it last ended: the coordinator has to be in touch for that.
+    pub(crate) fn has_handed_over(&self) -> bool {
+        self.handed_over.load(Ordering::Relaxed)
     }
 
     /// Whether its process ends now.

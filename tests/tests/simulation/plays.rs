@@ -142,17 +142,13 @@ impl<'a> Cast<'a> {
     /// that one has not yet heard the coordinator.
     fn agent_restarts(&mut self) {
         let primary = self.primary.clone();
-        match self.chance.within(0..3) {
+        match self.chance.within(0..4) {
             0 => {
                 let away = self.ttl + self.chance.millis(1000..15_000);
                 // Whoever was cut off before has to be in touch with the coordinator again: only that one is asked.
                 self.stage(None, 6000..7000, vec![on(Kind::AgentRestart, &primary, away)]);
                 let until = u64::try_from(away.as_millis()).expect("seconds");
-                self.stage(
-                    None,
-                    until - 500..until,
-                    vec![Act::WantWriter("while the agent of the primary is restarted")],
-                );
+                self.stage(None, until - 500..until, vec![Act::WantHandedOver(primary)]);
             }
             1 => {
                 self.stage(None, 0..1, vec![on(Kind::AgentRestart, &primary, AWAY)]);
@@ -162,7 +158,7 @@ impl<'a> Cast<'a> {
                 let away = self.ttl + self.chance.millis(1000..4000);
                 self.stage(None, 0..1, vec![on(Kind::AgentRestart, &primary, away)]);
                 let until = u64::try_from(away.as_millis()).expect("seconds");
-                self.stage(None, until + 5..until + 1000, vec![on(Kind::Isolation, &primary, AWAY)]);
+                self.stage(None, until + 5..until + 400, vec![on(Kind::Isolation, &primary, AWAY)]);
                 self.stage(None, 15_000..15_001, vec![]);
             }
         }

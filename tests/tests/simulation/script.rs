@@ -50,6 +50,8 @@ pub(crate) enum Act {
     Force(String),
     /// The faults that stand leave somebody who can take writes: there has to be one by now.
     WantWriter(&'static str),
+    /// The same, if the agent of this host has handed its lease over.
+    WantHandedOver(String),
 }
 
 /// A part of a script: waits for word from the store, and a time, and acts.
@@ -139,6 +141,13 @@ impl Act {
             Self::BackUp => simulation.store.back_up(),
             Self::Ask(wish) => simulation.wish(wish),
             Self::Force(host) => simulation.force(&host),
+            Self::WantHandedOver(host) => {
+                let handed_over = simulation.machine(&host).leave.has_handed_over();
+                if handed_over && simulation.oracle.able().is_empty() && simulation.is_active() {
+                    let detail = format!("nobody accepts writes while the agent of {host} is restarted");
+                    simulation.oracle.complain(oracle::Kind::NoWriter, detail);
+                }
+            }
             Self::WantWriter(when) => {
                 if simulation.oracle.able().is_empty() && simulation.is_active() {
                     simulation.oracle.complain(oracle::Kind::NoWriter, format!("nobody accepts writes {when}"));
