@@ -214,10 +214,12 @@ async fn obey_root(machine: Arc<Machine>, force: Arc<Force>) {
 }
 
 /// A person with the API: makes the cluster, also when an attempt has failed and is gone, looks at it for ever, and asks for a
-/// resync now and then.
+/// resync or a planned promotion now and then.
 pub(crate) async fn person(nodes: Vec<String>, shown: Shown, seed: u64) -> Ended {
     let mut chance = Chance::of(seed, "person");
     let resyncs = chance.percent(40) && Theme::of(seed).is_resynced();
+    let mut plans = Chance::of(seed, "plans");
+    let promotes = plans.percent(40) && Theme::of(seed).is_resynced();
     let mut channel = None;
     loop {
         let outcome = tokio::time::timeout(ANSWER, async {
@@ -235,6 +237,10 @@ pub(crate) async fn person(nodes: Vec<String>, shown: Shown, seed: u64) -> Ended
             if resyncs && shown.disturbed() && chance.percent(5) {
                 let node: &String = chance.pick(&nodes);
                 resync(&connected, node).await?;
+            }
+            if promotes && shown.disturbed() && plans.percent(8) {
+                let node: &String = plans.pick(&nodes);
+                promote(&connected, node).await?;
             }
             match shown.take_wish() {
                 Some(Wish::Resync(node)) => resync(&connected, &node).await?,
@@ -295,6 +301,17 @@ async fn create(channel: &Channel, nodes: &[String], request: u64) -> anyhow::Re
     let answer = ClusterServiceClient::new(channel.clone()).create_cluster(request).await;
     answer.map_err(|status| anyhow::anyhow!("create: {}", status.message()))?;
     traced!("the cluster was asked for");
+    Ok(())
+}
+
+/// Asks for a planned promotion, or is refused.
+async fn promote(channel: &Channel, node: &str) -> anyhow::Result<()> {
+    let (name, member) = (format!("clusters/{CLUSTER}"), member_on(node));
+    let request = wire::PromoteMemberRequest { name, member, ..Default::default() };
+    match ClusterServiceClient::new(channel.clone()).promote_member(request).await {
+        Ok(_) => traced!("a promotion of the member on {node} was asked for"),
+        Err(status) => traced!("a promotion of the member on {node} was refused: {}", status.message()),
+    }
     Ok(())
 }
 

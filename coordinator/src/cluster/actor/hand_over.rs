@@ -112,7 +112,7 @@ mod tests {
         fn granted(&self) -> Duration {
             let mut seen = observation(name(1));
             seen.authority.hand_over = true;
-            let grant = self.authorities.answer(&"n1".parse().unwrap(), 1, Some(&seen)).grant.unwrap();
+            let grant = self.authorities.answer(&"n1".parse().unwrap(), Some("boot"), 1, Some(&seen)).grant.unwrap();
             Duration::from_millis(grant.ttl_millis.into())
         }
 
