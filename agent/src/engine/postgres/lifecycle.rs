@@ -3,7 +3,7 @@
 //! **Invariant:** the engine is started without `standby.signal` only by an order to be the primary; a start that a kill
 //! overtook ends in a kill.
 
-use std::{fs, net::TcpListener, time::Duration};
+use std::{fs, net::TcpListener, path::Path, time::Duration};
 
 use nix::sys::signal::Signal;
 use tokio::time;
@@ -150,7 +150,8 @@ impl Postgres {
             self.supervisor.kill_all(KILL).await.map_err(|error| refused("start", &error))?;
             self.check_port()?;
             let password = self.wanted()?.replication.clone();
-            self.on_disk(move |layout| prepare_files(layout, &password)).await?;
+            let socket = self.socket();
+            self.on_disk(move |layout| prepare_files(layout, &socket, &password)).await?;
             let launch = Launch {
                 program: self.runner.tools.bin.join("postgres"),
                 arguments: ["-D".into(), self.layout.data().into(), "-c".into()]
@@ -304,10 +305,14 @@ impl Postgres {
     }
 }
 
-/// Makes the files ready for a start: no stale pid file, nothing of ours in `postgresql.auto.conf`.
-fn prepare_files(layout: &Layout, replication: &secrecy::SecretString) -> Result<(), DriverError> {
-    // No process works in the directory: a pid in this file belongs to somebody else by now.
+/// Makes the files ready for a start: no stale pid file or lock of the socket, nothing of ours in `postgresql.auto.conf`.
+fn prepare_files(layout: &Layout, socket: &Path, replication: &secrecy::SecretString) -> Result<(), DriverError> {
+    // No process works in the directory: a pid in these files belongs to somebody else by now, or to a killed postmaster that
+    // the machine's first process has not buried yet, which the engine would take for a living one.
     layout.unmark(&layout.pid_file())?;
+    let mut lock = socket.as_os_str().to_owned();
+    lock.push(".lock");
+    layout.unmark(Path::new(&lock))?;
     layout.write_for_engine(&layout.password_file(), config::password_file(replication).as_bytes())?;
     // A start ends a drain, whatever became of it.
     layout.write_for_engine(&layout.hba_conf(), config::hba_conf(config::Applications::Admitted).as_bytes())?;
@@ -337,7 +342,7 @@ fn work_of_children(pid: u32) -> u64 {
 }
 
 /// The last few kilobytes of a file.
-fn tail(path: &std::path::Path) -> std::io::Result<String> {
+fn tail(path: &Path) -> std::io::Result<String> {
     use std::io::{Read, Seek, SeekFrom};
     let mut file = fs::File::open(path)?;
     let length = file.metadata()?.len();
