@@ -87,6 +87,9 @@ pub struct Member {
     driver: watch::Sender<Option<Arc<dyn Driver>>>,
     seen: watch::Sender<Option<EngineObservation>>,
     /// The last position that was seen, kept when the engine no longer answers (rule P4).
+    /// How far this primary has come, while the drain that found it out stands (rule P6); held while one is made or taken back, so
+    /// that these follow one another.
+    pub(crate) handed_over: tokio::sync::Mutex<Option<Position>>,
     last_position: Mutex<Option<Position>>,
 }
 
@@ -112,7 +115,14 @@ impl Member {
     /// A node without a driver.
     pub fn new(engines: Engines, place: Place) -> Self {
         let (driver, seen) = (watch::channel(None).0, watch::channel(None).0);
-        Self { engines, place, driver, seen, last_position: Mutex::default() }
+        Self {
+            engines,
+            place,
+            driver,
+            seen,
+            last_position: Mutex::default(),
+            handed_over: tokio::sync::Mutex::default(),
+        }
     }
 
     /// What this node can run.

@@ -145,9 +145,16 @@ impl Node {
             }
             KeeperRuns::OnThisRuntime => drop(tokio::spawn(task.run(stop.clone()))),
         }
+        // A drain does not outlive the agent that watched over its deadline (rule P6); the mark goes before what is taken up again
+        // lets anybody in.
+        let drained = drain::standing(&ledger.read());
+        if drained.is_some()
+            && let Err(error) = ledger.update(Ledger::end_drain).await
+        {
+            tracing::error!(error = %ErrorChain(&error), "the end of a drain could not be noted");
+        }
         reopen(&ledger, &member).await;
-        // A drain does not outlive the agent that watched over its deadline (rule P6).
-        if let Some(token) = drain::standing(&ledger.read()) {
+        if let Some(token) = drained {
             let (ledger, member) = (ledger.clone(), member.clone());
             tokio::spawn(async move { drain::lift_late(&ledger, &member, token).await });
         }

@@ -501,6 +501,7 @@ async fn a_drain_that_a_fence_follows_is_final() {
     assert_eq!(bench.machine.count("undo_drain"), 0);
     let fenced = done(&bench, 2, 2, "fence", Action::Fence).await;
     assert!(fenced.drained, "nobody was let in");
+    assert_eq!(fenced.position, Some(at(11)), "the drain's, not what was seen last");
     assert_eq!(bench.membership().drained, None);
     assert!(!done(&bench, 3, 3, "fence", Action::Fence).await.drained, "of another reign");
 }
@@ -529,6 +530,22 @@ async fn a_drain_that_fails_or_takes_too_long_is_taken_back() {
     bench.machine.hold("drain");
     reason(&bench, 1, 1, "late", drain(10, 60_000)).await;
     assert_eq!((bench.machine.count("undo_drain"), bench.membership().drained), (2, None));
+}
+
+#[tokio::test]
+async fn a_drain_that_comes_again_late_is_a_drain_of_its_own() {
+    let bench = reigning().await;
+    done(&bench, 1, 1, "drain", drain(1000, 60_000)).await;
+    done(&bench, 1, 1, "undo", Action::UndoDrain).await;
+    // The mark of a drain that did not succeed says nothing to a fence.
+    bench.machine.hold("drain");
+    let late = drain(60_000, 60_000);
+    let running = bench.begin(header(1, 1, "drain-again", &late), late).await;
+    called(&bench.machine, "drain", 2).await;
+    assert_eq!(bench.membership().drained, Some(OperationToken(1)));
+    let fenced = done(&bench, 2, 2, "fence", Action::Fence).await;
+    assert!(!fenced.drained && fenced.position != Some(at(11)), "{fenced:?}");
+    assert!(within(running.ended()).await.is_err());
 }
 
 #[tokio::test]

@@ -18,12 +18,16 @@ use tokio::time;
 use super::{
     Postgres,
     config::{self, AGENT, REPLICATOR, SUPERUSER},
+    refused,
     session::{Session, SqlError, literal},
 };
 use crate::{engine::DriverError, supervisor::Status};
 
 /// For one statement.
 const STATEMENT: Duration = Duration::from_secs(2);
+/// Ends of the titles of processes that the engine never lists and that acknowledge nothing: the one that writes the log, and
+/// what versions before 15 have besides.
+const NEVER_LISTED: &[&str] = &[": logger", ": stats collector"];
 /// Pause between two looks.
 const POLL: Duration = Duration::from_millis(2);
 
@@ -39,14 +43,14 @@ impl Postgres {
         self.reload()?;
         self.wait_loaded(&before).await?;
         // What logs in from here on is rejected; who had begun before may still be let in.
-        let mut logins = self.unlisted(&listed(&superuser).await?.0);
+        let mut logins = self.unlisted(&listed(&superuser).await?.0)?;
         loop {
             let (listed, sessions) = listed(&superuser).await?;
             for pid in &sessions {
                 superuser.execute(&format!("SELECT pg_terminate_backend({pid})")).await.map_err(failed)?;
             }
             // Looked at after the list: whoever was let in meanwhile is in the next one.
-            let unlisted = self.unlisted(&listed);
+            let unlisted = self.unlisted(&listed)?;
             logins.retain(|login| unlisted.contains(login));
             for login in &logins {
                 // One that has ended meanwhile is what is wanted.
@@ -77,20 +81,13 @@ impl Postgres {
 
     /// Lets applications in again.
     pub(super) async fn admit(&self) -> Result<(), DriverError> {
-        let changed = self.write_access_rules(config::hba_conf(config::Applications::Admitted)).await?;
-        if changed && self.is_alive() { self.reload() } else { Ok(()) }
+        self.write_access_rules(config::hba_conf(config::Applications::Admitted)).await?;
+        // Also where nothing was written: an earlier try may have ended before it.
+        if self.is_alive() { self.reload() } else { Ok(()) }
     }
 
-    /// Writes the access rules; whether they were others before.
-    async fn write_access_rules(&self, text: String) -> Result<bool, DriverError> {
-        self.on_disk(move |layout| {
-            let path = layout.hba_conf();
-            if std::fs::read(&path).ok().as_deref() == Some(text.as_bytes()) {
-                return Ok(false);
-            }
-            layout.write_for_engine(&path, text.as_bytes()).map(|()| true)
-        })
-        .await
+    async fn write_access_rules(&self, text: String) -> Result<(), DriverError> {
+        self.on_disk(move |layout| layout.write_for_engine(&layout.hba_conf(), text.as_bytes())).await
     }
 
     /// Waits until the postmaster has read its files after `moment`: a session that begins inherits when that was.
@@ -106,24 +103,26 @@ impl Postgres {
         }
     }
 
-    /// Processes of the engine that are not in its own list, but for the one that writes the log.
-    fn unlisted(&self, listed: &BTreeSet<i32>) -> BTreeSet<i32> {
-        let Status::Alive { pid: postmaster } = self.supervisor.status() else { return BTreeSet::new() };
-        let Ok(processes) = procfs::process::all_processes() else { return BTreeSet::new() };
+    /// Processes of the engine that are not in its own list, but for those that never are.
+    fn unlisted(&self, listed: &BTreeSet<i32>) -> Result<BTreeSet<i32>, DriverError> {
+        let Status::Alive { pid: postmaster } = self.supervisor.status() else { return Ok(BTreeSet::new()) };
+        // One that cannot be looked at might be a login.
+        let processes = procfs::process::all_processes().map_err(|error| refused("list its processes", &error))?;
         let own = |process: &procfs::process::Process| {
             let stat = process.stat().ok().filter(|stat| u32::try_from(stat.ppid) == Ok(postmaster))?;
             let title = process.cmdline().ok().map(|words| words.join(" ")).unwrap_or_default();
-            (!listed.contains(&stat.pid) && !title.contains("logger") && stat.state != 'Z').then_some(stat.pid)
+            let never_listed = NEVER_LISTED.iter().any(|name| title.trim_end().ends_with(name));
+            (!listed.contains(&stat.pid) && !never_listed && stat.state != 'Z').then_some(stat.pid)
         };
-        processes.filter_map(Result::ok).filter_map(|process| own(&process)).collect()
+        Ok(processes.filter_map(Result::ok).filter_map(|process| own(&process)).collect())
     }
 }
 
 /// All processes that the engine lists, and of them the sessions of applications.
 async fn listed(superuser: &Session) -> Result<(BTreeSet<i32>, BTreeSet<i32>), DriverError> {
     let sql = format!(
-        "SELECT pid, backend_type = 'client backend' AND usename NOT IN ('{AGENT}', '{SUPERUSER}', '{REPLICATOR}') \
-         FROM pg_stat_activity"
+        "SELECT pid, backend_type IN ('client backend', 'walsender') \
+         AND coalesce(usename, '') NOT IN ('{AGENT}', '{SUPERUSER}', '{REPLICATOR}') FROM pg_stat_activity"
     );
     let rows = superuser.rows(&sql, STATEMENT).await.map_err(|error| error.refused("list the sessions"))?;
     let (mut all, mut applications) = (BTreeSet::new(), BTreeSet::new());

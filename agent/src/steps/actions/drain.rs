@@ -9,6 +9,7 @@ use std::time::Duration;
 use regent_common::{
     error::ErrorChain,
     ids::{MemberName, OperationToken},
+    position::Position,
     topology::Role,
 };
 use tracing::Instrument;
@@ -35,38 +36,61 @@ pub(super) async fn run(
         return Err(StepError::NotReigning { member: membership.member, epoch });
     }
     let driver = context.driver()?;
+    // A drain and the end of another one follow one another; its position is known only while it stands.
+    let mut handed_over = context.member.handed_over.lock().await;
+    *handed_over = None;
     let token = context.header.token;
     context.mark(move |membership| membership.drained = Some(token)).await?;
     // Whatever becomes of this step, and of its caller: after that time applications are let in.
-    let (ledger, member) = (context.ledger.clone(), context.member.clone());
-    let late = async move {
-        tokio::time::sleep(within + hold).await;
-        lift_late(&ledger, &member, token).await;
-    };
-    let late = tokio::spawn(late.in_current_span());
-    let handed_over = tokio::time::timeout(within, driver.drain(&successor)).await.unwrap_or_else(|_| {
+    let late = lift_after(context, token, within + hold);
+    let drained = tokio::time::timeout(within, driver.drain(&successor)).await.unwrap_or_else(|_| {
         let (doing, last) = (format!("handing over to {successor}"), "applications are let in again".to_owned());
         Err(DriverError::Deadline { doing, seconds: within.as_secs(), last })
     });
-    match handed_over {
-        Ok(position) => Ok(Done::new(StepOutcome { position: Some(position), ..StepOutcome::default() })),
-        Err(error) => {
-            lift(&context.ledger, &*driver).await?;
+    match drained {
+        Ok(position) => {
+            *handed_over = Some(position.clone());
             late.abort();
+            lift_after(context, token, hold);
+            Ok(Done::new(StepOutcome { position: Some(position), ..StepOutcome::default() }))
+        }
+        Err(error) => {
+            drop(handed_over);
+            // Should that fail, it is tried again when the time is over.
+            lift(&context.ledger, &context.member, &*driver).await?;
             Err(error.into())
         }
     }
 }
 
 pub(super) async fn undo(context: &StepContext) -> Result<Done, StepError> {
-    lift(&context.ledger, &*context.driver()?).await?;
+    lift(&context.ledger, &context.member, &*context.driver()?).await?;
     Ok(Done::new(StepOutcome::default()))
 }
 
+/// Takes the drain of this token back after a time, if it stands then.
+fn lift_after(context: &StepContext, token: OperationToken, after: Duration) -> tokio::task::JoinHandle<()> {
+    let (ledger, member) = (context.ledger.clone(), context.member.clone());
+    let late = async move {
+        tokio::time::sleep(after).await;
+        lift_late(&ledger, &member, token).await;
+    };
+    tokio::spawn(late.in_current_span())
+}
+
 /// Lets applications in again; the mark goes first.
-pub(super) async fn lift(ledger: &LedgerStore, driver: &dyn Driver) -> Result<(), StepError> {
+pub(super) async fn lift(ledger: &LedgerStore, member: &Member, driver: &dyn Driver) -> Result<(), StepError> {
+    let mut handed_over = member.handed_over.lock().await;
+    *handed_over = None;
     ledger.update(Ledger::end_drain).await?;
     Ok(driver.undo_drain().await?)
+}
+
+/// The final position of the drain that stands, for the fence that ends it: of this process, and not broken since. A lock that is
+/// held is one of somebody who lets applications in.
+pub(super) fn final_position(member: &Member, ledger: &Ledger) -> Option<Position> {
+    let position = member.handed_over.try_lock().ok()?.clone();
+    standing(ledger).and(position)
 }
 
 /// The step by which applications are kept out now.
@@ -74,29 +98,28 @@ pub fn standing(ledger: &Ledger) -> Option<OperationToken> {
     ledger.membership.as_ref()?.drained
 }
 
-/// Takes the drain of this token back, if nobody has ended it.
+/// Takes the drain of this token back, unless another one stands. What an earlier try has left half-way is gone on with: to let
+/// applications in where they are does no harm.
 pub async fn lift_late(ledger: &LedgerStore, member: &Member, token: OperationToken) {
-    let stands = move |ledger: &Ledger| standing(ledger) == Some(token);
-    if !stands(&ledger.read()) {
-        return;
-    }
-    tracing::warn!("no promotion has followed the drain: applications are let in again");
-    let failed = |error: &(dyn std::error::Error + 'static)| {
-        tracing::warn!(error = %ErrorChain(error), "applications could not be let in again; tried anew");
-    };
-    let end = move |ledger: &mut Ledger| {
-        if stands(ledger) {
-            ledger.end_drain();
+    loop {
+        let mut handed_over = member.handed_over.lock().await;
+        match standing(&ledger.read()) {
+            Some(other) if other != token => return,
+            Some(_) => tracing::warn!("no promotion has followed the drain: applications are let in again"),
+            None => {}
         }
-    };
-    while let Err(error) = ledger.update(end).await {
-        failed(&error);
-        tokio::time::sleep(AGAIN).await;
-    }
-    while let Some(driver) = member.driver() {
-        match driver.undo_drain().await {
+        *handed_over = None;
+        let lifted = match (ledger.update(Ledger::end_drain).await, member.driver()) {
+            (Err(error), _) => Err(ErrorChain(&error).to_string()),
+            (Ok(()), None) => Err("its driver is not there".to_owned()),
+            (Ok(()), Some(driver)) => driver.undo_drain().await.map_err(|error| ErrorChain(&error).to_string()),
+        };
+        drop(handed_over);
+        match lifted {
             Ok(()) => return,
-            Err(error) => failed(&error),
+            // Whoever has left the cluster has nobody to let in.
+            Err(_) if ledger.read().membership.is_none() => return,
+            Err(error) => tracing::warn!(error, "applications could not be let in again; tried anew"),
         }
         tokio::time::sleep(AGAIN).await;
     }

@@ -7,7 +7,10 @@
 
 use std::time::Duration;
 
-use super::super::{StepContext, StepError, context::Done};
+use super::{
+    super::{StepContext, StepError, context::Done},
+    drain,
+};
 use crate::{engine::Stop, ledger::StepOutcome};
 
 /// How long killed processes are waited for where a gate stands before them. What is left then waits for the disk.
@@ -65,12 +68,12 @@ pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
         }
     };
     // Read after the kill: whoever let applications in before that has cleared it first (rule P6).
-    let drained = context.membership()?.drained.is_some();
+    let handed_over = drain::final_position(&context.member, &context.ledger.read());
     let outcome = StepOutcome {
         detail,
         writable_epoch: membership.writable_epoch,
-        position: context.member.last_position(),
-        drained,
+        drained: handed_over.is_some(),
+        position: handed_over.or_else(|| context.member.last_position()),
         ..StepOutcome::default()
     };
     // The next start of the engine lets them in by itself.

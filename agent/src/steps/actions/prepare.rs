@@ -40,7 +40,8 @@ pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
             // The engine goes on behind a closed gate: a blip must not end with nobody.
             context.lease.revoke(epoch).await?;
             if membership.drained.is_some() {
-                drain::lift(&context.ledger, &*driver).await?;
+                // It may be the primary again without a start of its engine.
+                drain::lift(&context.ledger, &context.member, &*driver).await?;
             }
         } else {
             driver.stop(Stop::Kill).await?;

@@ -209,7 +209,8 @@ impl Actor {
     /// An operation that stopped without an end (the store could not be read, say) would keep every other one out for ever,
     /// a failover too: it is gone on with, under a higher token.
     async fn take_up_again(&mut self) {
-        if self.running.is_none() && self.environment.clock.boottime() >= self.again_at {
+        let waits = self.running.is_some() || self.frozen.is_some();
+        if !waits && self.environment.clock.boottime() >= self.again_at {
             self.again_at = self.environment.clock.boottime() + AGAIN;
             self.go_on(true).await;
         }

@@ -418,6 +418,29 @@ async fn what_was_heard_outside_the_electorate_bounds_nothing() {
     assert_eq!(bench.run(&operation, false).await, Outcome::Failed);
 }
 
+/// A planned promotion whose drain was broken before the fence came: what was written since only the old primary has.
+#[tokio::test]
+async fn a_drain_that_was_broken_is_no_final_word() {
+    let bench = bench(&super::kinds::promote::Promote).await;
+    let operation = bench.begin().await;
+    let (progress, _) = watch::channel(Progress::default());
+    let mut runner = Runner::load(&bench.environment, &bench.cluster, &operation, progress).await.unwrap();
+    while let Some(step) = runner.next_step().filter(|step| operation.steps[*step].name != "fence") {
+        let done = runner.run_step(step).await;
+        runner.step_ended(step, done).await.unwrap();
+    }
+    {
+        let mut nodes = bench.world.nodes.lock().unwrap();
+        let old = nodes.get_mut(&node(1)).unwrap();
+        (old.drained, old.position) = (false, 105);
+        for n in [2, 3] {
+            nodes.get_mut(&node(n)).unwrap().heard = Some(("db1".to_owned(), 100));
+        }
+    }
+    assert_eq!(bench.run(&operation, true).await, Outcome::Succeeded);
+    assert_eq!(bench.cluster.record().unwrap().primary, Some(member(1)), "what it had acknowledged was given up");
+}
+
 #[tokio::test]
 async fn a_coordinator_that_has_just_started_waits_for_the_most_advanced_replica() {
     let bench = failover_with_lag(100, 95).await;

@@ -107,7 +107,7 @@ impl World {
         let others_writable = nodes.iter().any(|(other, node)| other != name && node.writable);
         let snapshot = nodes.clone();
         let node = nodes.get_mut(name).expect("the node exists");
-        let mut result = StepResult::default();
+        let (mut result, mut drained) = (StepResult::default(), false);
         match action {
             Action::Assign(_) => {
                 node.member = Some(member);
@@ -149,6 +149,7 @@ impl World {
             Action::UndoDrain(_) => node.drained = false,
             Action::Fence(_) => {
                 (result.drained, node.drained) = (node.drained, false);
+                drained = result.drained;
                 result.writable_epoch = node.writable_epoch;
                 (node.running, node.writable) = (false, false);
             }
@@ -184,7 +185,7 @@ impl World {
         }
         let node = &nodes[name];
         // A fence does not wait for the disk: what the dead engine had written is not known from it.
-        if !matches!(action, Action::Fence(_)) {
+        if drained || !matches!(action, Action::Fence(_)) {
             result.position = Some((&Self::position(node)).into());
         }
         Ok(result)

@@ -27,7 +27,7 @@ use regent_proto::agent::v1::{self as wire, StepResult, action::Action};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{listed, position_of, promote};
+use super::{listed, position_of};
 use crate::{
     cluster::actor::judge_all,
     detector::Succession,
@@ -261,11 +261,8 @@ async fn secure(context: &StepContext<'_>, member: &MemberName, parameters: &Par
     let position = |result: &StepResult| match cause {
         // What the last look saw may be old; only the position of a drain that nothing has broken is final. Without it the data
         // itself is asked (rule P6).
-        Cause::Planned if result.drained => {
-            context.output::<promote::Drained>("drain").ok().map(|drained| drained.position)
-        }
-        Cause::Planned => None,
-        Cause::EngineFailed | Cause::LeaseOver => result.position.clone().map(Position::from),
+        Cause::Planned if !result.drained => None,
+        Cause::Planned | Cause::EngineFailed | Cause::LeaseOver => result.position.clone().map(Position::from),
     };
     let fenced = |result: StepResult| Secured::Fenced {
         position: position(&result),
@@ -335,7 +332,8 @@ pub(super) async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -
         match outcome {
             Ok(result) => {
                 // Only whom the last primary had to ask has heard of all that it wrote without us (rules E1, P4).
-                if eligible.contains(&member) {
+                // By a plan nothing is lost, and hearsay bounds a loss without saying that there is none.
+                if cause != Cause::Planned && eligible.contains(&member) {
                     hear(&mut reigned, &result)?;
                 }
                 let position = position_of(&member, &result)?;

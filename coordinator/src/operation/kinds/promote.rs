@@ -7,11 +7,11 @@
 //!
 //! **Invariant:** the epoch is raised in the commit that ends the drain, and only the fence's answer ends the reign.
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
 use async_trait::async_trait;
-use regent_common::{error::Reason, ids::MemberName, position::Position};
-use regent_proto::agent::v1::{self as wire, action::Action};
+use regent_common::{error::Reason, ids::MemberName};
+use regent_proto::agent::v1::{self as wire, StepResult, action::Action};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -30,6 +30,11 @@ const PATIENCE: Patience = Patience::AtMost(Duration::from_secs(2));
 /// restart of the coordinator.
 const HOLD: Duration = Duration::from_secs(5);
 
+/// How long the flush before it may take; a failover waits for it.
+const FLUSH_WITHIN: Duration = Duration::from_secs(60);
+/// How much longer than the drain may take its answer is waited for: a disk may hang under the agent's ledger.
+const ANSWER: Duration = Duration::from_secs(5);
+
 /// The kind.
 pub struct Promote;
 
@@ -43,13 +48,6 @@ pub struct Parameters {
     pub member: MemberName,
     /// How long the drain may take, in milliseconds.
     pub drain_within_millis: u64,
-}
-
-/// What the drain brings.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Drained {
-    /// Nothing was written after it while applications were kept out.
-    pub(super) position: Position,
 }
 
 #[async_trait]
@@ -126,8 +124,21 @@ async fn check(context: &StepContext<'_>) -> Result<StepDone, StepError> {
         let message = format!("{member} has left the electorate meanwhile; nothing was changed");
         return Err(StepError::new(Reason::NoReplica, message));
     }
-    context.call(&primary, Action::Checkpoint(wire::Checkpoint {}), PATIENCE).await?;
+    let flush = context.call(&primary, Action::Checkpoint(wire::Checkpoint {}), PATIENCE);
+    within(FLUSH_WITHIN, "to flush", flush).await?;
     Ok(StepDone::new())
+}
+
+/// A call that may not take longer: while this operation runs no failover begins.
+async fn within(
+    limit: Duration,
+    doing: &str,
+    call: impl Future<Output = Result<StepResult, StepError>>,
+) -> Result<StepResult, StepError> {
+    tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
+        let late = format!("the primary took longer than {} ms {doing}", limit.as_millis());
+        Err(StepError::new(Reason::Deadline, late))
+    })
 }
 
 async fn drain(context: &StepContext<'_>) -> Result<StepDone, StepError> {
@@ -139,12 +150,12 @@ async fn drain(context: &StepContext<'_>) -> Result<StepDone, StepError> {
         hold_millis: u64::try_from(HOLD.as_millis()).expect("a few seconds"),
     };
     let began = context.environment().clock.boottime();
-    let result = context.call(&primary, Action::Drain(drain), PATIENCE).await?;
+    let limit = Duration::from_millis(drain_within_millis) + ANSWER;
+    let result = within(limit, "to hand over", context.call(&primary, Action::Drain(drain), PATIENCE)).await?;
     let took = context.environment().clock.boottime().saturating_sub(began).as_millis();
-    let drained = Drained { position: position_of(&primary, &result)? };
+    let position = position_of(&primary, &result)?;
     let done = StepDone::new()
-        .output(&drained)
-        .say(format!("{primary} has handed everything over to {member} within {took} ms, up to {}", drained.position));
+        .say(format!("{primary} has handed everything over to {member} within {took} ms, up to {position}"));
     Ok(done.change(move |cluster| {
         if cluster.primary.as_ref() == Some(&primary) {
             cluster.epoch = cluster.epoch.next();
