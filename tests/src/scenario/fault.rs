@@ -5,8 +5,10 @@ use std::{fs, time::Duration};
 use anyhow::Result;
 use nix::sys::signal::Signal;
 
-use super::{Cast, Fault, Part};
-use crate::{cluster::Fleet, process};
+use regent_proto::coordinator::v1 as wire;
+
+use super::{Bed, Cast, Fault, Part};
+use crate::{api, cluster::Fleet, process, profile::Profile};
 
 /// How long a bounced daemon is away. Within a second, starting included.
 const AWAY: Duration = Duration::from_millis(300);
@@ -54,7 +56,7 @@ fn family(first: u32) -> Vec<u32> {
 
 impl Injected {
     /// Makes all faults, as nearly at once as can be: what kills comes first, so that a cut cannot hold it up.
-    pub async fn make(fleet: &mut Fleet, cast: &Cast, faults: &[Fault]) -> Result<Self> {
+    pub async fn make(fleet: &mut Fleet, cast: &Cast, faults: &[Fault], profile: Profile) -> Result<Self> {
         let mut injected = Self::default();
         let mut cuts: Vec<(&str, &str)> = Vec::new();
         for fault in faults {
@@ -74,6 +76,18 @@ impl Injected {
                     killed.kill(fleet, cast, *part)?;
                     tokio::time::sleep(AWAY).await;
                     killed.heal(fleet)?;
+                }
+                Fault::Promote(who) => {
+                    let (name, member) = (format!("clusters/{}", Bed::CLUSTER), cast.actor(*who)?.member.clone());
+                    let request_id = api::request_id();
+                    let request = wire::PromoteMemberRequest { name, member, request_id, ..Default::default() };
+                    fleet.api.clusters().promote_member(request).await?;
+                }
+                Fault::Restart(who) => {
+                    let agent = fleet.agent(cast.machine(*who));
+                    agent.daemon()?.stop().await?;
+                    tokio::time::sleep(AWAY + profile.ttl()).await;
+                    agent.start()?;
                 }
                 Fault::FreezeDisk(who) => {
                     let machine = cast.machine(*who).to_owned();
@@ -150,7 +164,7 @@ impl Fault {
     pub fn needs_a_network(self) -> bool {
         match self {
             Self::Cut { .. } | Self::PowerOff(_) | Self::FreezeDisk(_) => true,
-            Self::Kill(_) | Self::Stop(_) | Self::Bounce(_) => false,
+            Self::Kill(_) | Self::Stop(_) | Self::Bounce(_) | Self::Promote(_) | Self::Restart(_) => false,
         }
     }
 }

@@ -55,6 +55,18 @@ pub const SCENARIOS: &[Scenario] = &[
         expected: FAILOVER,
     },
     Scenario {
+        name: "agent-planned-restart",
+        about: "the primary's agent is told to end, and is back when a usual lease would be over",
+        faults: &[Fault::Restart(Primary)],
+        expected: NOTHING,
+    },
+    Scenario {
+        name: "promote",
+        about: "a person promotes a replica",
+        faults: &[Fault::Promote(FirstReplica)],
+        expected: Expectation { failover: true, outage: Outage::Planned },
+    },
+    Scenario {
         name: "node-kill",
         about: "the plug of the primary's machine is pulled",
         faults: &[Fault::PowerOff(Primary)],

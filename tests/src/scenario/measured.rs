@@ -138,6 +138,9 @@ impl Measured {
     pub fn complaints(&self, scenario: &Scenario, slack: f64) -> Vec<String> {
         let mut found = self.violations();
         found.extend(self.missed.iter().cloned());
+        if scenario.is_planned() && !self.lost.is_empty() {
+            found.push(format!("{} acknowledged rows are lost by a plan, such as {:?}", self.lost.len(), self.lost[0]));
+        }
         let changed = self.epochs > 0;
         if scenario.expected.failover && self.new_primary == self.old_primary {
             found.push(format!("no failover: {} is the primary still", self.old_primary));
@@ -242,6 +245,7 @@ mod tests {
                 Measured { epochs: 0, write_outage_ms: 1.0, lost: lost("db1", 1.0), ..good() },
                 "no policy",
             ),
+            ("promote", Measured { write_outage_ms: 200.0, lost: lost("db1", 1.0), ..good() }, "by a plan"),
             ("coordinator-and-replica-kill", Measured { epochs: 0, ..good() }, "writes went on until"),
             (
                 "coordinator-and-replica-kill",

@@ -74,6 +74,10 @@ pub enum Fault {
     Bounce(Part),
     /// Its disk hangs.
     FreezeDisk(Who),
+    /// No fault, but a plan: a person promotes this replica.
+    Promote(Who),
+    /// No fault, but a plan: the agent is told to end, and is started again when a lease of the usual length would be over.
+    Restart(Who),
 }
 
 /// How long clients may be unable to write.
@@ -81,6 +85,8 @@ pub enum Fault {
 pub enum Outage {
     /// Not at all, apart from what a busy machine does to any client.
     None,
+    /// The primary hands over, and nothing has to be waited for.
+    Planned,
     /// An engine's death needs no timeout to be noticed.
     EngineDied,
     /// What the profile promises for a lost node.
@@ -122,6 +128,8 @@ const NOISE: Duration = Duration::from_millis(500);
 /// What a frozen disk may take beyond a lost node, in each profile: up to a second until the agent's next canary begins, and
 /// the two seconds that it is given.
 const DISK_HANGS: Duration = Duration::from_secs(3);
+/// From the moment in which the primary turns the first application away until writes are accepted elsewhere.
+const PLANNED: Duration = Duration::from_millis(300);
 /// From an engine's death until writes are accepted elsewhere.
 const ENGINE_DIED: Duration = Duration::from_secs(1);
 
@@ -132,6 +140,7 @@ impl Outage {
     pub fn limit(self, profile: Profile) -> Option<Duration> {
         match self {
             Self::None => Some(NOISE),
+            Self::Planned => Some(PLANNED),
             Self::EngineDied => Some(ENGINE_DIED),
             Self::NodeLost => Some(profile.node_lost()),
             Self::NodeHalfLost => Some(profile.node_lost() + profile.ttl()),
@@ -148,6 +157,11 @@ impl Scenario {
     /// The scenario of this name.
     pub fn named(name: &str) -> Option<&'static Self> {
         SCENARIOS.iter().find(|scenario| scenario.name == name)
+    }
+
+    /// Whether nothing that was acknowledged may be lost, whoever is the primary afterwards.
+    pub fn is_planned(&self) -> bool {
+        self.faults.iter().all(|fault| matches!(fault, Fault::Promote(_) | Fault::Restart(_)))
     }
 
     /// Whether it happens to the coordinator's process: its own time away is then the caller's choice.

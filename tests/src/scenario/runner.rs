@@ -103,7 +103,7 @@ pub async fn run(bed: &mut Bed, scenario: &'static Scenario, number: u32, settin
 
     let earlier: BTreeSet<String> = failovers(bed).await?.into_iter().map(|failover| failover.name).collect();
     let fault = now_nanos();
-    let injected = Injected::make(&mut bed.fleet, &cast, scenario.faults).await?;
+    let injected = Injected::make(&mut bed.fleet, &cast, scenario.faults, bed.profile).await?;
     let missed = watch(scenario, settings, bed, &cast, &writers, fault).await;
     let healed = now_nanos();
     injected.heal(&mut bed.fleet)?;

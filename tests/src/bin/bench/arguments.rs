@@ -13,7 +13,7 @@ use regent_tests::{
 use crate::{failover, idle, scenarios};
 
 /// Benches that exist.
-const BENCHES: [&str; 3] = ["failover", "scenarios", "idle"];
+const BENCHES: [&str; 4] = ["failover", "switchover", "scenarios", "idle"];
 /// Engines that exist.
 const ENGINES: [&str; 1] = ["postgresql"];
 /// Load that exists.
@@ -23,7 +23,8 @@ const LOADS: [&str; 1] = ["none"];
 #[derive(Debug, Parser)]
 #[command(name = "bench", version)]
 pub(crate) struct Arguments {
-    /// What to measure: failover (one fault, many times), scenarios (a table of all), idle.
+    /// What to measure: failover (one fault, many times), switchover (a planned promotion, many times), scenarios (a table of
+    /// all), idle.
     pub(crate) bench: String,
     /// Engine.
     #[arg(long, default_value = "postgresql")]
@@ -86,6 +87,12 @@ fn dispatch(arguments: &Arguments) -> Result<()> {
         wanted.push(scenario(fault, arguments.loopback)?);
     }
     match arguments.bench.as_str() {
+        "switchover" => {
+            let [profile] = &arguments.profile[..] else { bail!("switchover wants one --profile") };
+            ensure!(wanted.is_empty(), "--fault has no meaning for switchover");
+            let run = || failover::run(arguments, Scenario::named("promote").expect("it is in the list"), *profile);
+            if arguments.loopback { block_on(run()) } else { network::inside(run)? }
+        }
         "failover" => {
             let ([fault], [profile]) = (&wanted[..], &arguments.profile[..]) else {
                 bail!("failover wants one --fault and one --profile; faults are: {}", known_faults());

@@ -80,7 +80,7 @@ pub(crate) async fn run(arguments: &Arguments, scenario: &'static Scenario, prof
     }
     let summary = summary(scenario, profile, &runs)?;
     let report = Report {
-        bench: "failover",
+        bench: if scenario.is_planned() { "switchover" } else { "failover" },
         engine: arguments.engine.clone(),
         fault: scenario.name,
         profile,
