@@ -129,7 +129,7 @@ const NOISE: Duration = Duration::from_millis(500);
 /// the two seconds that it is given.
 const DISK_HANGS: Duration = Duration::from_secs(3);
 /// From the moment in which the primary turns the first application away until writes are accepted elsewhere.
-const PLANNED: Duration = Duration::from_millis(300);
+const PLANNED: Duration = Duration::from_millis(500);
 /// From an engine's death until writes are accepted elsewhere.
 const ENGINE_DIED: Duration = Duration::from_secs(1);
 
