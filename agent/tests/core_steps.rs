@@ -533,6 +533,20 @@ async fn a_drain_that_fails_or_takes_too_long_is_taken_back() {
 }
 
 #[tokio::test]
+async fn letting_applications_in_is_tried_until_it_succeeds() {
+    let bench = reigning().await;
+    bench.machine.fail("undo_drain", "no space left");
+    done(&bench, 1, 1, "drain", drain(1000, 1)).await;
+    called(&bench.machine, "undo_drain", 2).await;
+    assert_eq!(bench.membership().drained, None, "the mark goes first");
+    bench.machine.fail("drain", "no");
+    assert_eq!(reason(&bench, 1, 2, "again", drain(1, 1)).await, Reason::EngineFailed);
+    let tried = bench.machine.count("undo_drain");
+    bench.machine.mend("undo_drain");
+    called(&bench.machine, "undo_drain", tried + 1).await;
+}
+
+#[tokio::test]
 async fn a_drain_that_comes_again_late_is_a_drain_of_its_own() {
     let bench = reigning().await;
     done(&bench, 1, 1, "drain", drain(1000, 60_000)).await;

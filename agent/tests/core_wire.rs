@@ -495,3 +495,22 @@ async fn an_engine_becomes_writable_only_under_a_grant_that_is_meant_for_it() {
     });
     told.await;
 }
+
+#[tokio::test]
+async fn a_drain_does_not_outlive_the_agent_that_watched_over_it() {
+    let authority = Authority::new();
+    let coordinator = authority.issue("coordinator/c1");
+    let ((agent, channel), _) = pair(&authority, &coordinator).await;
+    let initialize = wire::action::Action::Initialize(wire::Initialize {});
+    execute(&channel, request("db1", 1, 1, "initialize", initialize)).await.unwrap();
+    let drain = wire::Drain { successor: "db2".to_owned(), within_millis: 1000, hold_millis: 60_000 };
+    execute(&channel, request("db1", 1, 1, "drain", wire::action::Action::Drain(drain))).await.unwrap();
+    let drained = |agent: &Agent| agent.node.ledger().read().membership.as_ref().unwrap().drained;
+    assert!(drained(&agent).is_some());
+    assert_eq!(agent.machine.count("undo_drain"), 0);
+    drop(channel);
+    let (machine, directory) = agent.end().await;
+    let agent = authority.agent_on("n1", machine, directory).await;
+    assert_eq!(drained(&agent), None, "before anything is taken up again");
+    called(&agent.machine, "undo_drain", 1).await;
+}

@@ -30,7 +30,7 @@ const PATIENCE: Patience = Patience::AtMost(Duration::from_secs(2));
 /// restart of the coordinator.
 const HOLD: Duration = Duration::from_secs(5);
 
-/// How long the flush before it may take; a failover waits for it.
+/// How long the flush before it may take. Nothing is the matter meanwhile but that a failover would wait for it.
 const FLUSH_WITHIN: Duration = Duration::from_secs(60);
 /// How much longer than the drain may take its answer is waited for: a disk may hang under the agent's ledger.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -99,7 +99,7 @@ impl Kind for Promote {
     }
 
     fn yields_to_failover(&self) -> bool {
-        // From the drain on it is one itself, and before that it takes seconds at most.
+        // From the drain on it is one itself; before that each call has a deadline, after which a failover may begin.
         false
     }
 
