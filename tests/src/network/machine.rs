@@ -1,7 +1,7 @@
 //! A machine: a namespace with an address, held by a process that does nothing else.
 //!
-//! A power cut takes the cable first (no packet says goodbye), then every process, then the namespace with its sockets and
-//! its rules of nftables; switching on makes a new one with the same address and another boot id.
+//! A power cut takes the cable first (no packet says goodbye), then every process, then the namespace with its sockets, its
+//! shared memory and its rules of nftables; switching on makes a new one with the same address and another boot id.
 
 use std::{
     fs,
@@ -22,9 +22,11 @@ use nix::{
 use super::{HUB, words};
 use crate::cluster::run;
 
-/// Takes its place in the namespace, says so, and waits for the end of its input; then ends all others in the namespace.
+/// Takes its place in the namespace, says so, and waits for the end of its input; then ends all others in the namespace. Shared
+/// memory is the machine's own: engines of two machines have data directories of the same number, and one that is killed
+/// leaves its memory behind.
 const HOLD: &str = r#"
-mount --bind "$1" /proc/sys/kernel/random/boot_id && echo ready && read -r _
+mount --bind "$1" /proc/sys/kernel/random/boot_id && mount -t tmpfs memory /dev/shm && echo ready && read -r _
 own=$(readlink /proc/self/ns/net)
 for process in /proc/[0-9]*; do
     id=${process#/proc/}
@@ -103,7 +105,9 @@ impl Machine {
     fn enter(&self) -> Result<Command> {
         let holder = self.holder()?;
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/proc/{holder}/ns/net")).arg(format!("--mount=/proc/{holder}/ns/mnt"));
+        for (option, kind) in [("net", "net"), ("mount", "mnt"), ("ipc", "ipc")] {
+            command.arg(format!("--{option}=/proc/{holder}/ns/{kind}"));
+        }
         Ok(command)
     }
 
@@ -124,7 +128,8 @@ impl Machine {
         ensure!(holder.is_none(), "{} is on already", self.name);
         fs::copy("/proc/sys/kernel/random/uuid", &self.boot_id)
             .with_context(|| format!("cannot write {}", self.boot_id.display()))?;
-        let mut command = words(&["unshare", "--net", "--mount", "--propagation", "slave", "sh", "-c", HOLD, "hold"]);
+        let mut command =
+            words(&["unshare", "--net", "--mount", "--ipc", "--propagation", "slave", "sh", "-c", HOLD, "hold"]);
         command.arg(&self.boot_id).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
         let mut line = String::new();
@@ -194,6 +199,8 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         if let Some(mut holder) = self.holder.lock().ok().and_then(|mut holder| holder.take()) {
+            // With its namespace the cable would go as well, but only some time later, and the next machine of this name needs one.
+            drop(run(words(&["ip", "link", "delete", &port(&self.name)])));
             // The end of its input tells it to end what is left on the machine, and then it ends.
             drop(holder.wait());
         }
