@@ -2,16 +2,18 @@
 
 use std::{fs, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 
 use regent_proto::coordinator::v1 as wire;
 
 use super::{Bed, Cast, Fault, Part};
-use crate::{api, cluster::Fleet, process, profile::Profile};
+use crate::{api, cluster::Fleet, process, profile::Profile, wait};
 
 /// How long a bounced daemon is away. Within a second, starting included.
 const AWAY: Duration = Duration::from_millis(300);
+/// How long a member of a healthy cluster may take until it may be promoted.
+const PROMOTABLE: Duration = Duration::from_secs(30);
 
 /// What has to be done to heal.
 #[derive(Debug, PartialEq, Eq)]
@@ -79,6 +81,15 @@ impl Injected {
                 }
                 Fault::Promote(who) => {
                     let (name, member) = (format!("clusters/{}", Bed::CLUSTER), cast.actor(*who)?.member.clone());
+                    // Just after something else it may not be in the electorate yet; a person would look as well.
+                    wait::until("that it may be promoted", PROMOTABLE, || async {
+                        let cluster = fleet.api.cluster(Bed::CLUSTER).await?;
+                        let actions = &api::member(&cluster, &member)?.available_actions;
+                        let promote = actions.iter().find(|action| action.action == "promote");
+                        ensure!(promote.is_some_and(|promote| promote.available), "{promote:?}");
+                        Ok(())
+                    })
+                    .await?;
                     let request_id = api::request_id();
                     let request = wire::PromoteMemberRequest { name, member, request_id, ..Default::default() };
                     fleet.api.clusters().promote_member(request).await?;
