@@ -72,6 +72,8 @@ pub struct Assembled {
     pub routes: Routes,
     /// Certificates that count no more.
     pub revocations: Revocations,
+    /// What happens.
+    pub events: EventLog,
 }
 
 /// What the identities tell the links.
@@ -128,13 +130,14 @@ impl Assembly {
             brake: Arc::default(),
             own_machine: self.own_machine,
         };
+        let events = environment.events.clone();
         let directory = Directory::open(environment, table.changes(), stop.clone()).await?;
         tokio::spawn(reaper::run(Arc::clone(&store), agents, Arc::clone(&table), stop.clone()));
         tokio::spawn(joiner::run(directory.clone(), Arc::clone(&table), stop.clone()));
         tokio::spawn(tidy_up(store, clock, Arc::clone(&identities), stop.clone()));
         let api = Arc::new(Api { directory, table });
         let routes = routes(&api, &identities).await?;
-        Ok(Assembled { routes, revocations: identities.revocations() })
+        Ok(Assembled { routes, revocations: identities.revocations(), events })
     }
 
     async fn identities(&self, dial: &mpsc::UnboundedSender<Word>) -> anyhow::Result<Arc<Identities>> {

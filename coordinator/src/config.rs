@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use regent_common::{config::HumanDuration, lease::Profile, telemetry::LogFormat};
 use serde::Deserialize;
 
-use crate::cluster::brake::Limits;
+use crate::{cluster::brake::Limits, hook::Hook};
 
 /// Everything that can be set. Each key has a default; the shipped example documents them all.
 #[derive(Debug, Clone, Deserialize)]
@@ -33,6 +33,10 @@ pub struct Config {
     pub brake_for: HumanDuration,
     /// How long a node's or the coordinator's certificate is valid.
     pub certificate_life: HumanDuration,
+    /// Program that is run for each event, with the event as JSON on its standard input; empty for none.
+    pub hook: PathBuf,
+    /// After this time it is killed.
+    pub hook_timeout: HumanDuration,
     /// Form of the log lines: "text" or "json".
     pub log_format: LogFormat,
 }
@@ -40,6 +44,12 @@ pub struct Config {
 // === impl Config ===
 
 impl Config {
+    /// What is run for each event; `None` for nothing.
+    pub fn hook(&self) -> Option<Hook> {
+        let program = self.hook.clone();
+        (!program.as_os_str().is_empty()).then_some(Hook { program, timeout: self.hook_timeout.0 })
+    }
+
     /// What automatic failovers may do.
     pub fn limits(&self) -> Limits {
         Limits {
@@ -67,6 +77,8 @@ impl Default for Config {
             brake_clusters: limits.brake_clusters,
             brake_for: HumanDuration(limits.brake_for),
             certificate_life: seconds(90 * 24 * 3600),
+            hook: PathBuf::new(),
+            hook_timeout: seconds(30),
             log_format: LogFormat::Text,
         }
     }

@@ -14,6 +14,7 @@ pub mod config;
 pub mod detector;
 pub mod environment;
 pub mod events;
+pub mod hook;
 pub mod http;
 pub mod identity;
 pub mod model;

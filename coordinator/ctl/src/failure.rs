@@ -53,6 +53,14 @@ pub enum Failure {
         /// Its answer.
         status: Box<Status>,
     },
+    /// The chain of the audit is broken.
+    #[error("the audit is not as it was written: record {id}: {what}")]
+    Audit {
+        /// The record at which it is noticed.
+        id: String,
+        /// What is amiss.
+        what: String,
+    },
     /// The operation ended without its aim.
     #[error("operation {} ({}) {}", short(&operation.name), operation.kind, ending(operation))]
     Operation {
@@ -122,7 +130,7 @@ impl Failure {
     /// The exit code, as documented in the help.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Operation { .. } | Self::Local { .. } => 1,
+            Self::Operation { .. } | Self::Audit { .. } | Self::Local { .. } => 1,
             Self::Usage(_) => USAGE,
             Self::Identity(_) => 5,
             Self::Unreachable { .. } | Self::Lost { .. } => 6,
@@ -192,6 +200,7 @@ impl Failure {
             // By its own spelling, so that a reason of a newer coordinator is shown too.
             Self::Answer { status, .. } => status.get_details_error_info().map(|info| info.reason),
             Self::Operation { .. }
+            | Self::Audit { .. }
             | Self::Usage(_)
             | Self::Identity(_)
             | Self::Unreachable { .. }
@@ -224,6 +233,7 @@ impl Failure {
             Self::Answer { .. }
             | Self::Unreachable { .. }
             | Self::Operation { .. }
+            | Self::Audit { .. }
             | Self::Interrupted { .. }
             | Self::Lost { .. }
             | Self::Local { .. } => None,
@@ -260,6 +270,11 @@ impl Failure {
                 (None, _, _) => None,
             },
             Self::Operation { operation } => Some(format!("`regentctl operation show {}`", short(&operation.name))),
+            Self::Audit { .. } => Some(
+                "compare this record and those around it with a backup of the coordinator's store from before; somebody had the store \
+                 in his hands"
+                    .to_owned(),
+            ),
             Self::Interrupted { operation } | Self::Lost { operation, .. } => {
                 let id = short(operation);
                 Some(format!("watch it with `regentctl operation watch {id}`, end it with `regentctl operation cancel {id}`"))

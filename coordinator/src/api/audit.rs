@@ -83,6 +83,8 @@ impl From<AuditRecord> for WireRecord {
             resource: record.resource,
             outcome: record.outcome,
             detail: record.detail,
+            previous: record.previous,
+            digest: record.digest,
         }
     }
 }

@@ -66,7 +66,10 @@ pub async fn serve(config: Config, stop: CancellationToken) -> anyhow::Result<()
     };
     let hosts = server_hosts(assembly.hosts.iter().cloned());
     let term = store.term();
-    let Assembled { routes, revocations } = assembly.start(&stop).await?;
+    let Assembled { routes, revocations, events } = assembly.start(&stop).await?;
+    if let Some(hook) = config.hook() {
+        tokio::spawn(hook.run(Arc::clone(&store), events, stop.clone()));
+    }
     let certificate = OwnCertificate {
         store,
         clock,

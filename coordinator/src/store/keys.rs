@@ -1,6 +1,6 @@
 //! Every key that is ever stored, in one list.
 
-use regent_common::ids::{ClusterId, ClusterName, NodeName, OperationId, UserName};
+use regent_common::ids::{ClusterId, ClusterName, MemberName, NodeName, OperationId, UserName};
 
 use super::Key;
 
@@ -31,6 +31,11 @@ pub fn cluster(name: &ClusterName) -> Key {
 /// What remains of a removed cluster.
 pub fn tombstone(id: &ClusterId) -> Key {
     Key::new(format!("tombstones/{id}"))
+}
+
+/// What remains of a member that has left a cluster.
+pub fn member_tombstone(id: &ClusterId, member: &MemberName) -> Key {
+    Key::new(format!("tombstones/{id}/{member}"))
 }
 
 /// Which member a node is.
@@ -76,6 +81,16 @@ pub fn certificate(serial: &str) -> Key {
 /// An audit record; ids sort by time.
 pub fn audit(id: &str) -> Key {
     Key::new(format!("{AUDIT}{id}"))
+}
+
+/// Where the chain of the audit's records ends.
+pub fn audit_end() -> Key {
+    Key::new("audit_end")
+}
+
+/// The last event that the hook was handed.
+pub fn hook_cursor() -> Key {
+    Key::new("hook_cursor")
 }
 
 /// An event; ids sort by time.

@@ -135,7 +135,7 @@ async fn run_coordinator(machine: &Machine, disk: &StoreDisk, stop: &Cancellatio
         certificate_life: Duration::from_secs(90 * 24 * 3600),
         hosts: BTreeSet::new(),
     };
-    let assembly::Assembled { routes, revocations } = assembly.start(stop).await?;
+    let assembly::Assembled { routes, revocations, .. } = assembly.start(stop).await?;
     let listener = TcpListener::bind(("0.0.0.0", COORDINATOR_PORT)).await?;
     let identity = certificates.coordinator.clone();
     let options = ServeOptions { revocations };

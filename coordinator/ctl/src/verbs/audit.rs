@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use regent_common::clock::wall_now;
+use regent_common::{chain::Link, clock::wall_now, convert::from_wire_time};
 use regent_proto::coordinator::v1 as wire;
 
 use crate::{
@@ -27,6 +27,9 @@ pub struct Arguments {
     /// Go on with new records as they come
     #[arg(long)]
     follow: bool,
+    /// Check that no record was changed or taken out since it was written, and show the last digest
+    #[arg(long, conflicts_with_all = ["cluster", "since", "follow"])]
+    verify: bool,
 }
 
 pub(crate) async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure> {
@@ -38,6 +41,9 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
         return follow(context, &connection, &call, cluster, since).await;
     }
     let records = read(&connection, &call, &cluster, since).await?;
+    if arguments.verify {
+        return verify(context, &records);
+    }
     context.output.data(|| table::audit(&records), || json::list("records", &records));
     Ok(())
 }
@@ -56,6 +62,40 @@ async fn read(
     })
     .await
     .map_err(|status| call.failed(status))
+}
+
+/// Goes through the chain of all records.
+fn verify(context: &Context, records: &[wire::AuditRecord]) -> Result<(), Failure> {
+    let broken =
+        |record: &wire::AuditRecord, what: &str| Failure::Audit { id: record.id.clone(), what: what.to_owned() };
+    let mut last = "";
+    let mut chained = 0_usize;
+    for record in records {
+        // Written before there was a chain.
+        if record.digest.is_empty() && last.is_empty() {
+            continue;
+        }
+        if record.previous != last {
+            return Err(broken(record, "records before it are missing, or were added"));
+        }
+        if digest(record).as_ref() != Some(&record.digest) {
+            return Err(broken(record, "it was changed since it was written"));
+        }
+        last = &record.digest;
+        chained += 1;
+    }
+    context.output.data(
+        || format!("{chained} records, none changed and none missing; the last digest is {last}\n"),
+        || serde_json::json!({ "records": chained, "digest": last }),
+    );
+    Ok(())
+}
+
+/// The digest that a record should have; `None` where its time is none.
+fn digest(record: &wire::AuditRecord) -> Option<String> {
+    let time = from_wire_time(record.time.as_ref()?)?;
+    let said = [&record.actor, &record.source, &record.action, &record.resource, &record.outcome, &record.detail];
+    Some(Link { previous: &record.previous, id: &record.id, time, said: said.map(String::as_str) }.digest())
 }
 
 /// Shows records as they come. Each answer begins with the time of the last one that was shown; ids are ordered, so that

@@ -1,7 +1,7 @@
 //! Decides, in front of all services, who may call what, and writes to the audit who changed something or was refused.
 //!
-//! It does not verify certificates (the transport did, and says so in the request's [`Caller`]) and knows of a call only its
-//! path and its outcome. A user's role is read from the store at every call, so that a revocation holds for the next one.
+//! It does not verify certificates (the transport did, and says so in the request's [`Caller`]) and knows of a call its path, its
+//! outcome, and for the audit what its message says. A user's role is read from the store at every call, so that a revocation holds for the next one.
 //!
 //! **Invariant:** a call reaches a service only when the [`table`] permits it; it then carries an [`Authorized`]. An audited
 //! call that has begun is finished and recorded even when its caller goes away.
@@ -14,6 +14,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use axum::body::Body;
 use http::{HeaderMap, Request, Response};
 use regent_common::{
     error::{ErrorChain, Reason, reason_of, refuse},
@@ -26,6 +27,7 @@ use tonic::{Code, Status, service::Routes};
 use tower::{Layer, Service};
 use tracing::Instrument as _;
 
+use self::asked::Asked;
 pub use self::table::{METHODS, Requirement, UserRole, requirement};
 use super::failed_store;
 use crate::{
@@ -33,12 +35,16 @@ use crate::{
     store::{Store, StoreError, get_json, keys},
 };
 
+mod asked;
 pub mod table;
 #[cfg(test)]
 mod tests;
 
 /// The actor of a call without a valid certificate, where none is needed.
 pub const ANONYMOUS: &str = "anonymous";
+
+/// Most bytes of a call that changes something; what tonic takes as well.
+const LARGEST_REQUEST: usize = 4 * 1024 * 1024;
 
 /// Who calls; in the extensions of every request that reaches a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -230,12 +236,11 @@ fn method_name(path: &str) -> &str {
 
 // === impl Authorization ===
 
-impl<S, B, R> Service<Request<B>> for Authorization<S>
+impl<S, R> Service<Request<Body>> for Authorization<S>
 where
-    S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
+    S: Service<Request<Body>, Response = Response<R>> + Clone + Send + 'static,
     S::Future: Send,
     S::Error: Send,
-    B: Send + 'static,
     R: Default + Send + 'static,
 {
     type Response = Response<R>;
@@ -246,7 +251,7 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         // The one that was asked for readiness makes the call; its clone waits for the next.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
@@ -276,8 +281,17 @@ where
             if !requirement.is_audited() {
                 return inner.call(request).await;
             }
+            let (head, body) = request.into_parts();
+            let body = match axum::body::to_bytes(body, LARGEST_REQUEST).await {
+                Ok(body) => body,
+                Err(error) => {
+                    let message = format!("the request was not received: {}", ErrorChain(&error));
+                    return Ok(Status::invalid_argument(message).into_http());
+                }
+            };
+            let Asked { resource, said } = Asked::read(&path, &body);
             // A task of its own: a caller that hangs up must not leave a change half made, or made but not recorded.
-            let call = inner.call(request);
+            let call = inner.call(Request::from_parts(head, Body::from(body)));
             let audit = policy.audit.clone();
             let recorded = async move {
                 // One more task, so that a call that panicked is recorded too.
@@ -294,7 +308,9 @@ where
                         (Ok(status.into_http()), Reason::Internal.to_string(), message)
                     }
                 };
-                audit.record(&actor, &address, &method, "", &outcome, &detail).await;
+                let parts = [said, detail];
+                let detail: Vec<_> = parts.iter().filter(|part| !part.is_empty()).map(String::as_str).collect();
+                audit.record(&actor, &address, &method, &resource, &outcome, &detail.join(" ")).await;
                 answer
             };
             match tokio::spawn(recorded.in_current_span()).await {

@@ -26,7 +26,7 @@ const RENEW: &str = "/regent.coordinator.v1.IdentityService/RenewCertificate";
 const HEALTH: &str = "/grpc.health.v1.Health/Check";
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 
-type Backend = BoxCloneSyncService<Request<()>, Response<String>, Infallible>;
+type Backend = BoxCloneSyncService<Request<Body>, Response<String>, Infallible>;
 
 struct Bench {
     store: Arc<MemoryStore>,
@@ -55,7 +55,7 @@ impl Bench {
 
     /// Calls a service that answers with the actor and address that it was given.
     async fn call(&self, path: &str, caller: Option<Caller>) -> Response<String> {
-        let backend = service_fn(|request: Request<()>| async move {
+        let backend = service_fn(|request: Request<Body>| async move {
             let who = request.extensions().get::<Authorized>().unwrap();
             Ok(Response::new(format!("{} from {}", who.actor, who.address)))
         });
@@ -63,7 +63,7 @@ impl Bench {
     }
 
     async fn call_backend(&self, path: &str, caller: Option<Caller>, backend: Backend) -> Response<String> {
-        let mut request = Request::builder().uri(path).body(()).unwrap();
+        let mut request = Request::builder().uri(path).body(Body::empty()).unwrap();
         if let Some(caller) = caller {
             request.extensions_mut().insert(caller);
         }

@@ -60,18 +60,23 @@ impl Actor {
         let resource = record.name.resource();
         let unmade = adoption::is_unmade(record, &reports);
         let ended = if unmade { Ok(Transaction::default()) } else { self.end_of_operation(record).await };
-        let mut transaction = match ended {
+        let transaction = match ended {
             Ok(transaction) => transaction,
             Err(error) => {
                 tracing::error!(error = %ErrorChain(&*error), "the operation of before cannot be ended");
                 return true;
             }
         };
-        for (_, detail) in &forced {
-            // In the same commit: it is written down once, and not at all only if nothing is adopted.
-            let detail = format!("{resource}: {detail}");
-            transaction = self.environment.audit.with_own(transaction, "FORCED", &resource, "adopted", &detail);
-        }
+        // In the same commit: each is written down once, and not at all only if nothing is adopted.
+        let details: Vec<_> = forced.iter().map(|(_, detail)| format!("{resource}: {detail}")).collect();
+        let written = self.environment.audit.with_own(transaction, "FORCED", &resource, "adopted", details).await;
+        let (transaction, turn) = match written {
+            Ok(written) => written,
+            Err(error) => {
+                tracing::error!(error = %ErrorChain(&error), "the end of the audit cannot be read");
+                return true;
+            }
+        };
         let (mut said, now) = (String::new(), self.environment.clock.wall());
         let adopted = self.cluster.change(|record| {
             said = adoption::adopt(record, &reports);
@@ -80,7 +85,9 @@ impl Actor {
             }
             Ok(transaction)
         });
-        match adopted.await {
+        let adopted = adopted.await;
+        drop(turn);
+        match adopted {
             Ok(_) => {
                 self.adopted = above;
                 tracing::warn!(said, "what the ledgers say is adopted");
