@@ -194,6 +194,7 @@ mod tests {
             engine,
             authority: Authority { lease, ..Authority::default() },
             endpoint: None,
+            configuration: String::new(),
             observed_at: jiff::Timestamp::UNIX_EPOCH,
         }
     }

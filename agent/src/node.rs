@@ -224,6 +224,7 @@ impl Node {
                 || ledger.quarantine.is_some()
                 || driver.as_ref().is_some_and(|driver| driver.is_dirty()),
             endpoint: driver.map(|driver| driver.endpoint()),
+            configuration: membership.configuration.clone(),
             engine,
             authority: self.lease.authority(ledger),
             observed_at: self.wall(),

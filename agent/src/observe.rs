@@ -26,6 +26,7 @@ pub fn without_driver(reason: String) -> EngineObservation {
         reason,
         details: BTreeMap::new(),
         data_bytes: 0,
+        stale: String::new(),
     }
 }
 

@@ -105,7 +105,7 @@ async fn a_member_from_its_assignment_to_its_release() {
     let agent = Agent::start(folder.path());
     let assigned = agent.done(1, "assign", Action::Assign { spec: spec.clone(), port }).await;
     assert_eq!(assigned.endpoint.unwrap().port, port);
-    agent.done(1, "configure", Action::Configure { spec: spec.clone() }).await;
+    agent.done(1, "configure", Action::Configure { spec: spec.clone(), fingerprint: String::new() }).await;
     let made = agent.done(1, "initialize", Action::Initialize).await;
     assert!(made.position.as_ref().is_some_and(|position| !position.is_empty()));
     let seen = agent.until(EngineState::Running).await;

@@ -439,7 +439,7 @@ async fn a_node_in_quarantine_joins_no_other_cluster_beside_unknown_data() {
 }
 
 #[tokio::test]
-async fn a_release_is_for_good() {
+async fn a_release_is_for_good_until_a_later_operation_takes_the_node_in_again() {
     let bench = Bench::assigned().await;
     let release = || Action::Release { keep_data: false };
     done(&bench, 1, 2, "release", release()).await;
@@ -448,7 +448,10 @@ async fn a_release_is_for_good() {
     let bench = bench.restart();
     done(&bench, 1, 2, "release", release()).await;
     assert_eq!(bench.executions("release"), 1);
-    assert_eq!(reason(&bench, 9, 9, "assign-late", assign()).await, Reason::WrongCluster);
+    assert_eq!(reason(&bench, 9, 2, "assign-late", assign()).await, Reason::WrongCluster);
+    done(&bench, 1, 3, "assign-anew", assign()).await;
+    assert_eq!(reason(&bench, 1, 2, "release", release()).await, Reason::StaleToken);
+    assert!(bench.member.driver().is_some());
 }
 
 #[tokio::test]
@@ -469,7 +472,7 @@ async fn a_job_can_be_cancelled() {
 async fn secrets_are_in_their_own_file_and_nowhere_else() {
     use std::os::unix::fs::PermissionsExt;
     let bench = Bench::assigned().await;
-    done(&bench, 1, 1, "configure", Action::Configure { spec: spec() }).await;
+    done(&bench, 1, 1, "configure", Action::Configure { spec: spec(), fingerprint: "c1".to_owned() }).await;
     let ledger = std::fs::read_to_string(bench.directory.path().join("ledger.json")).unwrap();
     assert!(!ledger.contains("hush"));
     let secrets = bench.directory.path().join("secrets.json");
@@ -477,8 +480,10 @@ async fn secrets_are_in_their_own_file_and_nowhere_else() {
     assert_eq!(std::fs::metadata(&secrets).unwrap().permissions().mode() & 0o777, 0o600);
     let other = Action::Configure {
         spec: regent_common::topology::ClusterSpec { cluster: "other".parse().unwrap(), ..spec() },
+        fingerprint: "c2".to_owned(),
     };
     assert_eq!(reason(&bench, 1, 1, "configure-other", other).await, Reason::WrongCluster);
+    assert_eq!(bench.membership().configuration, "c1", "what was refused is not what is applied");
 }
 
 fn drain(within: u64, hold: u64) -> Action {

@@ -78,7 +78,7 @@ async fn a_stopped_agent_answers_from_its_ledger_when_it_is_back() {
     let coordinator = authority.issue("coordinator/c1");
     let (agent, channel) = assigned(&authority, &coordinator).await;
     let initialize = || request("db1", 1, 1, "init", wire::action::Action::Initialize(wire::Initialize {}));
-    let configure = wire::Configure { spec: Some(spec_of(&[&agent])) };
+    let configure = wire::Configure { spec: Some(spec_of(&[&agent])), fingerprint: String::new() };
     execute(&channel, request("db1", 1, 1, "configure", wire::action::Action::Configure(configure))).await.unwrap();
     let (_, before) = execute(&channel, initialize()).await.unwrap();
     drop(channel);

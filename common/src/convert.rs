@@ -189,8 +189,10 @@ impl From<&Observation> for wire::MemberObservation {
             observed_at: Some(to_wire_time(seen.observed_at)),
             fenced: seen.fenced,
             data_bytes: engine.data_bytes,
+            stale: engine.stale.clone(),
             authority: Some((&seen.authority).into()),
             endpoint: seen.endpoint.as_ref().map(Into::into),
+            configuration: seen.configuration.clone(),
         }
     }
 }
@@ -220,9 +222,11 @@ impl TryFrom<wire::MemberObservation> for Observation {
                 reason: message.reason,
                 details: message.details,
                 data_bytes: message.data_bytes,
+                stale: message.stale,
             },
             endpoint: message.endpoint.map(Endpoint::try_from).transpose()?,
             authority: message.authority.map(Authority::try_from).transpose()?.unwrap_or_default(),
+            configuration: message.configuration,
         })
     }
 }
@@ -630,6 +634,7 @@ mod tests {
             fenced: true,
             dirty: true,
             endpoint: Some(Endpoint { host: "h".to_owned(), port: 8 }),
+            configuration: "c0".to_owned(),
             observed_at: Timestamp::new(5, 6).unwrap(),
             engine: EngineObservation {
                 state: EngineState::Hung,
@@ -644,6 +649,7 @@ mod tests {
                 reason: "hung".to_owned(),
                 details: [("k".to_owned(), "v".to_owned())].into(),
                 data_bytes: 10,
+                stale: "old".to_owned(),
             },
             authority: authority(),
         };

@@ -139,7 +139,7 @@ reasons! {
     ConfirmNameWrong "CONFIRM_NAME_WRONG" InvalidArgument false
         "The name given as confirmation is not the name of what would be changed." "Give the exact name.";
     ClusterProtected "CLUSTER_PROTECTED" FailedPrecondition false
-        "The cluster is protected against deletion." "Remove the protection first.";
+        "The cluster is protected against deletion and removal of members." "Remove the protection first.";
     ClusterBusy "CLUSTER_BUSY" Aborted true
         "Another operation of the cluster is running." "Wait until it ended, or cancel it, then try again.";
     ClusterHasNoPrimary "CLUSTER_HAS_NO_PRIMARY" FailedPrecondition true
@@ -151,6 +151,8 @@ reasons! {
         "Do as the message says: wait, switch a node off and confirm that, or accept the loss.";
     NoReplica "NO_REPLICA" FailedPrecondition false
         "No replica is fit for this." "Show the cluster; add or resync a replica.";
+    SingleCopyLeft "SINGLE_COPY_LEFT" FailedPrecondition false
+        "Fewer than two whole copies of the data would be left." "Add a member first, or allow it.";
     MemberIsPrimary "MEMBER_IS_PRIMARY" FailedPrecondition false
         "The member is the primary, and this is for replicas only." "Name a replica, or move the primary first.";
     OperationPastReturn "OPERATION_PAST_RETURN" FailedPrecondition false

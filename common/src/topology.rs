@@ -122,6 +122,9 @@ pub struct Observation {
     pub dirty: bool,
     /// Where its engine is reached; `None` while its driver cannot be opened.
     pub endpoint: Option<Endpoint>,
+    /// Fingerprint of the configuration that was applied last; empty before the first, and while it is not known.
+    #[serde(default)]
+    pub configuration: String,
     /// What the driver sees.
     pub engine: EngineObservation,
     /// Its authority: role by the ledger, lease, promises, fence.
@@ -157,6 +160,9 @@ pub struct EngineObservation {
     pub details: BTreeMap<String, String>,
     /// Size of the data on disk in bytes; 0 while unknown.
     pub data_bytes: u64,
+    /// Why this replica can never catch up by its stream; empty when it can, as far as is known.
+    #[serde(default)]
+    pub stale: String,
 }
 
 /// Measured facts of a machine.

@@ -2,19 +2,21 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use prost::Message;
 use regent_common::{
     clock::Clock,
     ids::{MemberName, NodeName, Revision},
     lease::Profile,
     topology::{ClusterSpec, Peer},
 };
+use regent_proto::agent::v1 as wire;
 
 use crate::{
     audit::AuditLog,
     authority::{Authorities, Authority},
     cluster::brake::{Brake, Limits},
     events::EventLog,
-    model::cluster::ClusterRecord,
+    model::cluster::{ClusterRecord, MemberRecord},
     nodes::{Agents, NodeView},
     secrets::{SecretError, Secrets},
     store::Store,
@@ -111,14 +113,31 @@ impl Environment {
                 Ok((purpose.clone(), self.secrets.open(&associated, sealed)?))
             })
             .collect::<Result<BTreeMap<_, _>, SecretError>>()?;
-        Ok(ClusterSpec {
+        Ok(ClusterSpec { secrets, ..self.open_spec(cluster) })
+    }
+
+    /// What every member of a cluster applies, without its secrets.
+    fn open_spec(&self, cluster: &ClusterRecord) -> ClusterSpec {
+        ClusterSpec {
             cluster: cluster.name.clone(),
             engine: cluster.engine.clone(),
             version: cluster.version.clone(),
             members: cluster.members.keys().filter_map(|member| self.peer(cluster, member)).collect(),
             settings: cluster.settings.clone(),
-            secrets,
-        })
+            secrets: BTreeMap::new(),
+        }
+    }
+
+    /// Names what every member of a cluster applies, so that one which has applied something else is found; `None` while the address
+    /// of a member is not known. Secrets count as they are sealed: nothing can be told of them from it.
+    pub fn fingerprint(&self, cluster: &ClusterRecord) -> Option<String> {
+        let known = |record: &MemberRecord| record.endpoint.is_none() || (self.addresses)(&record.node).is_some();
+        if !cluster.members.values().all(known) {
+            return None;
+        }
+        let spec = wire::ClusterSpec { secrets: cluster.secrets.clone(), ..(&self.open_spec(cluster)).into() };
+        let digest = ring::digest::digest(&ring::digest::SHA256, &spec.encode_to_vec());
+        Some(digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
     }
 }
 

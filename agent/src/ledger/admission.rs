@@ -122,10 +122,14 @@ pub enum Refusal {
         known: MemberName,
     },
     /// The node was released from that cluster.
-    #[error("this node was released from cluster {given}, whose id is never used again")]
+    #[error(
+        "this node was released from cluster {given} under operation token {known}: only a later operation takes it in again"
+    )]
     PastCluster {
         /// Of the step.
         given: ClusterId,
+        /// Of the release.
+        known: OperationToken,
     },
     /// The ledger is not to be believed.
     #[error("this node is in quarantine: {reason}")]
@@ -169,8 +173,9 @@ impl Ledger {
             }
             // Leaving is done already wherever the node is not a member, and must end well when it is asked for twice.
             Some(_) | None if claim == Claim::Leave => self.compare(header, running),
-            Some(_) | None if self.past_clusters.contains(&header.cluster_id) => {
-                Admission::Refuse(Refusal::PastCluster { given: header.cluster_id })
+            Some(_) | None if !self.may_enter(header, claim) => {
+                let known = self.released_under.get(&header.cluster_id).copied().unwrap_or_default();
+                Admission::Refuse(Refusal::PastCluster { given: header.cluster_id, known })
             }
             Some(membership) => Admission::Refuse(Refusal::OtherCluster {
                 given: header.cluster_id,
@@ -184,6 +189,13 @@ impl Ledger {
                 Claim::Leave => unreachable!("handled above"),
             },
         }
+    }
+
+    /// Whether the cluster is not one that this node has left, or takes it in anew by a later operation than the one that released
+    /// it: what was sent before that, and arrives late, is not obeyed.
+    fn may_enter(&self, header: &Header, claim: Claim) -> bool {
+        let later = || self.released_under.get(&header.cluster_id).is_some_and(|released| header.token > *released);
+        !self.past_clusters.contains(&header.cluster_id) || (claim == Claim::Enter && later())
     }
 
     /// Compares with what is known of the same step.
@@ -267,15 +279,20 @@ impl Ledger {
         }
     }
 
-    /// Leaves a cluster for good: membership and results of its steps go, its id stays as one that is never obeyed again.
+    /// Leaves a cluster: membership and results of its steps go; its id stays as one that is not obeyed again, but for a later
+    /// operation that makes this node a new member.
     ///
     /// Undoing a step erases its result (rule T1), and a release undoes everything before it.
-    pub fn leave(&mut self, cluster_id: ClusterId) {
+    pub fn leave(&mut self, cluster_id: ClusterId, token: OperationToken) {
         if self.membership.as_ref().is_some_and(|m| m.cluster_id == cluster_id) {
             self.membership = None;
         }
         self.quarantine = None;
-        self.past_clusters.insert(cluster_id);
+        let released_before = !self.past_clusters.insert(cluster_id);
+        let known = self.released_under.get(&cluster_id).copied();
+        if !released_before || known.is_some() {
+            self.released_under.insert(cluster_id, token.max(known.unwrap_or_default()));
+        }
         for record in self.operations.iter_mut().flat_map(|operation| operation.steps.values_mut()) {
             if record.cluster_id == cluster_id {
                 record.outcome = None;

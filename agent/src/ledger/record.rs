@@ -42,9 +42,12 @@ pub struct Ledger {
     /// The cluster this node belongs to; `None` for a spare.
     #[serde(default)]
     pub membership: Option<Membership>,
-    /// Clusters that this node was released from; their ids are never obeyed again (rule T1).
+    /// Clusters that this node was released from: nothing of them is obeyed but a later operation that takes it in again (rule T1).
     #[serde(default)]
     pub past_clusters: BTreeSet<ClusterId>,
+    /// Tokens under which it was released from them. One that has none never takes it in again.
+    #[serde(default)]
+    pub released_under: BTreeMap<ClusterId, OperationToken>,
     /// Steps of the last operations, oldest operation first.
     #[serde(default)]
     pub operations: Vec<OperationRecord>,
@@ -69,6 +72,9 @@ pub struct Membership {
     /// Whether that has reached the driver: a restarted agent then applies it again.
     #[serde(default)]
     pub configured: bool,
+    /// Fingerprint of what has reached the driver, by the coordinator's word; empty when it gave none.
+    #[serde(default)]
+    pub configuration: String,
     /// Highest epoch that was accepted.
     pub epoch: Epoch,
     /// Highest operation token that was accepted.
@@ -331,6 +337,7 @@ impl Default for Ledger {
             revision: Revision::default(),
             membership: None,
             past_clusters: BTreeSet::new(),
+            released_under: BTreeMap::new(),
             operations: Vec::new(),
             quarantine: None,
         }

@@ -45,6 +45,7 @@ fn membership(epoch: u64, token: u64) -> Membership {
             settings: Default::default(),
         },
         configured: false,
+        configuration: String::new(),
         epoch: Epoch(epoch),
         token: OperationToken(token),
         role: None,
@@ -155,21 +156,31 @@ fn only_the_right_cluster_and_member_is_obeyed() {
 }
 
 #[test]
-fn a_past_cluster_is_never_obeyed_again_and_its_release_is_answered_again() {
+fn a_past_cluster_is_not_obeyed_and_its_release_is_answered_again() {
     let mut ledger = member_at(5, 7);
     let assigned = header(5, 7, "assign", "a");
     ledger.begin(&assigned, "assign");
     ledger.finish(&assigned.key, assigned.content(), outcome("assigned"));
     let release = header(5, 8, "release", "r");
     ledger.begin(&release, "release");
-    ledger.leave(cluster(1));
+    ledger.leave(cluster(1), OperationToken(8));
     ledger.finish(&release.key, release.content(), outcome("gone"));
     assert_eq!(ledger.membership, None);
     assert_eq!(ledger.admit(&release, Claim::Leave, None), Admission::Answer(outcome("gone")));
     assert_eq!(ledger.admit(&header(5, 9, "again", "r"), Claim::Leave, None), Admission::Run);
-    for claim in [Claim::Enter, Claim::Act] {
-        assert!(matches!(refusal(ledger.admit(&header(9, 9, "late", "a"), claim, None)), Refusal::PastCluster { .. }));
-    }
+    let past = |token, claim| matches!(ledger.admit(&header(9, token, "late", "a"), claim, None), Admission::Refuse(_));
+    assert!(past(8, Claim::Enter) && past(9, Claim::Act), "what was sent before, and what is not for a new member");
+    assert_eq!(
+        ledger.admit(&header(9, 9, "anew", "a"), Claim::Enter, None),
+        Admission::Run,
+        "a later operation takes it in"
+    );
+    let mut of_before = ledger.clone();
+    of_before.released_under.clear();
+    let refused = refusal(of_before.admit(&header(9, 9, "anew", "a"), Claim::Enter, None));
+    assert!(matches!(refused, Refusal::PastCluster { .. }), "nobody knows under which token it was released");
+    of_before.leave(cluster(1), OperationToken(10));
+    assert!(of_before.released_under.is_empty());
     assert_eq!(ledger.step(&assigned.key).unwrap().outcome, None, "undoing a step erases its result");
 }
 
@@ -179,7 +190,7 @@ fn leaving_a_cluster_that_this_node_is_not_in_leaves_its_own_alone() {
     let elsewhere = Header { cluster_id: cluster(2), ..header(90, 90, "s", "a") };
     assert_eq!(ledger.admit(&elsewhere, Claim::Leave, None), Admission::Run);
     ledger.begin(&elsewhere, "release");
-    ledger.leave(cluster(2));
+    ledger.leave(cluster(2), OperationToken(90));
     assert_eq!(ledger.membership, Some(membership(5, 7)));
 }
 

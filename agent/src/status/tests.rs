@@ -31,6 +31,7 @@ pub(crate) fn membership() -> Membership {
             settings: BTreeMap::new(),
         },
         configured: true,
+        configuration: String::new(),
         epoch: Epoch(3),
         token: OperationToken(1),
         role: Some(Role::Primary),

@@ -26,6 +26,8 @@ pub enum Action {
     Configure {
         /// What to apply.
         spec: ClusterSpec,
+        /// Names it in observations.
+        fingerprint: String,
     },
     /// Makes new data and starts the engine as the first primary.
     Initialize,
@@ -189,7 +191,9 @@ impl TryFrom<wire::Action> for Action {
                     source: ConvertError::OutOfRange { field: "port", value: port.into() },
                 })?,
             },
-            Wire::Configure(wire::Configure { spec }) => Self::Configure { spec: required("configure", "spec", spec)? },
+            Wire::Configure(wire::Configure { spec, fingerprint }) => {
+                Self::Configure { spec: required("configure", "spec", spec)?, fingerprint }
+            }
             Wire::Initialize(wire::Initialize {}) => Self::Initialize,
             Wire::Clone(wire::Clone { source, max_bytes_per_second, wipe_first_if_needed }) => {
                 Self::Clone { source: required("clone", "source", source)?, max_bytes_per_second, wipe_first_if_needed }

@@ -243,6 +243,7 @@ impl Driver for TestDriver {
             reason: String::new(),
             details: BTreeMap::new(),
             data_bytes: 0,
+            stale: String::new(),
         })
     }
     fn upstream_heard(&self) -> Option<HeardPosition> {

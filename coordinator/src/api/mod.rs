@@ -7,8 +7,8 @@ use regent_common::{
     ids::{NodeName, OperationId},
 };
 use regent_proto::coordinator::v1::{
-    CreateClusterRequest, DeleteClusterRequest, FailoverClusterRequest, Operation, PromoteMemberRequest,
-    ResyncClusterRequest,
+    AddMemberRequest, CreateClusterRequest, DeleteClusterRequest, FailoverClusterRequest, Operation,
+    PromoteMemberRequest, RemoveMemberRequest, ResyncClusterRequest,
 };
 use tonic::{Request, Status};
 
@@ -159,6 +159,8 @@ repeatable!(
     DeleteClusterRequest,
     ResyncClusterRequest,
     FailoverClusterRequest,
+    AddMemberRequest,
+    RemoveMemberRequest,
     PromoteMemberRequest
 );
 

@@ -20,7 +20,7 @@ use crate::{
     detector::{Judgement, Succession, Verdict},
     environment::OwnMachine,
     model::{
-        cluster::{ClusterRecord, MemberRecord, MemberState, Phase},
+        cluster::{ClusterRecord, Healing, MemberRecord, MemberState, Phase},
         node::NodeRecord,
         operation::OperationRecord,
         reign::Reign,
@@ -30,6 +30,7 @@ use crate::{
     planner::{
         self, Decision,
         asked::{Consent, asked},
+        planned, removal, resyncing,
     },
 };
 
@@ -68,7 +69,7 @@ pub fn cluster(facts: &ClusterFacts<'_>) -> wire::Cluster {
         Decision::NoFailover { why } => format!("no failover, because {why}"),
         Decision::Failover { why, .. } => format!("failover is due: {why}"),
         Decision::AwaitLease { why, .. } => format!("a failover waits: {why}"),
-        Decision::Nothing | Decision::Rejoin { .. } => String::new(),
+        Decision::Nothing | Decision::Mark { .. } | Decision::Mend { .. } => String::new(),
     };
     let primary_position = record.primary.as_ref().and_then(|primary| position_of(facts, primary));
     wire::Cluster {
@@ -102,6 +103,16 @@ pub fn cluster(facts: &ClusterFacts<'_>) -> wire::Cluster {
         lease: situation::lease(facts),
         situation: situation::sentence(facts, &decision),
         warnings: warnings::of_cluster(facts),
+        healing: healing(record.policy.healing).into(),
+        restart_budget: record.policy.restart_budget.unwrap_or_default(),
+        paused: record.policy.paused,
+    }
+}
+
+fn healing(healing: Healing) -> wire::HealingMode {
+    match healing {
+        Healing::PromoteReplica => wire::HealingMode::PromoteReplica,
+        Healing::RestorePrimary => wire::HealingMode::RestorePrimary,
     }
 }
 
@@ -133,7 +144,8 @@ fn health(facts: &ClusterFacts<'_>) -> (wire::Health, Vec<String>) {
     let mut reasons = Vec::new();
     for (name, member) in &record.members {
         // While a member's data is being made or replaced, what its agent sees of it says nothing more.
-        let being_made = matches!(member.state, MemberState::Creating | MemberState::Resyncing);
+        let being_made =
+            matches!(member.state, MemberState::Creating | MemberState::Resyncing | MemberState::Leaving { .. });
         let judged = facts.judgements.get(name).map(|judgement| judgement.reason.clone());
         reasons.extend(judged.filter(|reason| !reason.is_empty() && !being_made));
         reasons.extend(state_reason(name, member));
@@ -161,8 +173,10 @@ fn health(facts: &ClusterFacts<'_>) -> (wire::Health, Vec<String>) {
             | Verdict::Starting => wire::Health::Down,
             // It serves, on the word of others.
             Verdict::Partitioned => wire::Health::Degraded,
-            Verdict::Healthy | Verdict::Suspect | Verdict::NotStreaming if reasons.is_empty() => wire::Health::Healthy,
-            Verdict::Healthy | Verdict::Suspect | Verdict::NotStreaming => wire::Health::Degraded,
+            Verdict::Healthy | Verdict::Suspect | Verdict::NotStreaming | Verdict::Stale if reasons.is_empty() => {
+                wire::Health::Healthy
+            }
+            Verdict::Healthy | Verdict::Suspect | Verdict::NotStreaming | Verdict::Stale => wire::Health::Degraded,
         },
     };
     (health, reasons)
@@ -177,6 +191,7 @@ fn state_reason(name: &MemberName, member: &MemberRecord) -> Option<String> {
             "{name} waits to be brought back as a replica; this happens by itself once its agent is heard"
         )),
         MemberState::NeedsResync { why } => Some(format!("{name} needs a resync: {why}")),
+        MemberState::Leaving { .. } => Some(format!("{name} is being taken out of the cluster")),
     }
 }
 
@@ -213,8 +228,9 @@ fn member(
         reason: judgement.map(|j| j.reason.clone()).unwrap_or_default(),
         lag_bytes: lag,
         position: own.map(|p| p.display().to_owned()).unwrap_or_default(),
-        available_actions: vec![resync_action(facts, Some(name))],
+        available_actions: member_actions(facts, name),
         progress: view.jobs.first().map(|job| (&job.progress).into()),
+        priority: stored.priority.0,
     }
 }
 
@@ -225,6 +241,7 @@ fn state(state: &MemberState) -> wire::MemberState {
         MemberState::Resyncing => wire::MemberState::Resyncing,
         MemberState::NeedsRejoin => wire::MemberState::NeedsRejoin,
         MemberState::NeedsResync { .. } => wire::MemberState::NeedsResync,
+        MemberState::Leaving { .. } => wire::MemberState::Leaving,
     }
 }
 
@@ -240,40 +257,32 @@ fn busy(record: &ClusterRecord) -> Option<String> {
     record.operation.map(|id| format!("{} is running", id.resource()))
 }
 
+fn member_actions(facts: &ClusterFacts<'_>, member: &MemberName) -> Vec<wire::AvailableAction> {
+    let (record, judgements) = (facts.record, facts.judgements);
+    let promote = planned::obstacle(record, judgements, facts.succession, member).map(|(_, why)| why);
+    let remove = removal::obstacle(record, judgements, member, true).map(|(_, why)| why);
+    vec![
+        action("promote", promote.or_else(|| busy(record))),
+        resync_action(facts, Some(member)),
+        action("remove-member", remove.or_else(|| busy(record))),
+    ]
+}
+
 fn cluster_actions(facts: &ClusterFacts<'_>) -> Vec<wire::AvailableAction> {
     let record = facts.record;
     let protected = record.protected.then(|| "the cluster is protected: unprotect it first".to_owned());
+    let nobody = record.primary.is_none().then(|| "the cluster has no primary to copy from".to_owned());
     vec![
+        action("add-member", nobody.or_else(|| busy(record))),
         resync_action(facts, None),
         action("failover", failover_obstacle(facts)),
         action("delete", protected.or_else(|| busy(record))),
         action("protect", record.protected.then(|| "the cluster is protected already".to_owned())),
         action("unprotect", (!record.protected).then(|| "the cluster is not protected".to_owned())),
+        action("pause", record.policy.paused.then(|| "automatic decisions are paused already".to_owned())),
+        action("resume", (!record.policy.paused).then(|| "automatic decisions are not paused".to_owned())),
         action("credentials", None),
     ]
-}
-
-/// Whether replicas can be resynced now, or why not.
-pub fn resync_obstacle(
-    record: &ClusterRecord,
-    judgements: &BTreeMap<MemberName, Judgement>,
-    member: Option<&MemberName>,
-) -> Option<String> {
-    let Some(primary) = &record.primary else {
-        return Some("the cluster has no primary to restore from".to_owned());
-    };
-    if record.members.len() < 2 {
-        return Some("the cluster has no replica".to_owned());
-    }
-    if member == Some(primary) {
-        return Some(format!("{primary} is the primary: there is nothing to restore it from"));
-    }
-    match judgements.get(primary) {
-        Some(judgement) if judgement.verdict != Verdict::Healthy => {
-            Some(format!("the primary {primary} is not healthy: {}", judgement.reason))
-        }
-        Some(_) | None => busy(record),
-    }
 }
 
 /// Whether a person's failover could begin without anything being vouched for or given up, or why not (rule P7).
@@ -283,7 +292,8 @@ fn failover_obstacle(facts: &ClusterFacts<'_>) -> Option<String> {
 }
 
 fn resync_action(facts: &ClusterFacts<'_>, member: Option<&MemberName>) -> wire::AvailableAction {
-    action("resync", resync_obstacle(facts.record, facts.judgements, member))
+    let obstacle = resyncing::obstacle(facts.record, facts.judgements, member).map(|(_, why)| why);
+    action("resync", obstacle.or_else(|| busy(facts.record)))
 }
 
 /// What a node holds of a cluster that is not in the store, and what becomes of it.

@@ -18,7 +18,14 @@ pub fn of_cluster(facts: &ClusterFacts<'_>) -> Vec<String> {
         let view = view_of(facts, member).filter(|view| facts.own_machine.holds(view))?;
         Some(beside_us(facts, member, &stored.node, view))
     });
-    paused.into_iter().chain(beside_us).collect()
+    let by_hand = facts.record.policy.paused.then(|| {
+        format!(
+            "automatic decisions are paused: no failover happens and no member is brought back by itself before `regentctl cluster \
+             resume {}`",
+            facts.record.name
+        )
+    });
+    by_hand.into_iter().chain(paused).chain(beside_us).collect()
 }
 
 fn beside_us(facts: &ClusterFacts<'_>, member: &MemberName, node: &NodeName, view: &NodeView) -> String {

@@ -13,6 +13,8 @@ use std::{
 use jiff::Timestamp;
 use regent_common::ids::ClusterName;
 
+use crate::model::cluster::{ClusterRecord, Healing};
+
 /// What the configuration allows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Limits {
@@ -70,6 +72,13 @@ struct State {
 impl Limits {
     /// The time over which a cluster's failovers are counted.
     pub const BUDGET_PERIOD: Duration = Duration::from_secs(600);
+
+    /// Most automatic failovers of this cluster within that time: where its primary is restarted in place its own policy counts.
+    pub fn failovers_of(&self, cluster: &ClusterRecord) -> usize {
+        let in_place = cluster.policy.healing == Healing::RestorePrimary || cluster.members.len() < 2;
+        let own = cluster.policy.restart_budget.filter(|_| in_place);
+        own.map_or(self.failover_budget, |restarts| usize::try_from(restarts).unwrap_or(usize::MAX))
+    }
 }
 
 impl Default for Limits {
@@ -87,13 +96,13 @@ impl Budget {
     }
 
     /// Why there is no further one now; `None` when there may be.
-    pub fn exhausted(&self, now: Duration, limits: &Limits) -> Option<Pause> {
+    pub fn exhausted(&self, now: Duration, allowed: usize) -> Option<Pause> {
         let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         while counted.front().is_some_and(|at| now.saturating_sub(*at) > Limits::BUDGET_PERIOD) {
             counted.pop_front();
         }
         let failovers = counted.len();
-        let first = counted.front().filter(|_| failovers >= limits.failover_budget)?;
+        let first = counted.front().filter(|_| failovers >= allowed)?;
         Some(Pause::Budget { failovers, left: Limits::BUDGET_PERIOD.saturating_sub(now.saturating_sub(*first)) })
     }
 }
@@ -187,12 +196,23 @@ mod tests {
 
     #[test]
     fn a_budget_is_used_up_and_comes_back() {
-        let (budget, limits) = (Budget::default(), Limits { failover_budget: 2, ..Limits::default() });
+        let budget = Budget::default();
         budget.count(seconds(10));
-        assert_eq!(budget.exhausted(seconds(11), &limits), None);
+        assert_eq!(budget.exhausted(seconds(11), 2), None);
         budget.count(seconds(20));
-        assert!(budget.exhausted(seconds(30), &limits).is_some());
-        assert_eq!(budget.exhausted(seconds(611), &limits), None);
+        assert!(budget.exhausted(seconds(30), 2).is_some());
+        assert_eq!(budget.exhausted(seconds(611), 2), None);
+    }
+
+    #[test]
+    fn a_clusters_own_budget_counts_where_its_primary_is_restarted_in_place() {
+        let (limits, mut cluster) = (Limits::default(), crate::planner::fixtures::cluster());
+        cluster.policy.restart_budget = Some(3);
+        assert_eq!(limits.failovers_of(&cluster), 6, "a replica takes over");
+        cluster.policy.healing = Healing::RestorePrimary;
+        assert_eq!(limits.failovers_of(&cluster), 3);
+        cluster.policy.restart_budget = None;
+        assert_eq!(limits.failovers_of(&cluster), 6);
     }
 
     #[test]
@@ -243,9 +263,9 @@ mod tests {
             brake.holds(1, seconds(30), &limits),
             Some(Pause::Brake { failing: 1, clusters: 1, left: seconds(40) })
         );
-        let (budget, limits) = (Budget::default(), Limits { failover_budget: 1, ..Limits::default() });
+        let budget = Budget::default();
         budget.count(seconds(5));
         let left = Limits::BUDGET_PERIOD - seconds(10);
-        assert_eq!(budget.exhausted(seconds(15), &limits), Some(Pause::Budget { failovers: 1, left }));
+        assert_eq!(budget.exhausted(seconds(15), 1), Some(Pause::Budget { failovers: 1, left }));
     }
 }

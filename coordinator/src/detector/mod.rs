@@ -80,6 +80,8 @@ pub enum Verdict {
     Astray,
     /// A replica that receives nothing from its upstream.
     NotStreaming,
+    /// A replica that can never catch up by its stream: only a new copy brings it back.
+    Stale,
     /// The data must not be started.
     Dirty,
     /// The node has no data or no ledger of this cluster.
@@ -115,6 +117,7 @@ impl Verdict {
             Self::WithoutLease => "WithoutLease",
             Self::Astray => "Astray",
             Self::NotStreaming => "NotStreaming",
+            Self::Stale => "Stale",
             Self::Dirty => "Dirty",
             Self::Lost => "Lost",
             Self::Quarantined => "Quarantined",
@@ -223,6 +226,9 @@ fn judge_running(expected: &Expected, seen: &Observation) -> Judgement {
                     None => format!("{member} follows nobody instead of {primary}"),
                 },
             ),
+            (Some(_) | None, _) if seen.engine.streaming == Ternary::No && !seen.engine.stale.is_empty() => {
+                say(Verdict::Stale, format!("{member} cannot catch up: {}", seen.engine.stale))
+            }
             (Some(_) | None, _) => match seen.engine.streaming {
                 Ternary::No => say(
                     Verdict::NotStreaming,

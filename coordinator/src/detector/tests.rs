@@ -28,6 +28,7 @@ fn seen(change: impl FnOnce(&mut Observation)) -> Evidence {
         fenced: false,
         dirty: false,
         endpoint: None,
+        configuration: String::new(),
         observed_at: Timestamp::UNIX_EPOCH,
         authority: regent_common::lease::Authority::default(),
         engine: EngineObservation {
@@ -43,6 +44,7 @@ fn seen(change: impl FnOnce(&mut Observation)) -> Evidence {
             reason: String::new(),
             details: BTreeMap::new(),
             data_bytes: 0,
+            stale: String::new(),
         },
     };
     change(&mut observation);

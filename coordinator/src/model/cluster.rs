@@ -128,7 +128,15 @@ pub struct MemberRecord {
     /// What its ledger has shown to have (rule T5).
     #[serde(default)]
     pub shown: Shown,
+    /// Who is promoted among equals.
+    #[serde(default)]
+    pub priority: Priority,
 }
+
+/// How much a member is wanted as the primary: among equals the highest is promoted. With 0 it is never promoted, and is left out
+/// of the electorate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Priority(pub u32);
 
 /// Where a member is in its life.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,6 +155,11 @@ pub enum MemberState {
         /// Why, for people.
         why: String,
     },
+    /// It is being taken out of the cluster; no candidate.
+    Leaving {
+        /// Whether its data stays on its node, aside.
+        keep_data: bool,
+    },
 }
 
 /// What automatic decisions may do.
@@ -159,13 +172,53 @@ pub struct Policy {
     pub automatic_failover: bool,
     /// Most bytes that a candidate may be known to lack of the old primary.
     pub max_lag_on_failover: u64,
+    /// What is done when the primary fails.
+    #[serde(default)]
+    pub healing: Healing,
+    /// Most restarts in place within ten minutes; the coordinator's budget for failovers when absent.
+    #[serde(default)]
+    pub restart_budget: Option<u32>,
+    /// Nothing is decided by itself: no failover, no member is brought back. Leases are granted all the same.
+    #[serde(default)]
+    pub paused: bool,
+}
+
+/// What is done when the primary fails.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Healing {
+    /// A replica takes its place.
+    #[default]
+    PromoteReplica,
+    /// It is restarted in place on its own data, so that nothing committed is lost; a replica takes its place only by a person's word.
+    RestorePrimary,
+}
+
+// === impl Priority ===
+
+impl Priority {
+    /// Never promoted.
+    pub const NEVER: Self = Self(0);
+}
+
+impl Default for Priority {
+    fn default() -> Self {
+        Self(100)
+    }
 }
 
 // === impl Policy ===
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { profile: Profile::default(), automatic_failover: true, max_lag_on_failover: 16 * 1024 * 1024 }
+        Self {
+            profile: Profile::default(),
+            automatic_failover: true,
+            max_lag_on_failover: 16 * 1024 * 1024,
+            healing: Healing::default(),
+            restart_budget: None,
+            paused: false,
+        }
     }
 }
 
@@ -174,7 +227,13 @@ impl Default for Policy {
 impl MemberRecord {
     /// A member that is about to be made.
     pub fn new(node: NodeName) -> Self {
-        Self { node, state: MemberState::Creating, endpoint: None, shown: Shown::default() }
+        Self {
+            node,
+            state: MemberState::Creating,
+            endpoint: None,
+            shown: Shown::default(),
+            priority: Priority::default(),
+        }
     }
 }
 

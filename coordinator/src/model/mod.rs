@@ -21,7 +21,8 @@ pub struct Assignment {
     pub member: MemberName,
 }
 
-/// What remains of a removed cluster: enough to empty a node that was away, and to never revive the cluster.
+/// What remains of a removed cluster, or of a member that has left: enough to empty a node that was away, and to never revive the
+/// cluster there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tombstone {
     /// Id of the cluster.
@@ -48,5 +49,10 @@ impl Tombstone {
             token: record.token,
             keep_data: record.keep_data_on_delete,
         }
+    }
+
+    /// The tombstone of a member that leaves a cluster.
+    pub fn of_member(record: &cluster::ClusterRecord, keep_data: bool) -> Self {
+        Self { keep_data, ..Self::of(record) }
     }
 }

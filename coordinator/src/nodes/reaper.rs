@@ -1,4 +1,4 @@
-//! Empties nodes that belong to a cluster which is no more.
+//! Empties nodes that belong to a cluster which is no more, or whose member has left.
 //!
 //! A node that was away while its cluster was deleted comes back with a ledger that names it. The tombstone says under
 //! which numbers to release it; a cluster id is never used again, so nothing can be revived by mistake. A node whose
@@ -55,8 +55,13 @@ async fn visit(store: &dyn Store, agents: &dyn Agents, node: &NodeName, seen: &O
     if get_json::<Assignment>(store, &keys::assignment(node)).await?.is_some() {
         return Ok(());
     }
-    let key = keys::tombstone(&seen.cluster_id);
-    let Some(stored) = get_json::<Tombstone>(store, &key).await? else { return Ok(()) };
+    let mut found = None;
+    for key in [keys::member_tombstone(&seen.cluster_id, &seen.member), keys::tombstone(&seen.cluster_id)] {
+        if found.is_none() {
+            found = get_json::<Tombstone>(store, &key).await?.map(|stored| (key, stored));
+        }
+    }
+    let Some((key, stored)) = found else { return Ok(()) };
     let mut tombstone = stored.value;
     // The higher token is durable before it is sent (rule T3).
     tombstone.token = tombstone.token.max(seen.token).next();

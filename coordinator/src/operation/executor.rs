@@ -29,8 +29,8 @@ use crate::{
     cluster::{ChangeError, ClusterHandle},
     environment::Environment,
     model::{
-        Assignment,
-        cluster::ClusterRecord,
+        Assignment, Tombstone,
+        cluster::{ClusterRecord, MemberRecord, MemberState},
         operation::{OperationRecord, PlannedStep},
         shown::Shown,
     },
@@ -123,6 +123,14 @@ pub fn assign(transaction: Transaction, cluster: &ClusterRecord, member: &Member
     let key = keys::assignment(node);
     let assignment = Assignment { cluster: cluster.name.clone(), member: member.clone() };
     transaction.require_absent(key.clone()).put_json(key, &assignment)
+}
+
+/// Adds to a commit that a member has left, so that its node is a spare. One that was away finds out from the tombstone that it is to
+/// be emptied, and under which numbers.
+fn leave(transaction: Transaction, cluster: &ClusterRecord, member: &MemberName, stored: &MemberRecord) -> Transaction {
+    let keep_data = stored.state == MemberState::Leaving { keep_data: true };
+    let tombstone = Tombstone::of_member(cluster, keep_data);
+    transaction.delete(keys::assignment(&stored.node)).put_json(keys::member_tombstone(&cluster.id, member), &tombstone)
 }
 
 /// Begins an operation of an existing cluster; refused while another one runs.
@@ -436,16 +444,15 @@ impl<'a> Runner<'a> {
             let outcome = self
                 .cluster
                 .change(|record| {
-                    let before: Vec<_> = record.members.values().map(|member| member.node.clone()).collect();
+                    let before = record.members.clone();
                     change(record);
                     for (member, shown) in self.shown.lock().unwrap_or_else(PoisonError::into_inner).iter() {
                         if let Some(stored) = record.members.get_mut(member) {
                             stored.shown = stored.shown.max(*shown);
                         }
                     }
-                    // A member that goes makes its node a spare in the same commit.
-                    let gone = before.into_iter().filter(|node| record.member_on(node).is_none());
-                    Ok(gone.fold(transaction.clone(), |t, node| t.delete(keys::assignment(&node))))
+                    let gone = before.iter().filter(|(member, _)| !record.members.contains_key(*member));
+                    Ok(gone.fold(transaction.clone(), |t, (member, stored)| leave(t, record, member, stored)))
                 })
                 .await;
             if self.stored(outcome.map(|_| ())).await? {
@@ -462,7 +469,7 @@ impl<'a> Runner<'a> {
                 transaction = transaction.delete(keys::assignment(&member.node));
             }
             // A node that was away finds out from this that it is to be emptied, and under which numbers.
-            transaction = transaction.put_json(keys::tombstone(&record.id), &crate::model::Tombstone::of(&record));
+            transaction = transaction.put_json(keys::tombstone(&record.id), &Tombstone::of(&record));
         }
         loop {
             let outcome = self.cluster.remove(transaction.clone()).await;

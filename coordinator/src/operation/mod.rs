@@ -28,10 +28,12 @@ pub use context::StepContext;
 pub const KINDS: &[&dyn Kind] = &[
     &kinds::create_cluster::CreateCluster,
     &kinds::add_member::AddMember,
+    &kinds::remove_member::RemoveMember,
     &kinds::failover::Failover,
     &kinds::promote::Promote,
     &kinds::rejoin::Rejoin,
     &kinds::resync::Resync,
+    &kinds::configure::Configure,
     &kinds::delete_cluster::DeleteCluster,
 ];
 

@@ -33,7 +33,10 @@ impl Consent {
         match state {
             MemberState::Ready => true,
             MemberState::Creating => false,
-            MemberState::Resyncing | MemberState::NeedsRejoin | MemberState::NeedsResync { .. } => self.data_loss,
+            MemberState::Resyncing
+            | MemberState::NeedsRejoin
+            | MemberState::NeedsResync { .. }
+            | MemberState::Leaving { .. } => self.data_loss,
         }
     }
 }
@@ -97,7 +100,12 @@ fn over(
 ) -> Result<Cause, String> {
     let Some(judgement) = judgements.get(primary) else { return Err(format!("nothing is known of {primary}")) };
     match judgement.verdict {
-        Verdict::Healthy | Verdict::NotStreaming | Verdict::Suspect | Verdict::Starting | Verdict::WithoutLease => {
+        Verdict::Healthy
+        | Verdict::NotStreaming
+        | Verdict::Stale
+        | Verdict::Suspect
+        | Verdict::Starting
+        | Verdict::WithoutLease => {
             Err(format!("{primary} is the primary and serves, or is about to: there is nothing to fail over from"))
         }
         Verdict::Partitioned => {

@@ -1,6 +1,10 @@
 //! Chooses whom to promote: a pure function of the positions that prepared members reported.
 
+use std::cmp::Reverse;
+
 use regent_common::{ids::MemberName, position::Position};
+
+use crate::model::cluster::{ClusterRecord, Priority};
 
 /// A prepared member.
 #[derive(Debug, Clone)]
@@ -9,6 +13,18 @@ pub struct Prepared {
     pub member: MemberName,
     /// Its final position.
     pub position: Position,
+    /// How much it is wanted as the primary.
+    pub priority: Priority,
+}
+
+// === impl Prepared ===
+
+impl Prepared {
+    /// A member of this cluster that was prepared.
+    pub fn new(cluster: &ClusterRecord, member: MemberName, position: Position) -> Self {
+        let priority = cluster.members.get(&member).map(|record| record.priority).unwrap_or_default();
+        Self { member, position, priority }
+    }
 }
 
 /// The choice, with its reasons.
@@ -50,7 +66,8 @@ pub enum NoChoice {
     },
 }
 
-/// Chooses the member whose position includes all others'; among equals the preferred one, else the first by name.
+/// Chooses the member whose position includes all others'; among equals the preferred one, else the one of the highest priority, else
+/// the first by name.
 ///
 /// `known` has the highest position that anybody heard of each member that reigned; the largest loss counts. What an old
 /// primary wrote after it was last heard nobody can know here: that part of the loss is bounded by the time between two
@@ -62,7 +79,7 @@ pub fn choose(
     preferred: Option<&MemberName>,
 ) -> Result<Choice, NoChoice> {
     let mut members: Vec<&Prepared> = prepared.iter().collect();
-    members.sort_by_key(|prepared| (Some(&prepared.member) != preferred, &prepared.member));
+    members.sort_by_key(|prepared| (Some(&prepared.member) != preferred, Reverse(prepared.priority), &prepared.member));
     let first = members.first().ok_or(NoChoice::NobodyPrepared)?;
     let best = members.iter().fold(first, |best, next| {
         if next.position.includes(&best.position) && !best.position.includes(&next.position) { next } else { best }
@@ -106,7 +123,7 @@ mod tests {
     use super::*;
 
     fn at(member: &str, origins: &[(&str, u64)]) -> Prepared {
-        Prepared { member: member.parse().unwrap(), position: position(origins) }
+        Prepared { member: member.parse().unwrap(), position: position(origins), priority: Priority::default() }
     }
 
     fn position(origins: &[(&str, u64)]) -> Position {
@@ -124,6 +141,21 @@ mod tests {
         let prepared = [at("a", &[("x", 7)]), at("b", &[("x", 7)]), at("c", &[("x", 6)])];
         let chosen = |preferred: &str| choose(&prepared, &[], 0, Some(&preferred.parse().unwrap())).unwrap().member;
         assert_eq!((chosen("b").as_str(), chosen("c").as_str()), ("b", "a"));
+    }
+
+    #[test]
+    fn the_highest_priority_wins_among_equals_alone() {
+        let mut prepared = [at("a", &[("x", 7)]), at("b", &[("x", 7)]), at("c", &[("x", 6)])];
+        for (prepared, priority) in prepared.iter_mut().zip([100, 200, 300]) {
+            prepared.priority = Priority(priority);
+        }
+        assert_eq!(choose(&prepared, &[], 0, None).unwrap().member.as_str(), "b");
+        let asked = "a".parse().unwrap();
+        assert_eq!(
+            choose(&prepared, &[], 0, Some(&asked)).unwrap().member.as_str(),
+            "a",
+            "a person's word counts more"
+        );
     }
 
     #[test]

@@ -14,7 +14,7 @@ use regent_common::{
 use crate::{
     detector::{Judgement, Verdict},
     environment::OwnMachine,
-    model::cluster::{ClusterRecord, MemberState},
+    model::cluster::{ClusterRecord, MemberRecord, MemberState, Priority},
     nodes::NodeView,
 };
 
@@ -39,7 +39,7 @@ pub fn wanted(
         });
     let lag = |member: &MemberName| Some(position(primary)?.minus(position(member)?).amount());
     let within = |member: &MemberName| lag(member).map(|lag| lag <= record.policy.max_lag_on_failover);
-    let belongs = |member: &MemberName, state: &MemberState| {
+    let belongs = |member: &MemberName, MemberRecord { state, priority, .. }: &MemberRecord| {
         let view = views.get(member);
         let dirty = view.and_then(|view| view.observation.as_ref()).is_some_and(|seen| seen.dirty);
         let beside_us = view.is_some_and(|view| own_machine.leaves_out(view));
@@ -48,7 +48,7 @@ pub fn wanted(
         }
         // What it has promised nobody knows (rule T5); it leaves when that is stored.
         let quarantined = view.is_some_and(|view| view.quarantine().is_some());
-        if *state != MemberState::Ready || dirty || beside_us || quarantined {
+        if *state != MemberState::Ready || *priority == Priority::NEVER || dirty || beside_us || quarantined {
             return false;
         }
         let healthy = judgements.get(member).is_some_and(|judgement| judgement.verdict == Verdict::Healthy);
@@ -58,7 +58,7 @@ pub fn wanted(
             primary_is_sure && healthy && within(member) == Some(true)
         }
     };
-    Some(record.replicas().filter(|(member, stored)| belongs(member, &stored.state)).map(|(m, _)| m.clone()).collect())
+    Some(record.replicas().filter(|(member, stored)| belongs(member, stored)).map(|(m, _)| m.clone()).collect())
 }
 
 #[cfg(test)]
@@ -163,7 +163,8 @@ mod tests {
 
     #[test]
     fn who_is_dirty_or_being_replaced_or_beside_the_coordinator_is_no_part_of_it() {
-        let out: [fn(&mut Scene); 5] = [
+        let out: [fn(&mut Scene); 6] = [
+            |scene| scene.record.members.get_mut(&name(2)).unwrap().priority = Priority::NEVER,
             |scene| scene.views.get_mut(&name(2)).unwrap().quarantine = "no ledger".to_owned(),
             |scene| {
                 let why = "its ledger was put back".to_owned();

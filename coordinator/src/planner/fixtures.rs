@@ -70,6 +70,7 @@ pub(crate) fn observation(member: MemberName) -> Observation {
         fenced: false,
         dirty: false,
         endpoint: None,
+        configuration: String::new(),
         observed_at: jiff::Timestamp::UNIX_EPOCH,
         authority: Authority::default(),
         engine: EngineObservation {
@@ -85,6 +86,7 @@ pub(crate) fn observation(member: MemberName) -> Observation {
             reason: String::new(),
             details: BTreeMap::new(),
             data_bytes: 0,
+            stale: String::new(),
         },
     }
 }

@@ -17,13 +17,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     detector::{Judgement, Succession, Verdict},
-    model::cluster::{ClusterRecord, MemberState, Phase},
+    model::cluster::{ClusterRecord, Healing, MemberState, Phase},
+    nodes::NodeView,
 };
 
 pub mod asked;
 pub mod candidate;
 pub mod electorate;
 pub mod planned;
+pub mod removal;
+pub mod resyncing;
 
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,13 +52,59 @@ pub enum Decision {
         /// A sentence for people and the audit.
         why: String,
     },
-    /// Bring a member back to the stored topology.
-    Rejoin {
+    /// A member can only be brought back by a resync, which erases its data and wants a person's word: say so.
+    Mark {
         /// The member.
         member: MemberName,
         /// A sentence for people and the audit.
         why: String,
     },
+    /// Bring a member to what the stored topology says of it.
+    Mend {
+        /// The member.
+        member: MemberName,
+        /// What has to be done.
+        how: Mend,
+        /// A sentence for people and the audit.
+        why: String,
+    },
+}
+
+/// What brings a member to what the stored topology says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mend {
+    /// It is brought back as a replica.
+    Rejoin,
+    /// It is told again what it applies: it was away when that changed.
+    Configure,
+    /// Its removal is gone on with.
+    Remove {
+        /// Whether its data stays on its node.
+        keep_data: bool,
+    },
+}
+
+/// What is known besides of members that may have to be mended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Upkeep {
+    /// Whose last mending failed just now: it is passed over, so that it does not keep the others out.
+    pub resting: BTreeSet<MemberName>,
+    /// Who has applied something else than what is stored (see [`drifted`]).
+    pub drifted: BTreeSet<MemberName>,
+}
+
+/// Who has applied another configuration than the one of this fingerprint. One that has not said what it has applied is not counted.
+pub fn drifted(
+    cluster: &ClusterRecord,
+    views: &BTreeMap<MemberName, NodeView>,
+    fingerprint: &str,
+) -> BTreeSet<MemberName> {
+    let other = |view: &NodeView| {
+        view.observation.as_ref().is_some_and(|seen| {
+            seen.cluster_id == cluster.id && !seen.configuration.is_empty() && seen.configuration != fingerprint
+        })
+    };
+    views.iter().filter(|(_, view)| view.connected && other(view)).map(|(member, _)| member.clone()).collect()
 }
 
 /// What makes sure that the old primary accepts no writes (rule P1).
@@ -79,16 +128,15 @@ pub fn decide(
     judgements: &BTreeMap<MemberName, Judgement>,
     succession: &Succession,
 ) -> Decision {
-    decide_but(cluster, judgements, succession, &BTreeSet::new())
+    decide_with(cluster, judgements, succession, &Upkeep::default())
 }
 
-/// Decides, passing over the members whose rejoin failed just now, so that one that cannot be brought back does not keep
-/// the others out.
-pub fn decide_but(
+/// Decides, with what is known of members that may have to be mended.
+pub fn decide_with(
     cluster: &ClusterRecord,
     judgements: &BTreeMap<MemberName, Judgement>,
     succession: &Succession,
-    resting: &BTreeSet<MemberName>,
+    upkeep: &Upkeep,
 ) -> Decision {
     match cluster.phase {
         Phase::Creating | Phase::Deleting => return Decision::Nothing,
@@ -98,22 +146,39 @@ pub fn decide_but(
         return without_primary(cluster, judgements, succession);
     };
     let Some(judgement) = judgements.get(primary) else { return Decision::Nothing };
-    let automatic = |cause| {
-        if cluster.policy.automatic_failover {
-            Decision::Failover { cause, why: judgement.reason.clone() }
-        } else {
-            let why = format!("{}, and automatic failover is off for this cluster", judgement.reason);
-            Decision::NoFailover { why }
-        }
-    };
+    let reason = &judgement.reason;
     match judgement.verdict {
-        Verdict::EngineDown | Verdict::EngineHung | Verdict::StorageHung => return automatic(Cause::EngineFailed),
-        Verdict::NodeUnreachable | Verdict::NodeLost | Verdict::Quarantined if !cluster.policy.automatic_failover => {
-            return automatic(Cause::LeaseOver);
+        Verdict::EngineDown
+        | Verdict::EngineHung
+        | Verdict::StorageHung
+        | Verdict::NodeUnreachable
+        | Verdict::NodeLost
+        | Verdict::Quarantined
+            if cluster.policy.paused =>
+        {
+            return Decision::NoFailover { why: format!("{reason}, and {}", paused(cluster)) };
+        }
+        Verdict::EngineDown
+        | Verdict::EngineHung
+        | Verdict::StorageHung
+        | Verdict::NodeUnreachable
+        | Verdict::NodeLost
+        | Verdict::Quarantined
+            if !cluster.policy.automatic_failover =>
+        {
+            return Decision::NoFailover { why: format!("{reason}, and automatic failover is off for this cluster") };
+        }
+        Verdict::EngineDown | Verdict::EngineHung | Verdict::StorageHung => {
+            return Decision::Failover { cause: Cause::EngineFailed, why: reason.clone() };
+        }
+        Verdict::NodeUnreachable | Verdict::NodeLost | Verdict::Quarantined
+            if cluster.policy.healing == Healing::RestorePrimary =>
+        {
+            return Decision::NoFailover { why: format!("{reason}; {}", waits_for_primary(cluster)) };
         }
         // One in quarantine is heard and not believed: it is replaced like one that is not heard, when its lease is over.
         Verdict::NodeUnreachable | Verdict::NodeLost | Verdict::Quarantined => {
-            return succeed(&judgement.reason, cluster, succession);
+            return succeed(reason, cluster, succession);
         }
         Verdict::Partitioned => {
             return Decision::NoFailover {
@@ -128,9 +193,21 @@ pub fn decide_but(
         Verdict::Astray => return Decision::NoFailover { why: judgement.reason.clone() },
         // Its silence or start may end by itself; a replica can still be looked after.
         Verdict::Suspect | Verdict::Starting | Verdict::WithoutLease => return Decision::Nothing,
-        Verdict::Healthy | Verdict::NotStreaming => {}
+        Verdict::Healthy | Verdict::NotStreaming | Verdict::Stale => {}
     }
-    next_rejoin(cluster, judgements, resting)
+    if cluster.policy.paused { Decision::Nothing } else { next_mend(cluster, judgements, upkeep) }
+}
+
+fn paused(cluster: &ClusterRecord) -> String {
+    format!("automatic decisions are paused: `regentctl cluster resume {}` ends that", cluster.name)
+}
+
+fn waits_for_primary(cluster: &ClusterRecord) -> String {
+    format!(
+        "the policy is to restore the primary on its own data: bring its node back, or have another member take its place: \
+         `regentctl cluster failover {}`",
+        cluster.name
+    )
 }
 
 /// A failover over a primary that is not heard: only when its lease is over, and somebody may and can follow (rule P1).
@@ -203,10 +280,18 @@ fn without_primary(
         return Decision::NoFailover { why };
     }
     let why = "no member is the primary: an earlier failover did not end".to_owned();
+    if cluster.policy.paused {
+        return Decision::NoFailover { why: format!("{why}, and {}", paused(cluster)) };
+    }
     let away = |member: &&MemberName| judgements.get(*member).is_some_and(|judgement| unheard(&judgement.verdict));
     let Some(member) = cluster.may_reign().find(away) else {
         return Decision::Failover { cause: Cause::EngineFailed, why };
     };
+    if cluster.policy.healing == Healing::RestorePrimary {
+        return Decision::NoFailover {
+            why: format!("{why}, and {member} is not heard; {}", waits_for_primary(cluster)),
+        };
+    }
     // One that is heard itself is fenced and prepared, whatever stands.
     let cut_off = cluster.reign.as_ref().is_none_or(|reign| away(&&reign.primary));
     if let Some(reporter) = succession.reported_by.as_ref().filter(|_| cut_off) {
@@ -268,17 +353,28 @@ fn only_by_a_person(
     ))
 }
 
-/// The first replica that has to be brought back and can be.
-fn next_rejoin(
-    cluster: &ClusterRecord,
-    judgements: &BTreeMap<MemberName, Judgement>,
-    resting: &BTreeSet<MemberName>,
-) -> Decision {
-    for (member, record) in cluster.replicas().filter(|(member, _)| !resting.contains(*member)) {
+/// The first member that has to be mended and can be: what is told first, as it may be what keeps others from coming back.
+fn next_mend(cluster: &ClusterRecord, judgements: &BTreeMap<MemberName, Judgement>, upkeep: &Upkeep) -> Decision {
+    let rests = |member: &MemberName| upkeep.resting.contains(member);
+    let told = |member: &&MemberName| {
+        let ready = cluster.members.get(*member).is_some_and(|record| record.state == MemberState::Ready);
+        let serves = |judgement: &Judgement| matches!(judgement.verdict, Verdict::Healthy | Verdict::NotStreaming);
+        ready && !rests(member) && judgements.get(*member).is_some_and(serves)
+    };
+    if let Some(member) = upkeep.drifted.iter().find(told) {
+        let why = format!("{member} has not applied what was changed while it was away");
+        return Decision::Mend { member: member.clone(), how: Mend::Configure, why };
+    }
+    for (member, record) in cluster.replicas().filter(|(member, _)| !rests(member)) {
         let Some(judgement) = judgements.get(member) else { continue };
-        let rejoin = |why: &str| Decision::Rejoin { member: member.clone(), why: why.to_owned() };
+        let mend = |how, why: &str| Decision::Mend { member: member.clone(), how, why: why.to_owned() };
+        let rejoin = |why: &str| mend(Mend::Rejoin, why);
         match (&record.state, &judgement.verdict) {
             (MemberState::Creating | MemberState::Resyncing, _) => {}
+            (MemberState::Leaving { keep_data }, _) => {
+                return mend(Mend::Remove { keep_data: *keep_data }, "its removal was cut short");
+            }
+            (MemberState::NeedsResync { .. }, Verdict::Healthy) => return rejoin("it follows again"),
             // Not heard, or waiting for a person.
             (
                 _,
@@ -289,6 +385,9 @@ fn next_rejoin(
                 | Verdict::Quarantined,
             )
             | (MemberState::NeedsResync { .. }, _) => {}
+            (MemberState::Ready, Verdict::Stale) => {
+                return Decision::Mark { member: member.clone(), why: judgement.reason.clone() };
+            }
             (MemberState::NeedsRejoin, _) => return rejoin("it has to be brought back to the stored topology"),
             (MemberState::Ready, Verdict::EngineDown | Verdict::Astray | Verdict::Dirty) => {
                 return rejoin(&judgement.reason);

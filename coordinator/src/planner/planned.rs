@@ -6,9 +6,18 @@ use regent_common::{error::Reason, ids::MemberName};
 
 use crate::{
     detector::{Judgement, Succession, Verdict},
-    model::cluster::{ClusterRecord, MemberState, Phase},
+    model::cluster::{ClusterRecord, MemberState, Phase, Priority},
     nodes::NodeView,
 };
+
+/// A transaction that runs so long, in seconds, is worth a word before it is ended.
+const LONG_TRANSACTION: u64 = 10;
+/// So many files of log that wait for the archiver are worth a word.
+const BACKLOG: u64 = 8;
+/// A machine that is so busy is worth a word. In percent of its processors.
+const BUSY_PERCENT: f64 = 80.0;
+/// A disk of which less than one part in so many is free is worth a word.
+const LEAST_FREE: u64 = 10;
 
 /// What keeps a member from being promoted now: a reason, and a sentence with what to do.
 pub fn obstacle(
@@ -48,7 +57,12 @@ pub fn obstacle(
         Some(MemberState::NeedsResync { why }) => {
             return unfit(format!("{member} needs a resync ({why}): `regentctl cluster resync {}`", cluster.name));
         }
+        Some(MemberState::Leaving { .. }) => return unfit(format!("{member} is being taken out of the cluster")),
         None => return unfit(format!("{member} is no member of cluster {}", cluster.name)),
+    }
+    if cluster.members.get(member).is_some_and(|stored| stored.priority == Priority::NEVER) {
+        let raise = format!("`regentctl cluster policy {} --priority {member}=100`", cluster.name);
+        return unfit(format!("its priority says that it is never promoted: {raise} first"));
     }
     match verdict(member) {
         Some((Verdict::Healthy, _)) if succession.reachable.contains(member) => None,
@@ -84,6 +98,7 @@ pub fn report(
             report.push(format!("{member} lacks {} of the changes of {primary}{rate}", theirs.minus(&own).amount()));
         }
     }
+    report.extend(warnings(cluster, views, member));
     let others: Vec<_> =
         cluster.replicas().filter(|(name, _)| *name != member).map(|(name, _)| name.as_str()).collect();
     if !others.is_empty() {
@@ -94,13 +109,61 @@ pub fn report(
             "{primary} is brought back as a replica by itself; nothing of it is copied unless it must be"
         ));
     }
+    report.push(
+        "expected: writes wait for some tenths of a second, and so much longer as the successor takes to receive what it lacks"
+            .to_owned(),
+    );
     report
+}
+
+/// What would make it slow, or leave the cluster worse off; nothing of it refuses the promotion.
+fn warnings(cluster: &ClusterRecord, views: &BTreeMap<MemberName, NodeView>, member: &MemberName) -> Vec<String> {
+    let view = |member: &MemberName| views.get(member);
+    let seen = |member: &MemberName| view(member)?.observation.as_ref().map(|seen| &seen.engine);
+    let number = |member: &MemberName, fact: &str| seen(member)?.details.get(fact)?.parse::<u64>().ok();
+    let mut warnings = Vec::new();
+    let mut warn = |sentence: String| warnings.push(format!("warning: {sentence}"));
+    if let Some(primary) = &cluster.primary {
+        if let Some(sessions) = number(primary, "sessions").filter(|sessions| *sessions > 0) {
+            let oldest = number(primary, "oldest_transaction_seconds").filter(|seconds| *seconds >= LONG_TRANSACTION);
+            let oldest = oldest.map(|seconds| format!(", the oldest of their transactions has run for {seconds} s"));
+            warn(format!("{sessions} sessions of applications on {primary} are ended{}", oldest.unwrap_or_default()));
+        }
+        if let Some(backlog) = number(primary, "log_files_to_archive").filter(|files| *files > BACKLOG) {
+            warn(format!(
+                "{backlog} files of the log of {primary} are not archived yet: the archiver may delay the end"
+            ));
+        }
+        let versions = (seen(primary).map(|seen| &seen.version), seen(member).map(|seen| &seen.version));
+        if let (Some(theirs), Some(own)) = versions
+            && theirs != own
+        {
+            warn(format!("{member} runs version {own} and {primary} {theirs}"));
+        }
+    }
+    let needed = u64::try_from(cluster.members.len()).unwrap_or(u64::MAX).saturating_sub(1);
+    if let Some(free) = number(member, "streams_free").filter(|free| *free < needed) {
+        warn(format!("{member} can feed {free} more streams, and {needed} members are to follow it"));
+    }
+    for member in cluster.primary.iter().chain([member]) {
+        let host = view(member).and_then(|view| view.host.as_ref());
+        if let Some(busy) = host.map(|host| host.cpu_percent).filter(|busy| *busy > BUSY_PERCENT) {
+            warn(format!("{member} is busy ({busy:.0} % of its processors): handing over takes longer"));
+        }
+    }
+    let disk = view(member).and_then(|view| view.host.as_ref()).map(|host| (host.disk_free_bytes, host.disk_bytes));
+    if let Some((free, total)) = disk.filter(|(free, total)| *free < total / LEAST_FREE) {
+        warn(format!("{member} has {free} of {total} bytes of its disk free"));
+    }
+    warnings
 }
 
 #[cfg(test)]
 mod tests {
+    use regent_common::topology::HostFacts;
+
     use super::*;
-    use crate::planner::fixtures::{cluster, name};
+    use crate::planner::fixtures::{cluster, name, observation};
 
     fn refused(
         change: impl FnOnce(&mut ClusterRecord, &mut BTreeMap<MemberName, Judgement>, &mut Succession),
@@ -127,6 +190,8 @@ mod tests {
         assert_eq!(refused(|_, judged, _| drop(judged.insert(name(1), unwell()))), Some(Reason::PrimaryUnhealthy));
         assert_eq!(refused(|_, judged, _| drop(judged.insert(name(2), unwell()))), Some(Reason::NoReplica));
         assert_eq!(refused(|_, _, succession| succession.reachable.clear()), Some(Reason::NoReplica));
+        let never = |record: &mut ClusterRecord| record.members.get_mut(&name(2)).unwrap().priority = Priority::NEVER;
+        assert_eq!(refused(|record, _, _| never(record)), Some(Reason::NoReplica));
         for state in [MemberState::Creating, MemberState::Resyncing, MemberState::NeedsRejoin] {
             assert_eq!(refused(|record, _, _| record.set_state(&name(2), state)), Some(Reason::NoReplica));
         }
@@ -136,6 +201,30 @@ mod tests {
     fn the_report_says_who_waits_for_what() {
         let report = report(&cluster(), &BTreeMap::new(), &name(2), 5000);
         assert!(report[0].contains("db1 ends the sessions") && report[0].contains("5000 ms"), "{report:?}");
-        assert!(report.last().unwrap().contains("db1 is brought back"), "{report:?}");
+        assert!(report.iter().any(|line| line.contains("db1 is brought back")), "{report:?}");
+        assert!(!report.iter().any(|line| line.starts_with("warning")), "nothing is known: {report:?}");
+    }
+
+    #[test]
+    fn what_would_make_it_slow_is_said_before() {
+        let view = |member: u32, facts: &[(&str, &str)], version: &str| {
+            let mut seen = observation(name(member));
+            seen.engine.version = version.to_owned();
+            seen.engine.details = facts.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            let host = HostFacts { cpu_percent: 95.0, disk_bytes: 100, disk_free_bytes: 5, ..HostFacts::default() };
+            NodeView { connected: true, observation: Some(seen), host: Some(host), ..NodeView::default() }
+        };
+        let old = [("sessions", "7"), ("oldest_transaction_seconds", "600"), ("log_files_to_archive", "40")];
+        let views =
+            BTreeMap::from([(name(1), view(1, &old, "15.1")), (name(2), view(2, &[("streams_free", "0")], "15.2"))]);
+        let report = report(&cluster(), &views, &name(2), 5000);
+        for wanted in
+            ["7 sessions", "600 s", "40 files", "version 15.2", "0 more streams", "db1 is busy", "5 of 100 bytes"]
+        {
+            assert!(
+                report.iter().any(|line| line.starts_with("warning") && line.contains(wanted)),
+                "{wanted}: {report:?}"
+            );
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The table: what is decided for each verdict on the primary and on a replica.
 
-use regent_common::ids::Epoch;
+use regent_common::{ids::Epoch, topology::Observation};
 
 use super::{
     fixtures::{cluster, name},
@@ -147,16 +147,50 @@ fn a_member_that_cannot_be_brought_back_does_not_keep_the_others_out() {
     cluster.members.insert(name(3), third);
     let mut judgements = judged(Verdict::Healthy, Verdict::EngineDown);
     judgements.insert(name(3), judgements[&name(2)].clone());
-    let rejoined = |resting: &[u32]| match decide_but(
-        &cluster,
-        &judgements,
-        &heard_and_over(),
-        &resting.iter().map(|n| name(*n)).collect(),
-    ) {
-        Decision::Rejoin { member, .. } => Some(member),
+    let resting = |members: &[u32]| Upkeep { resting: members.iter().map(|n| name(*n)).collect(), ..Upkeep::default() };
+    let rejoined = |members: &[u32]| match decide_with(&cluster, &judgements, &heard_and_over(), &resting(members)) {
+        Decision::Mend { member, how: Mend::Rejoin, .. } => Some(member),
         _ => None,
     };
     assert_eq!([rejoined(&[]), rejoined(&[2]), rejoined(&[2, 3])], [Some(name(2)), Some(name(3)), None]);
+}
+
+#[test]
+fn who_has_applied_something_else_is_told_again_and_who_was_to_leave_leaves() {
+    let mut cluster = cluster();
+    let judged = |verdict: Verdict| judged(Verdict::Healthy, verdict);
+    let drifted = Upkeep { drifted: [name(2)].into(), ..Upkeep::default() };
+    let mend = |cluster: &ClusterRecord, verdict, upkeep: &Upkeep| match decide_with(
+        cluster,
+        &judged(verdict),
+        &heard_and_over(),
+        upkeep,
+    ) {
+        Decision::Mend { member, how, .. } => Some((member, how)),
+        _ => None,
+    };
+    assert_eq!(mend(&cluster, Verdict::NotStreaming, &drifted), Some((name(2), Mend::Configure)));
+    assert_eq!(mend(&cluster, Verdict::EngineDown, &drifted), Some((name(2), Mend::Rejoin)), "a rejoin tells it too");
+    let resting = Upkeep { resting: [name(2)].into(), ..drifted.clone() };
+    assert_eq!(mend(&cluster, Verdict::Healthy, &resting), None);
+    cluster.set_state(&name(2), MemberState::Leaving { keep_data: true });
+    for verdict in [Verdict::Healthy, Verdict::NodeLost, Verdict::Quarantined] {
+        let leaves = Some((name(2), Mend::Remove { keep_data: true }));
+        assert_eq!(mend(&cluster, verdict, &drifted), leaves, "also while it is away");
+    }
+}
+
+#[test]
+fn who_drifts_is_who_says_that_it_has_applied_something_else() {
+    let cluster = cluster();
+    let view = |configuration: &str| {
+        let seen = Observation { configuration: configuration.to_owned(), ..fixtures::observation(name(2)) };
+        NodeView { connected: true, observation: Some(seen), ..NodeView::default() }
+    };
+    let found = |view: NodeView| !drifted(&cluster, &[(name(2), view)].into(), "f1").is_empty();
+    assert!(found(view("f0")));
+    assert!(!found(view("f1")) && !found(view("")) && !found(NodeView::default()));
+    assert!(!found(NodeView { connected: false, ..view("f0") }), "nothing can be told to it");
 }
 
 #[test]
@@ -174,12 +208,47 @@ fn a_replica_is_brought_back_when_it_can_be_and_not_before() {
         (MemberState::Resyncing, EngineDown, false),
         (MemberState::Creating, Lost, false),
         (MemberState::NeedsResync { why: String::new() }, EngineDown, false),
+        (MemberState::NeedsResync { why: String::new() }, Stale, false),
+        (MemberState::NeedsResync { why: String::new() }, Healthy, true),
     ] {
         let mut cluster = cluster();
         cluster.set_state(&name(2), state.clone());
         let decision = decide(&cluster, &judged(Healthy, verdict.clone()));
-        assert_eq!(matches!(decision, Decision::Rejoin { .. }), wanted, "{state:?} {verdict:?}: {decision:?}");
+        assert_eq!(
+            matches!(decision, Decision::Mend { how: Mend::Rejoin, .. }),
+            wanted,
+            "{state:?} {verdict:?}: {decision:?}"
+        );
     }
+}
+
+#[test]
+fn a_replica_that_can_never_catch_up_is_marked_and_nothing_of_it_is_erased_by_itself() {
+    let decision = decide(&cluster(), &judged(Verdict::Healthy, Verdict::Stale));
+    assert!(matches!(&decision, Decision::Mark { member, .. } if *member == name(2)), "{decision:?}");
+}
+
+#[test]
+fn what_the_policy_says_of_a_failed_primary_is_done() {
+    let decided = |change: fn(&mut crate::model::cluster::Policy), verdict: Verdict| {
+        let mut cluster = cluster();
+        change(&mut cluster.policy);
+        decide(&cluster, &judged(verdict, Verdict::Healthy))
+    };
+    let waits =
+        |decision: &Decision, wanted: &str| matches!(decision, Decision::NoFailover { why } if why.contains(wanted));
+    for verdict in [Verdict::EngineDown, Verdict::NodeLost] {
+        let paused = decided(|policy| policy.paused = true, verdict);
+        assert!(waits(&paused, "regentctl cluster resume db"), "{paused:?}");
+    }
+    let in_place = decided(|policy| policy.healing = Healing::RestorePrimary, Verdict::EngineDown);
+    assert!(matches!(in_place, Decision::Failover { cause: Cause::EngineFailed, .. }), "{in_place:?}");
+    let lost = decided(|policy| policy.healing = Healing::RestorePrimary, Verdict::NodeLost);
+    assert!(waits(&lost, "bring its node back"), "{lost:?}");
+    let mut resting = cluster();
+    resting.set_state(&name(2), MemberState::NeedsRejoin);
+    resting.policy.paused = true;
+    assert_eq!(decide(&resting, &judged(Verdict::Healthy, Verdict::Healthy)), Decision::Nothing);
 }
 
 #[test]

@@ -240,6 +240,7 @@ impl Driver for FakeDriver {
             },
             details: copy.map(|copy| ("branch".to_owned(), copy.branch.to_string())).into_iter().collect(),
             data_bytes: copy.map_or(0, size),
+            stale: String::new(),
         }
     }
 

@@ -21,7 +21,7 @@ use tokio::{task::JoinHandle, time};
 
 use super::{
     Postgres,
-    config::AGENT,
+    config::{AGENT, REPLICATOR, SUPERUSER},
     position::{Lsn, Names, Place, parse_lsn},
     replication::{REPLAYED_ALL, timeline_names},
     session::{Row, Session, SqlError, Who},
@@ -35,6 +35,13 @@ const ANSWER: Duration = Duration::from_secs(1);
 const NEW_CONNECTION: Duration = Duration::from_secs(5);
 /// Between two looks at the size of the data.
 const SIZE: Duration = Duration::from_secs(60);
+/// Finished files of the log that wait for the archiver; nothing where none is archived.
+const TO_ARCHIVE: &str = "SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready' \
+                          HAVING current_setting('archive_mode') <> 'off'";
+/// Streams that can still be fed.
+const STREAMS_FREE: &str = "SELECT current_setting('max_wal_senders')::int - count(*) FROM pg_stat_replication";
+/// What a replica logs, in the language that its configuration has, when its upstream has not kept the log for it.
+const LOG_GONE: &str = "has already been removed";
 /// How long a canary may take. A look waits for it so long: it has nothing more urgent to tell, and the end of the engine's
 /// process breaks it off.
 const CANARY: Duration = Duration::from_secs(2);
@@ -45,6 +52,8 @@ pub(super) struct Eyes {
     connection: Option<Connection>,
     canary: Option<(time::Instant, JoinHandle<std::io::Result<()>>)>,
     size: Option<(time::Instant, u64)>,
+    /// Facts for people that change seldom, as of the last look at the size.
+    seldom: BTreeMap<String, String>,
     identified: Option<(Identified, Names)>,
     /// Place and time of the last look at a primary, for its rate of writing.
     written: Option<(time::Instant, Lsn)>,
@@ -133,6 +142,14 @@ impl Postgres {
                 reason = format!("the engine's process ended: {how}");
             }
         }
+        let mut stale = String::new();
+        if facts.role == Some(Role::Replica)
+            && facts.streaming == Ternary::No
+            && self.last_log_lines().await.contains(LOG_GONE)
+        {
+            stale = "its upstream has already removed the log that comes next".to_owned();
+            reason.clone_from(&stale);
+        }
         let upstream = self.following();
         if let Some(sender) = facts.sender {
             details.insert("upstream_address".to_owned(), sender);
@@ -150,6 +167,7 @@ impl Postgres {
             reason,
             details,
             data_bytes: eyes.size.map_or(0, |(_, bytes)| bytes),
+            stale,
         }
     }
 
@@ -234,16 +252,22 @@ impl Postgres {
     /// Asks the kept session; `None` when it does not answer.
     async fn look_inside(&self, eyes: &mut Eyes, details: &mut BTreeMap<String, String>) -> Option<Facts> {
         let session = time::timeout(ANSWER, self.session()).await.ok()?.ok()?;
-        let sql = "SELECT s.standby, \
+        // Applications by their sessions, the agents' own and the streams of members left out.
+        let sql = format!(
+            "SELECT s.standby, \
                    CASE WHEN s.standby THEN NULL ELSE pg_current_wal_flush_lsn() END, \
                    pg_last_wal_replay_lsn(), coalesce(r.flushed_lsn, pg_last_wal_receive_lsn()), \
                    (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup' AND s.standby), \
                    r.status, \
                    CASE WHEN s.standby THEN r.received_tli \
                    ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int END, \
-                   r.sender_host || ':' || r.sender_port, r.latest_end_lsn \
-                   FROM (SELECT pg_is_in_recovery() AS standby) s LEFT JOIN pg_stat_wal_receiver r ON true";
-        let rows = match session.rows(sql, ANSWER).await {
+                   r.sender_host || ':' || r.sender_port, r.latest_end_lsn, a.sessions, a.oldest \
+                   FROM (SELECT pg_is_in_recovery() AS standby) s LEFT JOIN pg_stat_wal_receiver r ON true, \
+                   (SELECT count(*) AS sessions, \
+                   extract(epoch FROM clock_timestamp() - min(xact_start))::bigint AS oldest FROM pg_stat_activity \
+                   WHERE backend_type = 'client backend' AND usename NOT IN ('{AGENT}', '{SUPERUSER}', '{REPLICATOR}')) a"
+        );
+        let rows = match session.rows(&sql, ANSWER).await {
             Ok(rows) => rows,
             Err(_) => {
                 self.drop_session().await;
@@ -292,6 +316,9 @@ impl Postgres {
             details.insert("system_identifier".to_owned(), identified.system_id.to_string());
         }
         details.insert("lsn".to_owned(), lsn.to_string());
+        for (name, index) in [("sessions", 9), ("oldest_transaction_seconds", 10)] {
+            details.extend(column(index).map(|value| (name.to_owned(), value.to_owned())));
+        }
         if standby {
             eyes.written = None;
         } else {
@@ -303,12 +330,24 @@ impl Postgres {
             if let Ok(Some(bytes)) = session.value(size, ANSWER).await {
                 eyes.size = Some((time::Instant::now(), bytes.parse().unwrap_or(0)));
             }
-            if let Ok(Some(names)) =
-                session.value("SELECT string_agg(name, ', ') FROM pg_settings WHERE pending_restart", ANSWER).await
-            {
-                details.insert("pending_restart".to_owned(), names);
+            let asked = [
+                ("checksum_failures", "SELECT coalesce(sum(checksum_failures), 0) FROM pg_stat_database"),
+                ("log_files_to_archive", TO_ARCHIVE),
+                ("streams_free", STREAMS_FREE),
+                ("pending_restart", "SELECT string_agg(name, ', ') FROM pg_settings WHERE pending_restart"),
+            ];
+            for (name, sql) in asked {
+                match session.value(sql, ANSWER).await {
+                    Ok(Some(value)) => drop(eyes.seldom.insert(name.to_owned(), value)),
+                    Ok(None) => drop(eyes.seldom.remove(name)),
+                    Err(_) => {}
+                }
+            }
+            if !standby {
+                self.drop_former_slots(&session).await;
             }
         }
+        details.extend(eyes.seldom.clone());
         Some(facts)
     }
 

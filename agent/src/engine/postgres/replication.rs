@@ -346,8 +346,20 @@ impl Postgres {
         for member in members.iter().filter(|member| **member != self.member) {
             make_slot(&session, &config::slot_name(member)).await.map_err(failed)?;
         }
-        let expected = |name: &str| members.iter().filter(|m| **m != self.member).any(|member| owns_slot(member, name));
-        self.drop_slots(&session, |name| !expected(name)).await.map_err(failed)
+        self.drop_slots(&session, |name| !self.is_expected(members, name)).await.map_err(failed)
+    }
+
+    /// Whether a slot belongs on this primary: that of another member.
+    fn is_expected(&self, members: &[MemberName], slot: &str) -> bool {
+        members.iter().filter(|member| **member != self.member).any(|member| owns_slot(member, slot))
+    }
+
+    /// On a primary: a slot of a former member that was still in use when it left holds the log back for nobody.
+    pub(super) async fn drop_former_slots(&self, session: &Session) {
+        let Ok(wanted) = self.wanted() else { return };
+        if let Err(error) = self.drop_slots(session, |name| !self.is_expected(&wanted.members, name)).await {
+            tracing::warn!(%error, "slots of former members could not be dropped; it is tried again");
+        }
     }
 
     /// On a replica: the slots that it had made as a primary would hold its log back for ever.

@@ -36,6 +36,7 @@ fn report(epoch: u64, change: impl FnOnce(&mut Authority)) -> Other {
         engine: crate::observe::without_driver(String::new()),
         authority,
         endpoint: None,
+        configuration: String::new(),
         observed_at: jiff::Timestamp::UNIX_EPOCH,
     };
     Other { word: Word::Report { observation: Box::new(observation), sessions: 0 }, engine_answers: false }

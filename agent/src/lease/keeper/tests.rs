@@ -67,6 +67,7 @@ fn reigning(recorded: Option<Electorate>) -> Ledger {
             settings: Default::default(),
         },
         configured: true,
+        configuration: String::new(),
         epoch: Epoch(3),
         token: OperationToken(1),
         role: None,

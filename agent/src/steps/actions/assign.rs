@@ -97,6 +97,7 @@ fn enter(context: &StepContext, spec: &ClusterSpec, port: u16, distrusted: bool)
         port,
         spec: StoredSpec::from(spec),
         configured: false,
+        configuration: String::new(),
         epoch: context.header.epoch,
         token: context.header.token,
         role: None,
@@ -120,5 +121,7 @@ fn enter(context: &StepContext, spec: &ClusterSpec, port: u16, distrusted: bool)
 
 fn become_member(ledger: &mut Ledger, membership: Membership) {
     ledger.quarantine = None;
+    ledger.past_clusters.remove(&membership.cluster_id);
+    ledger.released_under.remove(&membership.cluster_id);
     ledger.membership = Some(membership);
 }

@@ -8,7 +8,7 @@ use super::super::{
 };
 use crate::ledger::{StepOutcome, StoredSpec};
 
-pub(super) async fn run(context: &StepContext, spec: ClusterSpec) -> Result<Done, StepError> {
+pub(super) async fn run(context: &StepContext, spec: ClusterSpec, fingerprint: String) -> Result<Done, StepError> {
     refuse_other_spec(&context.membership()?.spec, &spec)?;
     context.driver()?.configure(&spec).await?;
     // After the driver took it: a setting that it refuses must not come back with every start of the agent.
@@ -16,5 +16,6 @@ pub(super) async fn run(context: &StepContext, spec: ClusterSpec) -> Result<Done
     Ok(Done::noting(StepOutcome::default(), move |membership| {
         membership.spec = StoredSpec::from(&spec);
         membership.configured = true;
+        membership.configuration = fingerprint;
     }))
 }

@@ -27,7 +27,7 @@ use super::{Action, StepContext, StepError, context::Done};
 pub(super) async fn run(context: &StepContext, action: Action) -> Result<Done, StepError> {
     match action {
         Action::Assign { spec, port } => assign::run(context, spec, port).await,
-        Action::Configure { spec } => configure::run(context, spec).await,
+        Action::Configure { spec, fingerprint } => configure::run(context, spec, fingerprint).await,
         Action::Initialize => initialize::run(context).await,
         Action::Clone { source, max_bytes_per_second, wipe_first_if_needed } => {
             clone::run(context, source, max_bytes_per_second, wipe_first_if_needed).await

@@ -1,4 +1,4 @@
-//! Takes the node out of a cluster, for good: the cluster's id is never obeyed here again.
+//! Takes the node out of a cluster: nothing that the cluster sent before is obeyed here any more.
 //!
 //! A node that is not a member of the cluster has nothing to do, and ends well: a release is asked for again whenever
 //! somebody is not sure.
@@ -7,7 +7,7 @@ use super::super::{StepContext, StepError, context::Done};
 use crate::ledger::{Ledger, StepOutcome};
 
 pub(super) async fn run(context: &StepContext, keep_data: bool) -> Result<Done, StepError> {
-    let cluster_id = context.header.cluster_id;
+    let (cluster_id, token) = (context.header.cluster_id, context.header.token);
     let ledger = context.ledger.read();
     let detail = match &ledger.membership {
         Some(membership) if membership.cluster_id == cluster_id => {
@@ -20,5 +20,5 @@ pub(super) async fn run(context: &StepContext, keep_data: bool) -> Result<Done, 
         Some(_) | None => format!("this node is not a member of cluster {cluster_id}; nothing was removed"),
     };
     let outcome = StepOutcome { detail, ..StepOutcome::default() };
-    Ok(Done { outcome, effect: Box::new(move |ledger: &mut Ledger| ledger.leave(cluster_id)) })
+    Ok(Done { outcome, effect: Box::new(move |ledger: &mut Ledger| ledger.leave(cluster_id, token)) })
 }

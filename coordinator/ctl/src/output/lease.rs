@@ -87,6 +87,12 @@ pub fn electorate(cluster: &wire::Cluster) -> String {
 
 /// Whether a failover needs a person, and what it may lose, also in seconds of the primary's present writing.
 pub fn failover(cluster: &wire::Cluster) -> String {
+    if cluster.paused {
+        return "paused: nothing is decided by itself".to_owned();
+    }
+    if cluster.healing() == wire::HealingMode::RestorePrimary {
+        return "the primary is restarted on its own data; another one only on a person's word".to_owned();
+    }
     match cluster.automatic_failover {
         None => return "not known".to_owned(),
         Some(false) => return "switched off for this cluster: a person has to act".to_owned(),

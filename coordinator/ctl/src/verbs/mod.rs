@@ -61,7 +61,7 @@ macro_rules! registry {
 
 registry! {
     nouns {
-        /// Clusters: make, look at, resync, delete
+        /// Clusters: make, look at, grow, shrink, resync, delete
         Cluster(ClusterVerb) in cluster {
             Create = create,
             List = list,
@@ -69,12 +69,17 @@ registry! {
             Resync = resync,
             Failover = failover,
             Promote = promote,
+            AddMember = add_member,
+            RemoveMember = remove_member,
             Delete = delete,
             Protect = protect,
             Unprotect = unprotect,
             Credentials = credentials,
             Label = label,
             Profile = profile,
+            Policy = policy,
+            Pause = pause,
+            Resume = resume,
         }
         /// Nodes: machines with an agent
         Node(NodeVerb) in node {

@@ -34,6 +34,8 @@ pub const METHODS: &[(&str, Requirement)] = &[
     ("/regent.coordinator.v1.ClusterService/DeleteCluster", ADMIN),
     ("/regent.coordinator.v1.ClusterService/ResyncCluster", OPERATOR),
     ("/regent.coordinator.v1.ClusterService/FailoverCluster", OPERATOR),
+    ("/regent.coordinator.v1.ClusterService/AddMember", OPERATOR),
+    ("/regent.coordinator.v1.ClusterService/RemoveMember", OPERATOR),
     ("/regent.coordinator.v1.ClusterService/PromoteMember", OPERATOR),
     ("/regent.coordinator.v1.ClusterService/GetCredentials", OPERATOR),
     ("/regent.coordinator.v1.NodeService/GetNode", VIEWER),

@@ -11,17 +11,19 @@ use regent_common::{
 };
 use regent_proto::agent::v1::CheckSettingsRequest;
 use regent_proto::coordinator::v1::{
-    self as wire, Cluster, CreateClusterRequest, Credentials, DeleteClusterRequest, FailoverClusterRequest,
-    GetClusterRequest, GetCredentialsRequest, ListClustersRequest, ListClustersResponse, Operation,
-    PromoteMemberRequest, ResyncClusterRequest, UpdateClusterRequest, cluster_service_server::ClusterService,
+    self as wire, AddMemberRequest, Cluster, CreateClusterRequest, Credentials, DeleteClusterRequest,
+    FailoverClusterRequest, GetClusterRequest, GetCredentialsRequest, ListClustersRequest, ListClustersResponse,
+    Operation, PromoteMemberRequest, RemoveMemberRequest, ResyncClusterRequest, UpdateClusterRequest,
+    cluster_service_server::ClusterService,
 };
 use secrecy::ExposeSecret;
 use serde_json::json;
 use tonic::{Request, Response, Status};
 
+use self::changes::Changes;
 use super::{
     Api,
-    create::{self, Asker, check},
+    create::{Asker, check},
     failed_change, failed_store,
     idempotency::is_request,
     page,
@@ -31,13 +33,13 @@ use super::{
 use crate::{
     cluster::{
         ClusterHandle,
-        actor::{ActorHandle, judge_all},
+        actor::{ActorHandle, judge_all, views},
         adoption,
     },
     detector::{Judgement, Succession},
     environment::secret_name,
     model::{
-        cluster::{ClusterRecord, MemberRecord},
+        cluster::ClusterRecord,
         operation::{OperationRecord, PlannedStep},
     },
     nodes::{AgentError, NodeView},
@@ -45,14 +47,17 @@ use crate::{
     planner::{
         Cause,
         asked::{Consent, asked},
-        planned,
+        resyncing,
     },
     secrets::generate_password,
-    store::{StoreError, Transaction, keys},
+    store::{StoreError, Transaction, keys, list_json},
 };
 
-/// How long handing over may take before it is taken back, in milliseconds: when nothing is said, and at most.
-const DRAIN_WITHIN_MILLIS: (u64, u64) = (5_000, 60_000);
+mod changes;
+mod members;
+
+/// How long a failover counts as recent.
+const RECENT: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
 
 /// The service.
 pub struct ClusterApi(pub Arc<Api>);
@@ -93,7 +98,7 @@ impl ClusterApi {
             paused: environment
                 .brake
                 .holds(clusters, now, &environment.limits)
-                .or_else(|| actor.budget.exhausted(now, &environment.limits)),
+                .or_else(|| actor.budget.exhausted(now, environment.limits.failovers_of(record))),
             wall: environment.clock.wall(),
             own_machine: &environment.own_machine,
         }))
@@ -129,6 +134,19 @@ impl ClusterApi {
             AgentError::Refused { reason, message, .. } => refuse(reason, format!("{message}; nothing was changed")),
             AgentError::Unreachable { .. } => refuse(Reason::NodeUnreachable, error.to_string()),
         })
+    }
+
+    /// Failovers of the cluster within the last day, oldest first.
+    async fn recent_failovers(&self, record: &ClusterRecord) -> Result<Vec<String>, Status> {
+        let environment = self.0.directory.environment();
+        let since = environment.clock.wall().checked_sub(RECENT).unwrap_or(jiff::Timestamp::MIN);
+        let all =
+            list_json::<OperationRecord>(environment.store.as_ref(), keys::OPERATIONS).await.map_err(failed_store)?;
+        let failover = kinds::failover::Failover.name();
+        let recent = all.into_iter().map(|(_, stored)| stored.value).filter(|operation| {
+            operation.cluster_id == record.id && operation.kind == failover && operation.created_at >= since
+        });
+        Ok(recent.map(|operation| operation.id.resource()).collect())
     }
 
     /// Begins an operation, or answers what it would do.
@@ -278,50 +296,22 @@ impl ClusterService for ClusterApi {
 
     async fn update_cluster(&self, request: Request<UpdateClusterRequest>) -> Result<Response<Cluster>, Status> {
         let request = request.into_inner();
-        let (actor, _) = self.find(&request.name)?;
+        let (actor, stored) = self.find(&request.name)?;
         let unchanged = at_etag(&request.etag, &actor.cluster).await?;
-        let profile = if request.profile.is_empty() { None } else { Some(create::profile(&request.profile)?) };
-        let apply = |record: &mut ClusterRecord| {
-            for (label, value) in &request.labels {
-                if value.is_empty() {
-                    record.labels.remove(label);
-                } else {
-                    record.labels.insert(label.clone(), value.clone());
-                }
-            }
-            record.protected = request.protected.unwrap_or(record.protected);
-            if let Some(profile) = profile {
-                record.set_profile(profile);
-            }
-        };
-        // A failover's waits are those of the profile that it began with.
-        let fails_over = |record: &ClusterRecord| {
-            profile.is_some() && record.primary.is_none() && record.phase == crate::model::cluster::Phase::Active
-        };
-        let busy = || {
-            let message = "the cluster is failing over: its profile can be changed after that; nothing was changed";
-            refuse(Reason::ClusterBusy, message)
-        };
+        let changes = Changes::read(&request, &stored)?;
         let record = if request.validate_only {
-            let (_, stored) = self.find(&request.name)?;
             let mut changed = (*stored).clone();
-            if fails_over(&changed) {
-                return Err(busy());
-            }
-            apply(&mut changed);
+            changes.apply(&mut changed)?;
             Arc::new(changed)
         } else {
-            let mut refused = false;
+            let mut refusal = None;
             let change = actor.cluster.change(|record| {
-                refused = fails_over(record);
-                if !refused {
-                    apply(record);
-                }
+                refusal = changes.apply(record).err();
                 Ok(unchanged)
             });
             let changed = change.await.map_err(failed_change)?;
-            if refused {
-                return Err(busy());
+            if let Some(refusal) = refusal {
+                return Err(refusal);
             }
             changed
         };
@@ -362,19 +352,11 @@ impl ClusterService for ClusterApi {
         let environment = self.0.directory.environment();
         let (judgements, _) = judge_all(environment, &record);
         let members = resync_members(&request, &record)?;
-        let obstacle = |member| view::resync_obstacle(&record, &judgements, member);
-        if let Some(why) = members.iter().find_map(|member| obstacle(Some(member))).or_else(|| obstacle(None)) {
-            let reason = match (&record.primary, record.operation) {
-                (None, _) => Reason::ClusterHasNoPrimary,
-                (Some(primary), _) if members.contains(primary) => Reason::MemberIsPrimary,
-                (Some(_), _) if record.members.len() < 2 => Reason::NoReplica,
-                (Some(_), Some(_)) => Reason::ClusterBusy,
-                (Some(_), None) => Reason::PrimaryUnhealthy,
-            };
-            return Err(refuse(
-                reason,
-                format!("cluster {} cannot be resynced: {why}; nothing was erased", record.name),
-            ));
+        let obstacle = |member| resyncing::obstacle(&record, &judgements, member);
+        if let Some((reason, why)) = members.iter().find_map(|member| obstacle(Some(member))).or_else(|| obstacle(None))
+        {
+            let message = format!("cluster {} cannot be resynced: {why}; nothing was erased", record.name);
+            return Err(refuse(reason, message));
         }
         if !request.validate_only {
             let wanted = match members.as_slice() {
@@ -383,8 +365,8 @@ impl ClusterService for ClusterApi {
             };
             confirm(&request.confirm_name, wanted)?;
         }
-        let report = members.iter().map(|m| format!("{m}: its data is erased and replaced by a copy of the primary's"));
-        let report = report.collect();
+        let failovers = self.recent_failovers(&record).await?;
+        let report = resyncing::report(&record, &judgements, &views(environment, &record), &members, &failovers);
         let parameters = json!({
             "members": members,
             "parallel": request.parallel.max(1),
@@ -416,51 +398,26 @@ impl ClusterService for ClusterApi {
         }
         let report = failover_report(&record, &judgements, &succession, &consent, cause);
         let known = kinds::failover::heard(environment, &record);
-        let parameters = kinds::failover::Parameters { cause, known, consent, successor: None };
+        let parameters = kinds::failover::Parameters { cause, known, consent, successor: None, in_place: false };
         let parameters = serde_json::to_value(parameters).expect("parameters are plain data");
         let new = new_operation(&kinds::failover::Failover, parameters, &caller, "asked for");
         let transaction = self.0.remember(unchanged, &caller, "FailoverCluster", &request, &new.id);
         self.begin(&actor, &record, new, request.validate_only, report, transaction).await
     }
 
+    async fn add_member(&self, request: Request<AddMemberRequest>) -> Result<Response<Operation>, Status> {
+        let caller = self.0.caller(&request);
+        members::add(self, &caller, request.into_inner()).await
+    }
+
+    async fn remove_member(&self, request: Request<RemoveMemberRequest>) -> Result<Response<Operation>, Status> {
+        let caller = self.0.caller(&request);
+        members::remove(self, &caller, request.into_inner()).await
+    }
+
     async fn promote_member(&self, request: Request<PromoteMemberRequest>) -> Result<Response<Operation>, Status> {
         let caller = self.0.caller(&request);
-        let request = request.into_inner();
-        if let Some(operation) = self.0.repeated(&caller, "PromoteMember", &request).await? {
-            return Ok(Response::new(operation));
-        }
-        let (actor, record) = self.find(&request.name)?;
-        let unchanged = at_etag(&request.etag, &actor.cluster).await?;
-        let drain_within_millis = match request.drain_within_millis {
-            0 => DRAIN_WITHIN_MILLIS.0,
-            within if within <= DRAIN_WITHIN_MILLIS.1 => within,
-            within => {
-                let problem =
-                    format!("is {within}, and applications are not kept out for more than {}", DRAIN_WITHIN_MILLIS.1);
-                return Err(bad_field("drain_within_millis", problem));
-            }
-        };
-        let environment = self.0.directory.environment();
-        let (judgements, succession) = judge_all(environment, &record);
-        let member = member_named(&record, &request.member)?;
-        if let Some((reason, why)) = planned::obstacle(&record, &judgements, &succession, &member) {
-            let message = format!("{member} of cluster {} cannot be promoted: {why}; nothing was changed", record.name);
-            return Err(refuse(reason, message));
-        }
-        let view = |stored: &MemberRecord| environment.agents.view(&stored.node);
-        let views = record.members.iter().map(|(name, stored)| (name.clone(), view(stored))).collect();
-        let report = planned::report(&record, &views, &member, drain_within_millis);
-        let failover = kinds::failover::Parameters {
-            cause: Cause::Planned,
-            known: BTreeMap::new(),
-            consent: Consent::default(),
-            successor: Some(member.clone()),
-        };
-        let parameters = kinds::promote::Parameters { failover, member, drain_within_millis };
-        let parameters = serde_json::to_value(parameters).expect("parameters are plain data");
-        let new = new_operation(&kinds::promote::Promote, parameters, &caller, "asked for");
-        let transaction = self.0.remember(unchanged, &caller, "PromoteMember", &request, &new.id);
-        self.begin(&actor, &record, new, request.validate_only, report, transaction).await
+        members::promote(self, &caller, request.into_inner()).await
     }
 
     async fn get_credentials(&self, request: Request<GetCredentialsRequest>) -> Result<Response<Credentials>, Status> {

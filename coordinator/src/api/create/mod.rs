@@ -197,25 +197,62 @@ fn named(
         if chosen.contains(&name) {
             return Err(refuse(Reason::NodeTwice, format!("node {name} is named twice")));
         }
-        let node = nodes.get(&name).ok_or_else(|| {
-            refuse(Reason::NodeNotFound, format!("there is no node {name}: see `regentctl node list`"))
-        })?;
-        if let Some(obstacle) = obstacle(&name, node) {
-            return Err(obstacle);
-        }
-        match offers.get(&name) {
-            Some(offer) if offer.problem.is_empty() => chosen.push(name),
-            Some(offer) => {
-                let message = format!("node {name} cannot run {}: {}", request.engine, offer.problem);
-                return Err(refuse(Reason::EngineMissing, message));
-            }
-            None => {
-                let message = format!("the agent of node {name} does not know engine {}: upgrade it", request.engine);
-                return Err(refuse(Reason::EngineMissing, message));
-            }
-        }
+        usable(&name, &request.engine, nodes, offers)?;
+        chosen.push(name);
     }
     Ok(chosen)
+}
+
+/// Refuses a node that is named and cannot be used.
+fn usable(
+    name: &NodeName,
+    engine: &str,
+    nodes: &BTreeMap<NodeName, Candidate>,
+    offers: &BTreeMap<&NodeName, &EngineOffer>,
+) -> Result<(), Status> {
+    let node = nodes
+        .get(name)
+        .ok_or_else(|| refuse(Reason::NodeNotFound, format!("there is no node {name}: see `regentctl node list`")))?;
+    if let Some(obstacle) = obstacle(name, node) {
+        return Err(obstacle);
+    }
+    let missing = match offers.get(name) {
+        Some(offer) if offer.problem.is_empty() => return Ok(()),
+        Some(offer) => format!("node {name} cannot run {engine}: {}", offer.problem),
+        None => format!("the agent of node {name} does not know engine {engine}: upgrade it"),
+    };
+    Err(refuse(Reason::EngineMissing, missing))
+}
+
+/// The node that is added to a cluster as a replica: the one that is named, or the first spare that has the version.
+pub fn added(cluster: &ClusterRecord, node: &str, nodes: &BTreeMap<NodeName, Candidate>) -> Result<NodeName, Status> {
+    let offers = offers(&cluster.engine, nodes)?;
+    let replicas = u32::try_from(cluster.members.len()).unwrap_or(u32::MAX);
+    let most = offers.values().next().map(|offer| offer.max_replicas).unwrap_or_default();
+    if replicas > most {
+        let message = format!("cluster {} has {} replicas, and {} takes no more", cluster.name, most, cluster.engine);
+        return Err(bad_field("node", message));
+    }
+    let has_version = |name: &NodeName| {
+        offers.get(name).is_some_and(|offer| offer.versions.iter().any(|version| *version == cluster.version))
+    };
+    if node.is_empty() {
+        let fits = |name: &&NodeName| usable(name, &cluster.engine, nodes, &offers).is_ok() && has_version(name);
+        return nodes.keys().find(fits).cloned().ok_or_else(|| {
+            let message = format!(
+                "no spare node has {} {}: join one, or name one to see what it lacks; nothing was changed",
+                cluster.engine, cluster.version
+            );
+            refuse(Reason::NotEnoughSpares, message)
+        });
+    }
+    let name = NodeName::from_resource(node).map_err(|error| refuse(Reason::NameInvalid, format!("node: {error}")))?;
+    usable(&name, &cluster.engine, nodes, &offers)?;
+    if !has_version(&name) {
+        let message = format!("node {name} does not have version {} of {}", cluster.version, cluster.engine);
+        return Err(refuse(Reason::EngineMissing, message));
+    }
+    Ok(name)
 }
 
 fn spares(

@@ -76,6 +76,41 @@ fn spares_are_taken_when_no_node_is_named() {
 }
 
 #[test]
+fn a_member_is_added_on_a_spare_that_has_the_version() {
+    let record =
+        outcome(&request(|r| (r.nodes, r.version) = (vec!["a".to_owned()], "1".to_owned())), &nodes()).unwrap();
+    fn node(name: &str) -> NodeName {
+        name.parse().unwrap()
+    }
+    let added = |name: &str, change: fn(&mut BTreeMap<NodeName, Candidate>)| {
+        let mut nodes = nodes();
+        let assignment = Assignment { cluster: record.name.clone(), member: record.name.member(1) };
+        nodes.get_mut(&node("a")).unwrap().assignment = Some(assignment);
+        change(&mut nodes);
+        added(&record, name, &nodes).map(|node| node.to_string()).map_err(|status| reason_of(&status))
+    };
+    let newer = |nodes: &mut BTreeMap<NodeName, Candidate>| {
+        nodes.get_mut(&node("b")).unwrap().view.engines[0].versions.truncate(1)
+    };
+    let away =
+        |nodes: &mut BTreeMap<NodeName, Candidate>| nodes.values_mut().for_each(|node| node.view.connected = false);
+    assert_eq!(added("", |_| ()), Ok("b".to_owned()));
+    assert_eq!(added("", newer), Ok("c".to_owned()), "b has another version only");
+    assert_eq!(added("nodes/c", |_| ()), Ok("c".to_owned()));
+    assert_eq!(added("b", newer), Err(Some(Reason::EngineMissing)));
+    assert_eq!(added("a", |_| ()), Err(Some(Reason::NodeInCluster)));
+    assert_eq!(added("x", |_| ()), Err(Some(Reason::NodeNotFound)));
+    assert_eq!(added("b", away), Err(Some(Reason::NodeUnreachable)));
+    assert_eq!(added("", away), Err(Some(Reason::NotEnoughSpares)));
+    let mut full = record.clone();
+    for node in ["b", "c", "d"] {
+        let member = full.take_member_name();
+        full.members.insert(member, MemberRecord::new(node.parse().unwrap()));
+    }
+    assert!(super::added(&full, "", &nodes()).is_err(), "the engine takes three replicas");
+}
+
+#[test]
 fn bad_requests_are_refused_with_their_reason() {
     let named = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
     let cases: Vec<(Reason, CreateClusterRequest)> = vec![

@@ -16,7 +16,7 @@ use super::view::{ClusterFacts, view_of};
 use crate::{
     detector::Verdict,
     model::{
-        cluster::{MemberState, Phase},
+        cluster::{Healing, MemberState, Phase, Priority},
         reign::Reign,
     },
     planner::Decision,
@@ -124,7 +124,7 @@ pub fn sentence(facts: &ClusterFacts<'_>, decision: &Decision) -> String {
             ),
         },
         Decision::NoFailover { why } => cut_off(facts).unwrap_or_else(|| format!("no failover, because {why}")),
-        Decision::Nothing | Decision::Rejoin { .. } => of_primary(facts),
+        Decision::Nothing | Decision::Mark { .. } | Decision::Mend { .. } => of_primary(facts),
     }
 }
 
@@ -150,7 +150,9 @@ fn restarting(facts: &ClusterFacts<'_>, decision: &Decision) -> Option<String> {
     let then = match decision {
         Decision::AwaitLease { .. } => "another member takes over by itself then",
         Decision::Nothing => "what then becomes of it is said when it is due",
-        Decision::NoFailover { .. } | Decision::Failover { .. } | Decision::Rejoin { .. } => return None,
+        Decision::NoFailover { .. } | Decision::Failover { .. } | Decision::Mark { .. } | Decision::Mend { .. } => {
+            return None;
+        }
     };
     away.then(|| {
         format!(
@@ -182,7 +184,7 @@ fn of_primary(facts: &ClusterFacts<'_>) -> String {
     let node = &stored.node;
     let Some(judgement) = facts.judgements.get(primary) else { return String::new() };
     match judgement.verdict {
-        Verdict::Healthy | Verdict::NotStreaming => {}
+        Verdict::Healthy | Verdict::NotStreaming | Verdict::Stale => {}
         Verdict::WithoutLease => {
             return format!(
                 "{primary} runs and nobody can write to it: it holds no lease and its gate is closed; it gets one as soon as \
@@ -213,6 +215,15 @@ fn if_lost(facts: &ClusterFacts<'_>, primary: &MemberName) -> String {
     let node = &record.members[primary].node;
     if record.members.len() == 1 {
         return format!("it is the only member: if {node} is lost, so is the service until it is back");
+    }
+    if record.policy.paused {
+        return "automatic decisions are paused: if it is lost, a person has to act".to_owned();
+    }
+    if record.policy.automatic_failover && record.policy.healing == Healing::RestorePrimary {
+        return format!(
+            "if its engine fails it is restarted on its own data; if {node} is lost it is waited for, and another member takes over \
+             only on a person's word"
+        );
     }
     if !record.policy.automatic_failover {
         return "automatic failover is off for this cluster: if it is lost, a person has to act".to_owned();
@@ -258,6 +269,7 @@ fn why_not(facts: &ClusterFacts<'_>, member: &MemberName) -> Option<String> {
             ));
         }
         MemberState::NeedsResync { .. } => return Some(format!("{member} needs a resync")),
+        MemberState::Leaving { .. } => return Some(format!("{member} is being taken out of the cluster")),
         MemberState::Ready => {}
     }
     let judgement = facts.judgements.get(member).filter(|judgement| judgement.verdict != Verdict::Healthy);
@@ -269,6 +281,9 @@ fn why_not(facts: &ClusterFacts<'_>, member: &MemberName) -> Option<String> {
     let lag = record.primary.as_ref().and_then(|primary| Some(position(primary)?.minus(&position(member)?).amount()));
     Some(match lag {
         None => format!("how far {member} is behind is not known yet"),
+        Some(_) if stored.priority == Priority::NEVER => {
+            format!("the priority of {member} is that it is never promoted")
+        }
         Some(lag) if lag > allowed => {
             format!("{member} lacks {lag} of the primary's changes, and the policy allows {allowed}")
         }

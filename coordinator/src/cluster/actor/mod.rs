@@ -18,7 +18,10 @@ use crate::{
     authority::Authority,
     detector::{Evidence, Expected, Judgement, Succession, Thresholds, Verdict, judge, refine, succession},
     environment::Environment,
-    model::{cluster::ClusterRecord, operation::OperationRecord},
+    model::{
+        cluster::{ClusterRecord, Healing, MemberState},
+        operation::OperationRecord,
+    },
     nodes::NodeView,
     operation::{
         executor::{self, NewOperation, RunError},
@@ -26,7 +29,7 @@ use crate::{
         log::{Failure, Outcome},
         retention,
     },
-    planner::{Cause, Decision, asked::Consent, decide_but, electorate},
+    planner::{self, Cause, Decision, Mend, Upkeep, asked::Consent, decide_with, electorate},
     store::{Transaction, get_json, keys},
 };
 
@@ -286,6 +289,9 @@ impl Actor {
         }
         tracing::info!(operation = %operation.id, kind = operation.kind, outcome = label, "operation ended");
         let mut facts = BTreeMap::from([("operation".to_owned(), operation.id.to_string())]);
+        let named =
+            ["member", "node"].map(|name| (name, operation.parameters.get(name).and_then(|value| value.as_str())));
+        facts.extend(named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))));
         if let Some(record) = self.cluster.record() {
             facts.insert("epoch".to_owned(), record.epoch.to_string());
             facts.extend(record.primary.as_ref().map(|primary| ("primary".to_owned(), primary.to_string())));
@@ -312,11 +318,7 @@ impl Actor {
         self.keep_hand_over(&record, &views).await;
         self.look_when_silent(&record, &views);
         let now = self.environment.clock.boottime();
-        let rests = |member: &&MemberName| {
-            self.backoff.get(&rejoin_of(member)).is_some_and(|(_, not_before)| now < *not_before)
-        };
-        let resting = record.members.keys().filter(rests).cloned().collect();
-        let decision = decide_but(&record, &judgements, &succession, &resting);
+        let decision = decide_with(&record, &judgements, &succession, &self.upkeep(&record, &views));
         let fails = matches!(decision, Decision::AwaitLease { .. } | Decision::Failover { .. });
         self.environment.brake.note(&record.name, fails, now);
         if !fails {
@@ -334,12 +336,48 @@ impl Actor {
                 self.look_at = self.look_at.min(now + left);
             }
             Decision::Failover { cause, why } => self.fail_over(&record, cause, why).await,
-            Decision::Rejoin { member, why } => {
-                let parameters = kinds::rejoin::Parameters { member };
-                let parameters = serde_json::to_value(parameters).expect("parameters are plain data");
-                self.start_automatic(&kinds::rejoin::Rejoin, parameters, why).await;
+            Decision::Mark { member, why } => self.mark(&record, member, why).await,
+            Decision::Mend { member, how, why } => {
+                let (kind, parameters) = mending(member, how);
+                self.start_automatic(kind, parameters, why).await;
             }
         }
+    }
+
+    /// Keeps that a member needs a resync, and says so.
+    async fn mark(&self, record: &ClusterRecord, member: MemberName, why: String) {
+        let state = MemberState::NeedsResync { why: why.clone() };
+        let change = self.cluster.change(|record| {
+            if record.operation.is_none() {
+                record.set_state(&member, state);
+            }
+            Ok(Transaction::default())
+        });
+        match change.await {
+            Ok(changed) if changed.operation.is_none() => {
+                let resource = format!("{}/members/{member}", record.name.resource());
+                self.write_down("NEEDS_RESYNC", &resource, "decided", &why).await;
+                self.tell("NEEDS_RESYNC", &resource, &why, BTreeMap::new()).await;
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(error = %ErrorChain(&error), "that {member} needs a resync could not be stored")
+            }
+        }
+    }
+
+    /// Who may have to be mended, and who rests from that.
+    fn upkeep(&self, record: &ClusterRecord, views: &BTreeMap<MemberName, NodeView>) -> Upkeep {
+        let now = self.environment.clock.boottime();
+        let mends = |member: &MemberName| {
+            let all = [Mend::Rejoin, Mend::Configure, Mend::Remove { keep_data: false }];
+            all.map(|how| mending(member.clone(), how)).map(|(kind, parameters)| subject_of(kind.name(), &parameters))
+        };
+        let rests = |subject: String| self.backoff.get(&subject).is_some_and(|(_, not_before)| now < *not_before);
+        let resting = record.members.keys().filter(|member| mends(member).into_iter().any(rests)).cloned().collect();
+        let fingerprint = self.environment.fingerprint(record);
+        let drifted = fingerprint.map(|fingerprint| planner::drifted(record, views, &fingerprint)).unwrap_or_default();
+        Upkeep { resting, drifted }
     }
 
     /// A primary whose words arrive and which holds no lease for longer than a node may be silent does not hear the answers: it
@@ -446,7 +484,8 @@ impl Actor {
         let now = self.environment.clock.boottime();
         let clusters = self.environment.authorities.len();
         let paused = self.environment.brake.holds(clusters, now, &self.environment.limits);
-        if let Some(pause) = paused.or_else(|| self.budget.exhausted(now, &self.environment.limits)) {
+        let allowed = self.environment.limits.failovers_of(record);
+        if let Some(pause) = paused.or_else(|| self.budget.exhausted(now, allowed)) {
             return self.no_failover(record, format!("{why}; {pause}")).await;
         }
         if let Some(running) = &self.running {
@@ -460,7 +499,9 @@ impl Actor {
             return;
         }
         let known = kinds::failover::heard(&self.environment, record);
-        let parameters = kinds::failover::Parameters { cause, known, consent: Consent::default(), successor: None };
+        let in_place = record.policy.healing == Healing::RestorePrimary;
+        let parameters =
+            kinds::failover::Parameters { cause, known, consent: Consent::default(), successor: None, in_place };
         let parameters = serde_json::to_value(parameters).expect("parameters are plain data");
         if self.start_automatic(&kinds::failover::Failover, parameters, why).await {
             self.budget.count(now);
@@ -567,8 +608,19 @@ fn subject_of(kind: &str, parameters: &serde_json::Value) -> String {
     }
 }
 
-fn rejoin_of(member: &MemberName) -> String {
-    format!("{} {member}", crate::operation::Kind::name(&kinds::rejoin::Rejoin))
+/// The operation that mends a member.
+fn mending(member: MemberName, how: Mend) -> (&'static dyn crate::operation::Kind, serde_json::Value) {
+    let plain = |parameters: serde_json::Result<_>| parameters.expect("parameters are plain data");
+    match how {
+        Mend::Rejoin => (&kinds::rejoin::Rejoin, plain(serde_json::to_value(kinds::rejoin::Parameters { member }))),
+        Mend::Configure => {
+            (&kinds::configure::Configure, plain(serde_json::to_value(kinds::configure::Parameters { member })))
+        }
+        Mend::Remove { keep_data } => {
+            let parameters = kinds::remove_member::Parameters { member, keep_data };
+            (&kinds::remove_member::RemoveMember, plain(serde_json::to_value(parameters)))
+        }
+    }
 }
 
 /// A sentence without its numbers.
@@ -577,7 +629,7 @@ fn without_digits(text: &str) -> String {
 }
 
 /// The last word of every member's node.
-fn views(environment: &Environment, record: &ClusterRecord) -> BTreeMap<MemberName, NodeView> {
+pub fn views(environment: &Environment, record: &ClusterRecord) -> BTreeMap<MemberName, NodeView> {
     let view = |node| environment.agents.view(node);
     record.members.iter().map(|(member, stored)| (member.clone(), view(&stored.node))).collect()
 }

@@ -116,6 +116,8 @@ async fn bench(kind: &'static dyn Kind) -> Bench {
     }
     let parameters = match kind.name() {
         "add_member" => json!({ "node": node(4) }),
+        "remove_member" => json!({ "member": member(3), "keep_data": false }),
+        "configure" => json!({ "member": member(2) }),
         "delete_cluster" => json!({ "keep_data": false }),
         "resync" => json!({ "members": [member(2), member(3)], "parallel": 1, "max_bytes_per_second": 0 }),
         "rejoin" => {
@@ -202,6 +204,12 @@ impl Bench {
             );
             let primary = record.primary.as_ref().unwrap_or_else(|| panic!("{place}: no primary"));
             assert_eq!(writable, [record.members[primary].node.clone()], "{place}");
+        }
+        if self.kind.name() == "remove_member" {
+            let (gone, node) = (!record.members.contains_key(&member(3)), &nodes[&node(3)]);
+            assert!(!gone || (node.member.is_none() && !node.has_data), "{place}: {node:?}");
+            assert!(gone || !record.promotable().contains(&member(3)), "{place}: {record:?}");
+            assert!(gone || outcome != Outcome::Succeeded, "{place}");
         }
         assert!(record.members.values().all(|m| m.state != MemberState::Resyncing), "{place}");
     }

@@ -208,6 +208,7 @@ impl Agents for World {
             fenced: false,
             dirty: false,
             endpoint: None,
+            configuration: String::new(),
             observed_at: jiff::Timestamp::UNIX_EPOCH,
             authority: Authority { electorate: self.electorate().filter(|_| node.writable), ..Authority::default() },
             engine: EngineObservation {
@@ -223,6 +224,7 @@ impl Agents for World {
                 reason: String::new(),
                 details: BTreeMap::new(),
                 data_bytes: 0,
+                stale: String::new(),
             },
         });
         NodeView { connected: true, last_contact: Some(Duration::ZERO), observation, ..NodeView::default() }

@@ -81,6 +81,9 @@ pub struct Parameters {
     /// Who is to be promoted if it lacks nothing (rule P6).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub successor: Option<MemberName>,
+    /// Only who reigned is put back, on its own data: the cluster's policy wants nobody else promoted without a person's word.
+    #[serde(default)]
+    pub in_place: bool,
 }
 
 /// Highest position that was heard of each member that reigned.
@@ -313,7 +316,7 @@ pub(super) async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -
     let fenced = |member: &MemberName| !cluster.may_be_writable.contains(member);
     // The old primary itself, unless its engine is dead or hung: a blip must not end with nobody (rule P5). One whose agent
     // did not answer the fence, because its disk hangs, would not answer this either.
-    let Parameters { cause, consent, successor, .. } = context.parameters();
+    let Parameters { cause, consent, successor, in_place, .. } = context.parameters();
     let silent = cause == Cause::LeaseOver;
     let old = cluster.reign.as_ref().map(|reign| reign.primary.clone()).filter(|_| silent);
     let old = old.filter(|old| cluster.members.contains_key(old) && !fenced(old));
@@ -340,7 +343,7 @@ pub(super) async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -
                 if old.as_ref() == Some(&member) {
                     reigned.insert(member.clone(), Some(position.clone()));
                 }
-                prepared.push(Prepared { position, member });
+                prepared.push(Prepared::new(&cluster, member, position));
             }
             Err(why) => report.push(format!("{member} was not prepared: {why}")),
         }
@@ -359,6 +362,7 @@ pub(super) async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -
     let choose = |known: &[Position]| choose(&candidates, known, max_lag, successor.as_ref());
     let all_known: Option<Vec<Position>> = reigned.values().cloned().collect();
     let chosen = match all_known {
+        _ if in_place => Err("the policy is to restore the primary on its own data".to_owned()),
         Some(known) => choose(&known).map_err(|no_choice| no_choice.to_string()),
         None if max_lag == u64::MAX => choose(&[]).map_err(|no_choice| no_choice.to_string()),
         None => Err("how much would be lost is not known".to_owned()),
@@ -483,12 +487,13 @@ async fn examine(
         (member.clone(), result.and_then(|result| position_of(member, &result)))
     });
     let mut examined = Vec::new();
+    let cluster = context.cluster();
     for (member, outcome) in futures::future::join_all(calls).await {
-        match outcome {
-            Ok(position) => {
+        match outcome.and_then(|position| Ok((position, cluster.clone()?))) {
+            Ok((position, cluster)) => {
                 report.push(format!("the data of the former primary {member} can be used: {position}"));
                 reigned.entry(member.clone()).and_modify(|known| *known = Some(position.clone()));
-                examined.push(Prepared { member, position });
+                examined.push(Prepared::new(&cluster, member, position));
             }
             Err(error) => report.push(format!("the data of the former primary {member} cannot be used: {error}")),
         }

@@ -6,11 +6,13 @@ use regent_proto::agent::v1::{self as wire, StepResult, action::Action};
 use super::{StepContext, StepError, context::Patience};
 
 pub mod add_member;
+pub mod configure;
 pub mod create_cluster;
 pub mod delete_cluster;
 pub mod failover;
 pub mod promote;
 pub mod rejoin;
+pub mod remove_member;
 pub mod resync;
 
 /// The results of all, or the first failure.
@@ -30,7 +32,8 @@ fn primary_of(context: &StepContext<'_>) -> Result<MemberName, StepError> {
 
 /// Applies members, settings and access rules of the stored topology.
 fn configure(context: &StepContext<'_>) -> Result<Action, StepError> {
-    Ok(Action::Configure(wire::Configure { spec: Some((&context.spec()?).into()) }))
+    let fingerprint = context.environment().fingerprint(&*context.cluster()?).unwrap_or_default();
+    Ok(Action::Configure(wire::Configure { spec: Some((&context.spec()?).into()), fingerprint }))
 }
 
 /// Makes a node the member that it is by the stored topology, also when its ledger was lost with its disk.

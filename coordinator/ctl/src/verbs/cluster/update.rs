@@ -1,4 +1,4 @@
-//! The one call behind `protect`, `unprotect`, `label` and `profile`.
+//! The one call behind `protect`, `unprotect`, `label`, `profile`, `policy`, `pause` and `resume`.
 
 use regent_common::clock::wall_now;
 use regent_proto::coordinator::v1 as wire;

@@ -1,0 +1,41 @@
+//! `cluster add-member`.
+
+use regent_proto::coordinator::v1 as wire;
+
+use crate::{
+    connection::{Context, request},
+    failure::Failure,
+    verbs::arguments::{DryRun, resource},
+    watch::{self, Waiting},
+};
+
+/// Make a spare node a replica: it is copied from the primary and follows it
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Name of the cluster
+    name: String,
+    /// Node that becomes a replica [default: a spare that can run the engine]
+    #[arg(long, value_name = "NODE", default_value = "", hide_default_value = true)]
+    node: String,
+    /// Add only if the record is still as it was read (`etag` of `cluster show`)
+    #[arg(long, default_value = "", hide_default_value = true)]
+    etag: String,
+    #[command(flatten)]
+    waiting: Waiting,
+    #[command(flatten)]
+    check: DryRun,
+}
+
+pub(crate) async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure> {
+    let call = context.changing(format!("add a member to cluster {}", arguments.name));
+    let message = wire::AddMemberRequest {
+        name: resource("clusters", &arguments.name),
+        node: arguments.node,
+        request_id: context.request_id(),
+        validate_only: arguments.check.dry_run,
+        etag: arguments.etag,
+    };
+    let connection = context.connect(&call).await?;
+    let answer = connection.clusters().add_member(request(message)).await.map_err(|status| call.failed(status))?;
+    watch::finish(context, &connection, &call, answer.into_inner(), arguments.waiting).await
+}

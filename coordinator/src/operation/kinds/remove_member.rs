@@ -1,0 +1,143 @@
+//! Takes a member out of its cluster: withdraw it from the electorate, release its node, tell the others.
+//!
+//! That it is to leave stands in its state from the beginning, so that a removal which a failover has cut short is gone on with
+//! by itself after it. A node that cannot be reached is left behind with a tombstone, by which it is emptied when it returns.
+//!
+//! **Invariants:** the primary is never removed; before the first byte goes the primary has acknowledged an electorate without
+//! the member (rule M3); its number is not used again.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use regent_common::{error::Reason, ids::MemberName};
+use regent_proto::agent::v1::{self as wire, action::Action};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::configure::configure_all;
+use crate::{
+    model::{
+        cluster::{ClusterRecord, MemberState},
+        operation::{OperationRecord, PlannedStep},
+    },
+    operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience},
+};
+
+/// How long the node is waited for before it is left to its tombstone.
+const RELEASE_WITHIN: Patience = Patience::AtMost(Duration::from_secs(5));
+
+/// The kind.
+pub struct RemoveMember;
+
+/// What is asked for.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Parameters {
+    /// The member.
+    pub member: MemberName,
+    /// Leave its data on the node, aside.
+    pub keep_data: bool,
+}
+
+fn read(parameters: &Value) -> Parameters {
+    serde_json::from_value(parameters.clone()).expect("parameters were written by this kind")
+}
+
+#[async_trait]
+impl Kind for RemoveMember {
+    fn name(&self) -> &'static str {
+        "remove_member"
+    }
+
+    fn plan(&self, cluster: &ClusterRecord, parameters: &Value) -> Vec<PlannedStep> {
+        let Parameters { member, .. } = read(parameters);
+        let others: Vec<_> = cluster.members.keys().filter(|other| **other != member).cloned().collect();
+        vec![
+            PlannedStep::new("withdraw", [member.clone()]),
+            PlannedStep::new("release", [member]).no_return(),
+            PlannedStep::new("configure", others),
+        ]
+    }
+
+    fn begin(&self, cluster: &mut ClusterRecord, parameters: &Value) {
+        let Parameters { member, keep_data } = read(parameters);
+        cluster.set_state(&member, MemberState::Leaving { keep_data });
+        cluster.leave_electorate(&[member]);
+    }
+
+    async fn run(&self, step: &PlannedStep, context: &StepContext<'_>) -> Result<StepDone, StepError> {
+        let parameters: Parameters = context.parameters();
+        match step.name.as_str() {
+            "withdraw" => {
+                refuse_primary(context, &parameters.member)?;
+                context.electorate_acknowledged(None).await?;
+                Ok(StepDone::new())
+            }
+            "release" => release(context, parameters).await,
+            _ => configure_all(context, &step.members).await,
+        }
+    }
+
+    fn abandon(&self, cluster: &mut ClusterRecord, operation: &OperationRecord, undone: bool, _: &str) -> Aftermath {
+        // Cut short by a failover it stays as one that leaves, and the planner goes on with it; given up by a person, or refused,
+        // it is brought back.
+        if undone {
+            cluster.set_state(&read(&operation.parameters).member, MemberState::NeedsRejoin);
+        }
+        Aftermath::Keep
+    }
+
+    fn yields_to_failover(&self) -> bool {
+        true
+    }
+
+    fn undoes(&self) -> bool {
+        true
+    }
+
+    fn cancellable(&self) -> bool {
+        true
+    }
+
+    fn event(&self) -> &'static str {
+        "MEMBER_REMOVE"
+    }
+}
+
+/// A failover may have come between the request and this operation.
+fn refuse_primary(context: &StepContext<'_>, member: &MemberName) -> Result<(), StepError> {
+    let cluster = context.cluster()?;
+    if cluster.may_reign().any(|reigning| reigning == member) {
+        let message = format!("{member} may be the primary by now; nothing was erased: promote another member first");
+        return Err(StepError::new(Reason::MemberIsPrimary, message));
+    }
+    Ok(())
+}
+
+async fn release(context: &StepContext<'_>, parameters: Parameters) -> Result<StepDone, StepError> {
+    let Parameters { member, keep_data } = parameters;
+    refuse_primary(context, &member)?;
+    // After a crash of the coordinator: said again before the first byte goes.
+    context.electorate_acknowledged(None).await?;
+    let node = context.cluster()?.members.get(&member).map(|record| record.node.clone());
+    let Some(node) = node else { return Ok(StepDone::new()) };
+    let fate = if keep_data { "its data is kept there, aside" } else { "its data is erased" };
+    let sentence = match context.call(&member, Action::Release(wire::Release { keep_data }), RELEASE_WITHIN).await {
+        Ok(_) => format!("{member} has left, and {fate}: node {node} is a spare"),
+        // The node is not in this cluster any more: nothing of it is left there.
+        Err(error) if matches!(error.reason, Reason::WrongCluster | Reason::WrongMember) => {
+            format!("{member} has left: node {node} is a spare")
+        }
+        Err(error) if error.reason == Reason::NodeUnreachable => format!(
+            "{member} has left, and node {node} could not be reached: when it returns {fate}, and it is a spare then"
+        ),
+        Err(error) => return Err(error),
+    };
+    let environment = context.environment();
+    let facts = [("node", node.to_string()), ("member", member.to_string()), ("keep_data", keep_data.to_string())];
+    let facts = facts.map(|(name, value)| (name.to_owned(), value)).into();
+    let cluster = context.cluster()?.name.clone();
+    environment.events.publish("NODE_RELEASED", Some(&cluster), &node.resource(), &sentence, facts).await;
+    Ok(StepDone::new().say(sentence).change(move |cluster| {
+        cluster.members.remove(&member);
+    }))
+}
