@@ -5,6 +5,7 @@
 
 pub mod checker;
 pub mod history;
+pub mod pgbench;
 pub mod postgres;
 pub mod writer;
 pub mod writers;

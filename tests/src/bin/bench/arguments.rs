@@ -10,21 +10,21 @@ use regent_tests::{
     scenario::{Fault, SCENARIOS, Scenario, Settings},
 };
 
-use crate::{failover, idle, scenarios};
+use crate::{failover, idle, resync, scenarios};
 
 /// Benches that exist.
-const BENCHES: [&str; 4] = ["failover", "switchover", "scenarios", "idle"];
+const BENCHES: [&str; 5] = ["failover", "switchover", "resync", "scenarios", "idle"];
 /// Engines that exist.
 const ENGINES: [&str; 1] = ["postgresql"];
 /// Load that exists.
-const LOADS: [&str; 1] = ["none"];
+const LOADS: [&str; 2] = ["none", "pgbench"];
 
 /// Measures what users feel.
 #[derive(Debug, Parser)]
 #[command(name = "bench", version)]
 pub(crate) struct Arguments {
-    /// What to measure: failover (one fault, many times), switchover (a planned promotion, many times), scenarios (a table of
-    /// all), idle.
+    /// What to measure: failover (one fault, many times), switchover (a planned promotion, many times), resync (against the
+    /// engine's own tools), scenarios (a table of all), idle.
     pub(crate) bench: String,
     /// Engine.
     #[arg(long, default_value = "postgresql")]
@@ -35,12 +35,15 @@ pub(crate) struct Arguments {
     /// Profile: fast, standard or relaxed; several with commas, for scenarios.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Profile::Standard])]
     pub(crate) profile: Vec<Profile>,
-    /// Load beside the writers: none.
+    /// Load beside the writers: none, or pgbench with eight clients.
     #[arg(long, default_value = "none")]
     pub(crate) load: String,
     /// How often, in one cluster.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repetitions: u32,
+    /// For resync: how much data there is, such as 2GiB.
+    #[arg(long = "size", default_value = "2GiB", value_parser = mebibytes)]
+    pub(crate) size_mib: u32,
     /// For faults of the coordinator: over how many seconds it is away.
     #[arg(long, default_value_t = 60)]
     pub(crate) coordinator_away: u64,
@@ -53,6 +56,15 @@ pub(crate) struct Arguments {
     /// Print JSON, and nothing else, on stdout.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn mebibytes(text: &str) -> Result<u32, String> {
+    let (number, unit) = match (text.strip_suffix("GiB"), text.strip_suffix("MiB")) {
+        (Some(number), _) => (number, 1024),
+        (None, Some(number)) => (number, 1),
+        (None, None) => return Err("use a number of MiB or GiB, such as 512MiB".to_owned()),
+    };
+    number.parse::<u32>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(|| "not a number".to_owned())
 }
 
 fn check(what: &str, given: &str, known: &[&str]) -> Result<()> {
@@ -99,6 +111,10 @@ fn dispatch(arguments: &Arguments) -> Result<()> {
             };
             let run = || failover::run(arguments, fault, *profile);
             if arguments.loopback { block_on(run()) } else { network::inside(run)? }
+        }
+        "resync" => {
+            ensure!(wanted.is_empty(), "--fault has no meaning for resync");
+            block_on(resync::run(arguments))
         }
         "scenarios" => {
             ensure!(!arguments.loopback, "scenarios need machines of a network: leave out --loopback");

@@ -6,6 +6,7 @@ use regent_tests::{
     place::Site,
     profile::Profile,
     scenario::{self, Bed, Measured, Scenario},
+    workload::pgbench::Load,
 };
 use serde::Serialize;
 
@@ -72,12 +73,17 @@ pub(crate) async fn run(arguments: &Arguments, scenario: &'static Scenario, prof
     } else {
         Bed::start(profile).await?
     };
+    let load = match arguments.load.as_str() {
+        "pgbench" => Some(Load::start(&bed.login, &bed.members).await?),
+        _ => None,
+    };
     let mut runs = Vec::new();
     for number in 1..=arguments.repetitions {
         let run = scenario::run(&mut bed, scenario, number, &arguments.settings()).await?;
         say(&format!("run {number}: {} -> {}, {:.0} ms", run.old_primary, run.new_primary, run.write_outage_ms));
         runs.push(run);
     }
+    drop(load);
     let summary = summary(scenario, profile, &runs)?;
     let report = Report {
         bench: if scenario.is_planned() { "switchover" } else { "failover" },

@@ -7,6 +7,7 @@ mod arguments;
 mod failover;
 mod idle;
 mod report;
+mod resync;
 mod scenarios;
 
 use std::process::ExitCode;
