@@ -151,6 +151,61 @@ async fn failover_rejoin_and_resync_survive_a_crash_at_every_step() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn growing_and_shrinking_survive_a_crash_at_every_step() {
+    let folder = TestFolder::new().unwrap();
+    let mut fleet = fleet(&folder, &["n1", "n2", "n3"]).await;
+    fleet.create(CLUSTER, ENGINE, &["n1", "n2"]).await.unwrap();
+    let growth = fleet.api.clusters().add_member(growth()).await.unwrap().into_inner();
+    let added = places(&fleet.api.succeed(&growth.name, SOON).await.unwrap());
+    let removal = removal(&fleet).await;
+    let removal = fleet.api.clusters().remove_member(removal).await.unwrap().into_inner();
+    let removed = places(&fleet.api.succeed(&removal.name, SOON).await.unwrap());
+    for round in 0..added.len().max(removed.len()) {
+        let (at_add, at_remove) = (&added[round % added.len()], &removed[round % removed.len()]);
+        arm(&mut fleet, Some(at_add)).await;
+        let mut clusters = fleet.api.clusters();
+        let asked = tokio::spawn(async move { clusters.add_member(self::growth()).await });
+        crash(&mut fleet, at_add, Some(at_remove)).await;
+        drop(asked.await.unwrap());
+        wait::until(at_add, SOON, || newest(&fleet.api, CLUSTER, "add_member")).await.unwrap();
+        let cluster = fleet.api.healthy(CLUSTER, SOON).await.unwrap();
+        assert_eq!(cluster.members.len(), 3, "{at_add}");
+        let request = self::removal(&fleet).await;
+        let mut clusters = fleet.api.clusters();
+        let asked = tokio::spawn(async move { clusters.remove_member(request).await });
+        crash(&mut fleet, at_remove, None).await;
+        drop(asked.await.unwrap());
+        wait::until(at_remove, SOON, || newest(&fleet.api, CLUSTER, "remove_member")).await.unwrap();
+        let cluster = fleet.api.healthy(CLUSTER, SOON).await.unwrap();
+        assert_eq!(cluster.members.len(), 2, "{at_remove}");
+        executed_once(&fleet).await;
+    }
+}
+
+fn growth() -> wire::AddMemberRequest {
+    wire::AddMemberRequest {
+        name: format!("clusters/{CLUSTER}"),
+        node: "n3".to_owned(),
+        request_id: request_id(),
+        ..Default::default()
+    }
+}
+
+/// Asks for the removal of the member on n3.
+async fn removal(fleet: &Fleet) -> wire::RemoveMemberRequest {
+    let cluster = fleet.api.healthy(CLUSTER, SOON).await.unwrap();
+    let member = cluster.members.iter().find(|member| member.node == "nodes/n3").unwrap();
+    let member = api::plain(&member.name).to_owned();
+    wire::RemoveMemberRequest {
+        name: format!("clusters/{CLUSTER}"),
+        confirm_name: member.clone(),
+        member,
+        request_id: request_id(),
+        ..Default::default()
+    }
+}
+
 async fn kill_primary(fleet: &Fleet) -> String {
     let cluster = fleet.api.healthy(CLUSTER, SOON).await.unwrap();
     let primary = api::member(&cluster, &cluster.primary).unwrap();

@@ -214,12 +214,14 @@ async fn obey_root(machine: Arc<Machine>, force: Arc<Force>) {
 }
 
 /// A person with the API: makes the cluster, also when an attempt has failed and is gone, looks at it for ever, and asks for a
-/// resync or a planned promotion now and then.
+/// resync or a planned promotion now and then, or takes a member out and makes its node another one.
 pub(crate) async fn person(nodes: Vec<String>, shown: Shown, seed: u64) -> Ended {
     let mut chance = Chance::of(seed, "person");
     let resyncs = chance.percent(40) && Theme::of(seed).is_resynced();
     let mut plans = Chance::of(seed, "plans");
     let promotes = plans.percent(40) && Theme::of(seed).is_resynced();
+    let mut shapes = Chance::of(seed, "shapes");
+    let reshapes = shapes.percent(50) && Theme::of(seed) == Theme::Free;
     let mut channel = None;
     loop {
         let outcome = tokio::time::timeout(ANSWER, async {
@@ -231,19 +233,23 @@ pub(crate) async fn person(nodes: Vec<String>, shown: Shown, seed: u64) -> Ended
                 create(&connected, &nodes, chance.next()).await?;
             }
             // What it says a person has to do is done when all else is over.
-            if let Some(node) = nodes.iter().find(|node| shown.has_lost_data(&member_on(node))) {
-                resync(&connected, node).await?;
+            if let Some(node) = nodes.iter().find(|node| shown.has_lost_data(node)) {
+                resync(&connected, &shown, node).await?;
             }
             if resyncs && shown.disturbed() && chance.percent(5) {
                 let node: &String = chance.pick(&nodes);
-                resync(&connected, node).await?;
+                resync(&connected, &shown, node).await?;
             }
             if promotes && shown.disturbed() && plans.percent(8) {
                 let node: &String = plans.pick(&nodes);
                 promote(&connected, node).await?;
             }
+            if reshapes && shown.disturbed() && shapes.percent(8) {
+                let node: &String = shapes.pick(&nodes);
+                reshape(&connected, &shown, node).await?;
+            }
             match shown.take_wish() {
-                Some(Wish::Resync(node)) => resync(&connected, &node).await?,
+                Some(Wish::Resync(node)) => resync(&connected, &shown, &node).await?,
                 Some(Wish::Profile(profile)) => change_profile(&connected, profile).await?,
                 Some(Wish::Failover { off }) => fail_over(&connected, off).await?,
                 None => {}
@@ -263,7 +269,7 @@ pub(crate) async fn person(nodes: Vec<String>, shown: Shown, seed: u64) -> Ended
     }
 }
 
-/// The member that lives on a node: they are numbered alike.
+/// The member that lives on a node, as long as nobody has taken it out: they are numbered alike.
 pub(crate) fn member_on(node: &str) -> String {
     node.replacen('n', CLUSTER, 1)
 }
@@ -306,7 +312,7 @@ async fn create(channel: &Channel, nodes: &[String], request: u64) -> anyhow::Re
 
 /// Asks for a planned promotion, or is refused.
 async fn promote(channel: &Channel, node: &str) -> anyhow::Result<()> {
-    let (name, member) = (format!("clusters/{CLUSTER}"), member_on(node));
+    let (name, member) = (format!("clusters/{CLUSTER}"), node.to_owned());
     let request = wire::PromoteMemberRequest { name, member, ..Default::default() };
     match ClusterServiceClient::new(channel.clone()).promote_member(request).await {
         Ok(_) => traced!("a promotion of the member on {node} was asked for"),
@@ -321,7 +327,7 @@ async fn fail_over(channel: &Channel, off: Option<String>) -> anyhow::Result<()>
         name: format!("clusters/{CLUSTER}"),
         confirm_name: CLUSTER.to_owned(),
         accept_data_loss: true,
-        confirm_off: off.iter().map(|node| member_on(node)).collect(),
+        confirm_off: off.into_iter().collect(),
         ..Default::default()
     };
     match ClusterServiceClient::new(channel.clone()).failover_cluster(request).await {
@@ -331,9 +337,31 @@ async fn fail_over(channel: &Channel, off: Option<String>) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Members are numbered as the nodes are. Refusals are no failure: the primary cannot be resynced, say.
-async fn resync(channel: &Channel, node: &str) -> anyhow::Result<()> {
-    let member = member_on(node);
+/// Takes the member on a node out of the cluster, or makes one there. Refusals are no failure.
+async fn reshape(channel: &Channel, shown: &Shown, node: &str) -> anyhow::Result<()> {
+    let name = format!("clusters/{CLUSTER}");
+    let mut clusters = ClusterServiceClient::new(channel.clone());
+    let (what, answer) = match shown.member_on(node) {
+        Some(member) => {
+            let confirm_name = member.clone();
+            let request = wire::RemoveMemberRequest { name, member, confirm_name, ..Default::default() };
+            ("removal of the member", clusters.remove_member(request).await)
+        }
+        None => {
+            let request = wire::AddMemberRequest { name, node: node.to_owned(), ..Default::default() };
+            ("member", clusters.add_member(request).await)
+        }
+    };
+    match answer {
+        Ok(_) => traced!("a {what} on {node} was asked for"),
+        Err(status) => traced!("a {what} on {node} was refused: {}", status.message()),
+    }
+    Ok(())
+}
+
+/// Refusals are no failure: the primary cannot be resynced, say.
+async fn resync(channel: &Channel, shown: &Shown, node: &str) -> anyhow::Result<()> {
+    let Some(member) = shown.member_on(node) else { return Ok(()) };
     let request = wire::ResyncClusterRequest {
         name: format!("clusters/{CLUSTER}"),
         members: vec![member.clone()],

@@ -92,8 +92,16 @@ impl Shown {
         self.lock().wish.take()
     }
 
-    /// Whether it says that a member has lost its data, and nothing else goes on that could be meant.
-    pub(crate) fn has_lost_data(&self, member: &str) -> bool {
+    /// Name of the member that lives on a node; `None` when it shows no such member.
+    pub(crate) fn member_on(&self, node: &str) -> Option<String> {
+        let seen = self.lock();
+        let member = seen.cluster.as_ref()?.members.iter().find(|member| member.node == format!("nodes/{node}"))?;
+        Some(member.name.rsplit('/').next()?.to_owned())
+    }
+
+    /// Whether it says that the member on a node has lost its data, and nothing else goes on that could be meant.
+    pub(crate) fn has_lost_data(&self, node: &str) -> bool {
+        let Some(member) = self.member_on(node) else { return false };
         let seen = self.lock();
         let idle = seen.cluster.as_ref().is_some_and(|cluster| cluster.operation.is_empty());
         !seen.disturbed && idle && seen.said.contains(&format!("there is no data of {member} on its node"))

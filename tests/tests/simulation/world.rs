@@ -288,7 +288,7 @@ impl<'a> Simulation<'a> {
         let whole = self.store.cluster().is_some_and(|cluster| {
             let all = cluster.members.values().all(|member| member.state == MemberState::Ready);
             let reign = cluster.reign.as_ref().filter(|_| cluster.phase == Phase::Active && cluster.primary.is_some());
-            all && reign.is_some_and(|reign| reign.promotable().len() + 1 == self.machines.len())
+            all && reign.is_some_and(|reign| reign.promotable().len() + 1 == cluster.members.len())
         });
         whole && self.oracle.able().len() == 1 && self.store.operations().running().is_empty()
     }
