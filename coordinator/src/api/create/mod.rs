@@ -233,9 +233,7 @@ pub fn added(cluster: &ClusterRecord, node: &str, nodes: &BTreeMap<NodeName, Can
         let message = format!("cluster {} has {} replicas, and {} takes no more", cluster.name, most, cluster.engine);
         return Err(bad_field("node", message));
     }
-    let has_version = |name: &NodeName| {
-        offers.get(name).is_some_and(|offer| offer.versions.iter().any(|version| *version == cluster.version))
-    };
+    let has_version = |name: &NodeName| offers.get(name).is_some_and(|offer| offer.versions.contains(&cluster.version));
     if node.is_empty() {
         let fits = |name: &&NodeName| usable(name, &cluster.engine, nodes, &offers).is_ok() && has_version(name);
         return nodes.keys().find(fits).cloned().ok_or_else(|| {

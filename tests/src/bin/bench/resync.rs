@@ -5,7 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -19,7 +19,7 @@ use regent_tests::{
     ports,
     process::{Daemon, as_user},
     wait,
-    workload::{Login, pgbench::Load, postgres},
+    workload::{Login, now_nanos, pgbench::Load, postgres},
 };
 use serde::Serialize;
 
@@ -130,12 +130,12 @@ impl Bench {
         let target: String = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await?.get(0);
         let sql = "SELECT count(*) FROM pg_stat_replication WHERE application_name = $1 AND state = 'streaming' \
                    AND flush_lsn >= $2::text::pg_lsn";
-        let began = Instant::now();
+        let began = now_nanos();
         loop {
             if client.query_one(sql, &[&name, &target]).await?.get::<_, i64>(0) > 0 {
                 return Ok(());
             }
-            ensure!(began.elapsed() < LONG, "{name} does not catch up");
+            ensure!(since(began) < LONG, "{name} does not catch up");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -151,7 +151,7 @@ impl Bench {
         basebackup.args(["--create-slot", "--slot", RAW, "--wal-method=stream", "--checkpoint=fast", "--no-password"]);
         owned_folder(&copy)?;
         as_user(&mut basebackup, "postgres")?;
-        let began = Instant::now();
+        let began = now_nanos();
         tokio::task::spawn_blocking(move || run_command(basebackup)).await??;
         fs::write(copy.join("standby.signal"), "")?;
         let mut engine = Command::new(bin.join("postgres"));
@@ -162,7 +162,7 @@ impl Bench {
         as_user(&mut engine, "postgres")?;
         let mut engine = Daemon::start(RAW, engine, &log)?;
         self.caught_up(RAW).await?;
-        let took = began.elapsed();
+        let took = since(began);
         engine.signal(Signal::SIGINT)?;
         engine.wait(LONG).await?;
         fs::remove_dir_all(&copy)?;
@@ -183,7 +183,7 @@ impl Bench {
             request_id: api::request_id(),
             ..Default::default()
         };
-        let began = Instant::now();
+        let began = now_nanos();
         let operation = self.fleet.api.clusters().resync_cluster(request).await?.into_inner();
         let streams = async {
             wait::until("the swap", LONG, || async {
@@ -196,7 +196,7 @@ impl Bench {
             self.caught_up(&member).await
         };
         streams.await?;
-        let took = began.elapsed();
+        let took = since(began);
         let ended = self.fleet.api.succeed(&operation.name, LONG).await?;
         let steps = ended.steps.iter().map(|step| {
             let at = |time: Option<prost_types::Timestamp>| {
@@ -206,6 +206,11 @@ impl Bench {
         });
         Ok((took, steps.collect()))
     }
+}
+
+/// The time since then, in nanoseconds of CLOCK_MONOTONIC.
+fn since(began: u64) -> Duration {
+    Duration::from_nanos(now_nanos() - began)
 }
 
 /// The connection string by which a replica follows its upstream.
