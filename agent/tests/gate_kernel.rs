@@ -138,8 +138,12 @@ enum From {
 
 impl From {
     fn connect(&self, port: u16) -> TcpStream {
+        self.try_connect(port).expect("the gate is open")
+    }
+
+    fn try_connect(&self, port: u16) -> std::io::Result<TcpStream> {
         match self {
-            Self::SameMachine(address) => connect(*address, port).expect("the gate is open"),
+            Self::SameMachine(address) => connect(*address, port),
             Self::OtherMachine(elsewhere, address) => elsewhere.connect((*address, port).into()),
         }
     }
@@ -178,15 +182,15 @@ async fn a_queued_answer_does_not_leave(from: From, orphaned: bool) {
     assert!(nothing(&heard(&mut held.client, Duration::from_millis(300))), "an answer got out while closed");
     let destroyed = gate.destroy_sockets().await.unwrap();
     assert!(destroyed >= 1, "nothing was destroyed");
-    gate.open(None).await.unwrap();
-    // The reset says that the kernel knows the connection no more, so that nothing can come of it later.
-    held.client.write_all(b"and?").unwrap();
+    // The reset says that the kernel knows the connection no more, so that nothing can come of it later. It passes the closed gate:
+    // the client need not wait for the end of its retransmission.
     let heard = heard(&mut held.client, Duration::from_secs(20));
     assert!(
         heard.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset),
         "the client heard {heard:?}"
     );
     drop(server);
+    gate.open(None).await.unwrap();
     // What listens was left alone.
     pending(&listener, &from).client.shutdown(Shutdown::Both).unwrap();
 }
@@ -209,6 +213,36 @@ fn a_queued_answer_does_not_leave_for_another_machine() {
                 a_queued_answer_does_not_leave(From::OtherMachine(Elsewhere::new(), address), orphaned)
             });
         }
+    }
+}
+
+async fn a_closed_port_refuses(from: From) {
+    let listener = TcpListener::bind("[::]:0").unwrap();
+    let gate = gate();
+    gate.arm(&only(listener.local_addr().unwrap().port())).await.unwrap();
+    gate.open(None).await.unwrap();
+    let mut held = pending(&listener, &from);
+    gate.close().await.unwrap();
+    let refused = from.try_connect(listener.local_addr().unwrap().port());
+    assert!(
+        refused.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused),
+        "a new connection heard {refused:?}"
+    );
+    held.client.write_all(b"and?").unwrap();
+    assert!(nothing(&heard(&mut held.client, Duration::from_millis(300))), "a session that there is ends for nobody");
+    gate.open(None).await.unwrap();
+    held.server.write_all(b"done").unwrap();
+    assert_eq!(heard(&mut held.client, Duration::from_secs(20)).unwrap(), 4);
+}
+
+/// A client of a closed port asks the next member at once; one whose session stands goes on when the gate opens again.
+#[test]
+fn a_connection_to_a_closed_port_is_refused_at_once() {
+    for address in LOOPBACKS {
+        in_namespace(move || a_closed_port_refuses(From::SameMachine(address)));
+    }
+    for address in Elsewhere::HERE {
+        in_namespace(move || a_closed_port_refuses(From::OtherMachine(Elsewhere::new(), address)));
     }
 }
 
@@ -261,8 +295,8 @@ fn what_somebody_breaks_in_a_shared_table_is_mended() {
         let breakages: [(&[&str], &str); 8] = [
             (&["flush", "ruleset"], "the table inet regent-test was missing"),
             (&["add", "table", "inet", TABLE, "{ flags dormant; }"], "the table inet regent-test was dormant"),
-            (&["flush", "chain", "inet", TABLE, "input"], "the rule of the chain input was missing"),
-            (&["flush", "chain", "inet", TABLE, "output"], "the rule of the chain output was missing"),
+            (&["flush", "chain", "inet", TABLE, "input"], "the rules of the chain input were missing"),
+            (&["flush", "chain", "inet", TABLE, "output"], "the rules of the chain output were missing"),
             (&["insert", "rule", "inet", TABLE, "input", "accept"], "the chain input had other rules"),
             (&["add", "rule", "inet", TABLE, "output", "accept"], "the chain output had other rules"),
             (&["delete", "element", "inet", TABLE, "gated", &element], "no ports were gated, not the ports"),

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     future::Future,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio},
     sync::{Arc, Mutex, Weak, mpsc},
@@ -117,15 +117,15 @@ pub(crate) fn ping(connection: &mut TcpStream) -> bool {
 }
 
 /// A new connection, if the server takes one in time.
-pub(crate) fn connect(address: IpAddr, port: u16) -> Option<TcpStream> {
-    let connection = TcpStream::connect_timeout(&SocketAddr::new(address, port), ANSWER).ok()?;
-    connection.set_nodelay(true).ok()?;
-    Some(connection)
+pub(crate) fn connect(address: IpAddr, port: u16) -> io::Result<TcpStream> {
+    let connection = TcpStream::connect_timeout(&SocketAddr::new(address, port), ANSWER)?;
+    connection.set_nodelay(true)?;
+    Ok(connection)
 }
 
 /// Whether a new client gets an answer.
 pub(crate) fn answers(address: IpAddr, port: u16) -> bool {
-    connect(address, port).is_some_and(|mut connection| ping(&mut connection))
+    connect(address, port).is_ok_and(|mut connection| ping(&mut connection))
 }
 
 /// The addresses of loopback.
@@ -134,7 +134,7 @@ pub(crate) const LOOPBACKS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAd
 /// Another machine: a network namespace that a cable joins to the calling thread's.
 pub(crate) struct Elsewhere {
     wanted: mpsc::Sender<SocketAddr>,
-    connected: mpsc::Receiver<TcpStream>,
+    connected: mpsc::Receiver<io::Result<TcpStream>>,
 }
 
 impl Elsewhere {
@@ -166,7 +166,7 @@ impl Elsewhere {
     }
 
     /// A connection from there.
-    pub(crate) fn connect(&self, address: SocketAddr) -> TcpStream {
+    pub(crate) fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
         self.wanted.send(address).expect("it lives");
         self.connected.recv().expect("it answers")
     }
@@ -179,11 +179,12 @@ impl Elsewhere {
 }
 
 /// A connection over a cable that may have been plugged in just now.
-fn dial(address: SocketAddr) -> TcpStream {
+fn dial(address: SocketAddr) -> io::Result<TcpStream> {
     let deadline = after(20_000);
     loop {
         match TcpStream::connect_timeout(&address, Duration::from_secs(5)) {
-            Ok(connection) => return connection,
+            Ok(connection) => return Ok(connection),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Err(error),
             Err(error) if deadline.held_for(now()).is_zero() => panic!("{address} cannot be reached: {error}"),
             Err(_) => thread::sleep(Duration::from_millis(20)),
         }

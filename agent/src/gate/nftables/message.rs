@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::{
-    expressions::{Port, drop_unless_open},
+    expressions::Rule,
     netlink::{APPEND, Attributes, CREATE, Message, NF_TABLES, Parsed, netfilter_header},
 };
 
@@ -47,19 +47,28 @@ pub(super) const SETS: [SetForm; 3] = [
 const TYPE_PORT: u32 = 13;
 const TYPE_MARK: u32 = 19;
 
-/// A chain of the table with its rule.
+/// A chain of the table with its rules, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ChainForm {
     pub(super) name: &'static str,
     pub(super) hook: u32,
-    pub(super) port: Port,
+    rules: &'static [Rule],
 }
 
 /// The chains.
 pub(super) const CHAINS: [ChainForm; 2] = [
-    ChainForm { name: "input", hook: 1, port: Port::Destination },
-    ChainForm { name: "output", hook: 3, port: Port::Source },
+    ChainForm { name: "input", hook: 1, rules: &[Rule::Refuse, Rule::DropIncoming] },
+    ChainForm { name: "output", hook: 3, rules: &[Rule::DropOutgoing] },
 ];
+
+// === impl ChainForm ===
+
+impl ChainForm {
+    /// Its rules in their order, on a kernel that can refuse or not.
+    pub(super) fn rules(&self, refuses: bool) -> impl Iterator<Item = Rule> + use<> {
+        self.rules.iter().copied().filter(move |rule| refuses || *rule != Rule::Refuse)
+    }
+}
 
 /// An element of a set as the kernel shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,12 +167,12 @@ pub(super) fn add_chain(table: &str, chain: &ChainForm) -> Message {
     message("add a chain", kind::CHAIN, CREATE, form)
 }
 
-/// Makes the rule of a chain.
-pub(super) fn add_rule(table: &str, chain: &ChainForm) -> Message {
+/// Makes a rule after those that are in a chain.
+pub(super) fn add_rule(table: &str, chain: &ChainForm, rule: Rule) -> Message {
     let form = Attributes::default()
         .text(OF_TABLE, table)
         .text(RULE_CHAIN, chain.name)
-        .nest(RULE_EXPRESSIONS, drop_unless_open(chain.port));
+        .nest(RULE_EXPRESSIONS, rule.expressions());
     message("add a rule", kind::RULE, CREATE | APPEND, form)
 }
 

@@ -5,10 +5,18 @@
 //!     set gated { type inet_service }
 //!     set open  { type inet_service; flags timeout }
 //!     set guard { type mark . mark; flags timeout }      # no rule consults it
-//!     chain input  { type filter hook input  priority -10; tcp dport @gated tcp dport != @open drop }
-//!     chain output { type filter hook output priority -10; tcp sport @gated tcp sport != @open drop }
+//!     chain input  { type filter hook input  priority -10
+//!         tcp dport @gated tcp dport != @open tcp flags syn / fin,syn,rst,ack reject with tcp reset
+//!         tcp dport @gated tcp dport != @open drop }
+//!     chain output { type filter hook output priority -10
+//!         tcp sport @gated tcp sport != @open tcp flags & rst == 0 drop }
 //! }
 //! ```
+//!
+//! **What is refused and not dropped.** A client that connects to a closed port hears so at once and asks the next member, or again;
+//! a segment that nobody answers is sent again after a second. A socket that is destroyed (rule G4) says so to its client by a
+//! reset, without which that one waits for the end of its retransmission. Neither carries anything that the engine has said. What
+//! belongs to a connection that there is stays unanswered: a gate that is shut for a moment ends nobody's session.
 //!
 //! The messages are written here rather than by a library: rustables is under the GPL, nftnl needs a C library, a forked
 //! `nft` costs ten milliseconds per renewal, and what the fence rests on should be readable to the byte. Only the socket
@@ -56,7 +64,7 @@ use self::{
     message::{GATED, GUARD, OPEN},
     netlink::{Netlink, Refusal},
     sockets::Sockets,
-    table::Kept,
+    table::{Form, Kept},
 };
 use super::{Abilities, GUARD_END, GUARD_LIFE, Gate, GateError, GateState, Open, timeout};
 
@@ -68,6 +76,7 @@ pub struct NftablesGate {
     table: String,
     clock: Arc<dyn Clock>,
     abilities: Abilities,
+    form: Form,
     kernel: Mutex<Result<Kernel, String>>,
 }
 
@@ -119,7 +128,8 @@ impl NftablesGate {
             Some(problem) if !abilities.timed_gate => Err(problem.clone()),
             _ => Kernel::open(table, abilities.survives_flush).map_err(|error| error.to_string()),
         };
-        Self { table: table.to_owned(), clock, abilities, kernel: Mutex::new(kernel) }
+        let form = Form { owned: abilities.survives_flush, refuses: probe::refuses(table) };
+        Self { table: table.to_owned(), clock, abilities, form, kernel: Mutex::new(kernel) }
     }
 
     /// The first half of [`Gate::open`]: adds the guard.
@@ -213,15 +223,15 @@ impl NftablesGate {
 
     /// Makes anew what is not as it has to be; says what that was.
     fn put_back(&self, kernel: &mut Kernel) -> Result<Vec<String>, Refusal> {
-        let kept = table::keep(&mut kernel.netlink, &self.table, self.abilities.survives_flush)?;
+        let kept = table::keep(&mut kernel.netlink, &self.table, self.form.owned)?;
         if kept == Kept::Absent && kernel.armed.is_none() {
             return Ok(Vec::new());
         }
         let found = table::ports(&mut kernel.netlink, &self.table, GATED)?;
         let gated = kernel.armed.clone().unwrap_or_else(|| found.clone());
-        let mut faults = table::faults(&mut kernel.netlink, &self.table, self.abilities.survives_flush)?;
+        let mut faults = table::faults(&mut kernel.netlink, &self.table, self.form)?;
         if !faults.is_empty() {
-            table::make(&mut kernel.netlink, &self.table, &gated, self.abilities.survives_flush)?;
+            table::make(&mut kernel.netlink, &self.table, &gated, self.form)?;
         } else if found != gated {
             faults.push(format!("{} were gated, not {}", listed(&found), listed(&gated)));
             self.gate(kernel, &gated)?;
@@ -251,12 +261,12 @@ impl NftablesGate {
     }
 
     fn arm_in(&self, kernel: &mut Kernel, ports: &BTreeSet<u16>) -> Result<(), Refusal> {
-        table::keep(&mut kernel.netlink, &self.table, self.abilities.survives_flush)?;
-        let faults = table::faults(&mut kernel.netlink, &self.table, self.abilities.survives_flush)?;
+        table::keep(&mut kernel.netlink, &self.table, self.form.owned)?;
+        let faults = table::faults(&mut kernel.netlink, &self.table, self.form)?;
         if faults.is_empty() {
             self.gate(kernel, ports)?;
         } else {
-            table::make(&mut kernel.netlink, &self.table, ports, self.abilities.survives_flush)?;
+            table::make(&mut kernel.netlink, &self.table, ports, self.form)?;
         }
         kernel.armed = (!ports.is_empty()).then(|| ports.clone());
         Ok(())

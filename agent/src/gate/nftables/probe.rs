@@ -64,7 +64,7 @@ fn timed_gate(trial: &str, clock: &dyn Clock) -> Result<(), String> {
         let mut batch = vec![message::add_table(trial, 0)];
         batch.extend((0..).zip(&SETS).map(|(number, set)| message::add_set(trial, set, number)));
         batch.extend(CHAINS.iter().map(|chain| message::add_chain(trial, chain)));
-        batch.extend(CHAINS.iter().map(|chain| message::add_rule(trial, chain)));
+        batch.extend(table::rules(trial, false));
         let key = 1_u16.to_be_bytes();
         let keys = [key.as_slice()];
         batch.push(message::add_elements("open a port", trial, OPEN, keys, Some(TRIAL_TIMEOUT)));
@@ -87,6 +87,23 @@ fn timed_gate(trial: &str, clock: &dyn Clock) -> Result<(), String> {
         Ok(false) => Err(says("an element of a set with timeouts did not end")),
         Err(refusal) => Err(says(&refused(&refusal))),
     }
+}
+
+/// Whether this kernel can answer with a reset. Where it cannot, or that cannot be found out, clients of a closed port wait longer:
+/// nothing else depends on it.
+pub(super) fn refuses(name: &str) -> bool {
+    let trial = format!("{name}-refuses-{}", std::process::id());
+    let attempt = || -> Result<(), Refusal> {
+        let mut netlink = Netlink::open(NETLINK_NETFILTER)
+            .map_err(|error| Refusal::of(Errno::EIO, "open a socket", &error.to_string()))?;
+        let mut batch = vec![message::add_table(&trial, 0)];
+        batch.extend((0..).zip(&SETS).map(|(number, set)| message::add_set(&trial, set, number)));
+        batch.extend(CHAINS.iter().map(|chain| message::add_chain(&trial, chain)));
+        batch.extend(table::rules(&trial, true));
+        let made = netlink.batch(&batch);
+        table::remove(&mut netlink, &trial).and(made)
+    };
+    attempt().is_ok()
 }
 
 /// Makes an owned table, tries to delete it as somebody else, ends its owner, and takes it over.

@@ -8,10 +8,19 @@ use std::{collections::BTreeSet, thread, time::Duration};
 use nix::errno::Errno;
 
 use super::{
-    expressions::is_drop_unless_open,
+    expressions::is_rule,
     message::{self, CHAINS, Element, GATED, SETS, TABLE_OWNED, TABLE_PERSISTS},
-    netlink::{Netlink, Refusal},
+    netlink::{Message, Netlink, Refusal},
 };
+
+/// What the kernel can have of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Form {
+    /// It is ours alone and survives a foreign flush and our end.
+    pub(super) owned: bool,
+    /// A connection to a port that is not open is refused, not left without an answer.
+    pub(super) refuses: bool,
+}
 
 /// How the table is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +80,8 @@ pub(super) fn patiently<T>(mut attempt: impl FnMut() -> Result<T, Refusal>) -> R
 }
 
 /// What is not as it has to be, a sentence each. Contents of the sets are not looked at.
-pub(super) fn faults(netlink: &mut Netlink, table: &str, owned: bool) -> Result<Vec<String>, Refusal> {
+pub(super) fn faults(netlink: &mut Netlink, table: &str, form: Form) -> Result<Vec<String>, Refusal> {
+    let Form { owned, refuses } = form;
     let Some(found) = get(netlink, table)? else {
         return Ok(vec![format!("the table inet {table} was missing")]);
     };
@@ -100,10 +110,12 @@ pub(super) fn faults(netlink: &mut Netlink, table: &str, owned: bool) -> Result<
             Some(false) => faults.push(format!("the chain {} was in another place", form.name)),
             Some(true) => {
                 let own: Vec<_> = rules.iter().filter(|(of, chain, _)| of == table && chain == form.name).collect();
-                match own.as_slice() {
-                    [] => faults.push(format!("the rule of the chain {} was missing", form.name)),
-                    [(.., rule)] if is_drop_unless_open(rule, form.port) => {}
-                    _ => faults.push(format!("the chain {} had other rules", form.name)),
+                let wanted: Vec<_> = form.rules(refuses).collect();
+                let same = || own.iter().zip(&wanted).all(|((.., shown), rule)| is_rule(shown, *rule));
+                if own.is_empty() {
+                    faults.push(format!("the rules of the chain {} were missing", form.name));
+                } else if own.len() != wanted.len() || !same() {
+                    faults.push(format!("the chain {} had other rules", form.name));
                 }
             }
         }
@@ -112,8 +124,8 @@ pub(super) fn faults(netlink: &mut Netlink, table: &str, owned: bool) -> Result<
 }
 
 /// Makes the table as it has to be, in place of one that is there, with these ports gated and closed.
-pub(super) fn make(netlink: &mut Netlink, table: &str, gated: &BTreeSet<u16>, owned: bool) -> Result<(), Refusal> {
-    let flags = if owned { TABLE_OWNED | TABLE_PERSISTS } else { 0 };
+pub(super) fn make(netlink: &mut Netlink, table: &str, gated: &BTreeSet<u16>, form: Form) -> Result<(), Refusal> {
+    let flags = if form.owned { TABLE_OWNED | TABLE_PERSISTS } else { 0 };
     let mut batch = Vec::new();
     if get(netlink, table)?.is_some() {
         batch.push(message::delete_table(table));
@@ -126,8 +138,13 @@ pub(super) fn make(netlink: &mut Netlink, table: &str, gated: &BTreeSet<u16>, ow
         batch.push(message::add_elements("gate the ports", table, GATED, ports, None));
     }
     batch.extend(CHAINS.iter().map(|chain| message::add_chain(table, chain)));
-    batch.extend(CHAINS.iter().map(|chain| message::add_rule(table, chain)));
+    batch.extend(rules(table, form.refuses));
     netlink.batch(&batch)
+}
+
+/// The rules of all chains, each in its order.
+pub(super) fn rules(table: &str, refuses: bool) -> impl Iterator<Item = Message> {
+    CHAINS.iter().flat_map(move |chain| chain.rules(refuses).map(move |rule| message::add_rule(table, chain, rule)))
 }
 
 /// Deletes the table; one that is not there is deleted.

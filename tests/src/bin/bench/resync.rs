@@ -3,12 +3,13 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use regent_proto::coordinator::v1 as wire;
 use regent_tests::{
@@ -161,7 +162,10 @@ impl Bench {
         engine.args(["-c", &format!("port={}", ports::free(1)?[0]), "-c", "max_connections=200"]);
         as_user(&mut engine, "postgres")?;
         let mut engine = Daemon::start(RAW, engine, &log)?;
-        self.caught_up(RAW).await?;
+        tokio::select! {
+            caught_up = self.caught_up(RAW) => caught_up?,
+            ended = engine.wait(LONG) => bail!("the raw engine ended: {}; see {}", ended?, log.display()),
+        }
         let took = since(began);
         engine.signal(Signal::SIGINT)?;
         engine.wait(LONG).await?;
@@ -236,6 +240,7 @@ fn replication(connection: &str) -> Result<Login> {
 /// An empty folder of the engine's user.
 fn owned_folder(folder: &PathBuf) -> Result<()> {
     fs::create_dir(folder)?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
     let mut chown = Command::new("chown");
     chown.arg("postgres:postgres").arg(folder);
     run_command(chown)?;
