@@ -23,5 +23,6 @@ mod promote;
 mod security;
 mod stock_clients;
 mod support;
+mod told;
 mod unreachable;
 mod workload;

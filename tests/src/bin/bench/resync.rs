@@ -32,6 +32,8 @@ use crate::{
 const CLUSTER: &str = "bench";
 /// How long a copy may take.
 const LONG: Duration = Duration::from_secs(1800);
+/// More than what any of our engines has of connections, streams, workers and locks.
+const PLENTY: u32 = 250;
 /// What the engine's own copy is called among the streams of the primary.
 const RAW: &str = "raw";
 
@@ -159,7 +161,11 @@ impl Bench {
         engine.arg("-D").arg(&copy).args(["-c", &format!("primary_conninfo={connection}")]);
         engine.args(["-c", &format!("primary_slot_name={RAW}"), "-c", "listen_addresses="]);
         engine.args(["-c", &format!("unix_socket_directories={}", copy.display())]);
-        engine.args(["-c", &format!("port={}", ports::free(1)?[0]), "-c", "max_connections=200"]);
+        engine.args(["-c", &format!("port={}", ports::free(1)?[0])]);
+        // A standby needs as much of each as its primary has.
+        for name in ["max_connections", "max_wal_senders", "max_worker_processes", "max_locks_per_transaction"] {
+            engine.args(["-c", &format!("{name}={PLENTY}")]);
+        }
         as_user(&mut engine, "postgres")?;
         let mut engine = Daemon::start(RAW, engine, &log)?;
         tokio::select! {
