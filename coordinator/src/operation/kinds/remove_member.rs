@@ -14,7 +14,7 @@ use regent_proto::agent::v1::{self as wire, action::Action};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::configure::configure_all;
+use super::{configure, configure::configure_all, primary_of};
 use crate::{
     model::{
         cluster::{ClusterRecord, MemberState},
@@ -69,6 +69,8 @@ impl Kind for RemoveMember {
         match step.name.as_str() {
             "withdraw" => {
                 refuse_primary(context, &parameters.member)?;
+                // The heartbeat that follows a step at once is answered with the electorate that is waited for.
+                context.call(&primary_of(context)?, configure(context)?, Patience::Forever).await?;
                 context.electorate_acknowledged(None).await?;
                 Ok(StepDone::new())
             }

@@ -72,7 +72,10 @@ impl Kind for Resync {
                 cluster.leave_electorate(&members);
             })),
             "clone" => {
-                // Before the first byte goes nobody may count on these copies any more (rule M3).
+                // Before the first byte goes nobody may count on these copies any more (rule M3). The primary is called first: the
+                // heartbeat that follows a step at once is answered with the electorate that is waited for.
+                let flush = Action::Checkpoint(wire::Checkpoint {});
+                context.call(&primary_of(context)?, flush, Patience::Forever).await?;
                 context.electorate_acknowledged(None).await?;
                 let (assignment, action) = (assign_again(context)?, configure(context)?);
                 let limit = context.parameters::<Parameters>().max_bytes_per_second;
