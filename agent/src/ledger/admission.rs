@@ -283,9 +283,12 @@ impl Ledger {
     /// operation that makes this node a new member.
     ///
     /// Undoing a step erases its result (rule T1), and a release undoes everything before it.
-    pub fn leave(&mut self, cluster_id: ClusterId, token: OperationToken) {
-        if self.membership.as_ref().is_some_and(|m| m.cluster_id == cluster_id) {
-            self.membership = None;
+    /// A node that has come back as another member of it stays that.
+    pub fn leave(&mut self, cluster_id: ClusterId, member: &MemberName, token: OperationToken) {
+        match &self.membership {
+            Some(present) if present.cluster_id == cluster_id && present.member != *member => return,
+            Some(present) if present.cluster_id == cluster_id => self.membership = None,
+            Some(_) | None => {}
         }
         self.quarantine = None;
         let released_before = !self.past_clusters.insert(cluster_id);

@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use proptest::prelude::*;
-use regent_common::ids::{ClusterId, Epoch, OperationId, OperationToken, Revision};
+use regent_common::ids::{ClusterId, Epoch, MemberName, OperationId, OperationToken, Revision};
 
 use super::{
     disk::{Disk, RealDisk},
@@ -18,6 +18,10 @@ fn cluster(number: u128) -> ClusterId {
 
 fn key(operation: u128, step: &str) -> StepKey {
     StepKey { operation: OperationId::from_parts(2, operation), step: step.to_owned() }
+}
+
+fn member() -> MemberName {
+    "db1".parse().unwrap()
 }
 
 fn header(epoch: u64, token: u64, step: &str, content: &str) -> Header {
@@ -163,7 +167,7 @@ fn a_past_cluster_is_not_obeyed_and_its_release_is_answered_again() {
     ledger.finish(&assigned.key, assigned.content(), outcome("assigned"));
     let release = header(5, 8, "release", "r");
     ledger.begin(&release, "release");
-    ledger.leave(cluster(1), OperationToken(8));
+    ledger.leave(cluster(1), &member(), OperationToken(8));
     ledger.finish(&release.key, release.content(), outcome("gone"));
     assert_eq!(ledger.membership, None);
     assert_eq!(ledger.admit(&release, Claim::Leave, None), Admission::Answer(outcome("gone")));
@@ -179,7 +183,7 @@ fn a_past_cluster_is_not_obeyed_and_its_release_is_answered_again() {
     of_before.released_under.clear();
     let refused = refusal(of_before.admit(&header(9, 9, "anew", "a"), Claim::Enter, None));
     assert!(matches!(refused, Refusal::PastCluster { .. }), "nobody knows under which token it was released");
-    of_before.leave(cluster(1), OperationToken(10));
+    of_before.leave(cluster(1), &member(), OperationToken(10));
     assert!(of_before.released_under.is_empty());
     assert_eq!(ledger.step(&assigned.key).unwrap().outcome, None, "undoing a step erases its result");
 }
@@ -190,8 +194,15 @@ fn leaving_a_cluster_that_this_node_is_not_in_leaves_its_own_alone() {
     let elsewhere = Header { cluster_id: cluster(2), ..header(90, 90, "s", "a") };
     assert_eq!(ledger.admit(&elsewhere, Claim::Leave, None), Admission::Run);
     ledger.begin(&elsewhere, "release");
-    ledger.leave(cluster(2), OperationToken(90));
+    ledger.leave(cluster(2), &member(), OperationToken(90));
     assert_eq!(ledger.membership, Some(membership(5, 7)));
+}
+
+#[test]
+fn a_late_release_of_who_it_was_leaves_who_it_is_now_alone() {
+    let mut ledger = member_at(5, 7);
+    ledger.leave(cluster(1), &"db9".parse().unwrap(), OperationToken(7));
+    assert_eq!(ledger, member_at(5, 7));
 }
 
 #[test]

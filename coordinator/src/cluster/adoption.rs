@@ -105,11 +105,28 @@ pub fn reports<'a>(
                 missing.push(member.clone());
             }
             Some(observation) => drop(seen.insert(member.clone(), observation)),
-            None if excused.contains(member) => {}
+            None if excused.contains(member) || view.is_some_and(|view| has_left(view, record)) => {}
             None => missing.push(member.clone()),
         }
     }
+    // Whom a ledger names and this store does not know may be the one that reigns: it came after the backup.
+    let unknown: BTreeSet<_> = seen.values().flat_map(|seen| named(seen)).collect();
+    missing.extend(unknown.into_iter().filter(|member| !record.members.contains_key(member)));
     if missing.is_empty() { Ok(seen) } else { Err(missing) }
+}
+
+/// Whether a node was released from the cluster after the backup was made: its ledger has seen a newer store, is whole, and names no
+/// or another cluster. What was removed has nothing to say any more (rule M2).
+fn has_left(view: &NodeView, record: &ClusterRecord) -> bool {
+    let elsewhere = view.observation.as_ref().is_none_or(|seen| seen.cluster_id != record.id);
+    view.stale_store && view.quarantine().is_none() && elsewhere
+}
+
+/// The members that a report names: whom it follows, whom it has endorsed, whom it asks.
+fn named(seen: &Observation) -> BTreeSet<MemberName> {
+    let electorate = seen.authority.electorate.iter().flat_map(|electorate| electorate.members.iter().cloned());
+    let heard = seen.authority.heard.iter().map(|heard| heard.member.clone());
+    seen.engine.upstream.iter().cloned().chain(heard).chain(electorate).collect()
 }
 
 /// The members that a person has forced to be the primary since the store knew of an epoch, each with a sentence for the audit.
@@ -369,6 +386,37 @@ mod tests {
             (&record.members[&name(1)].endpoint, &record.members[&name(2)].endpoint),
             (&endpoint(2), &endpoint(1))
         );
+    }
+
+    #[test]
+    fn it_waits_for_whom_a_ledger_names_and_the_store_does_not_know() {
+        let record = cluster();
+        let report = |change: fn(&mut Observation)| {
+            let mut seen = observation(name(1));
+            change(&mut seen);
+            BTreeMap::from([(name(1), view(seen)), (name(2), view(observation(name(2))))])
+        };
+        let follows = report(|seen| seen.engine.upstream = Some(name(4)));
+        assert_eq!(reports(&record, &follows), Err(vec![name(4)]), "db4 came after the backup, and may reign");
+        let asks = report(|seen| {
+            seen.authority.electorate = Some(Electorate { version: 2, members: [name(2), name(5)].into() });
+        });
+        assert_eq!(reports(&record, &asks), Err(vec![name(5)]));
+        assert!(reports(&record, &report(|seen| seen.engine.upstream = Some(name(2)))).is_ok());
+    }
+
+    #[test]
+    fn who_was_released_after_the_backup_is_not_waited_for() {
+        let record = cluster();
+        let left = |stale_store, quarantine: &str| {
+            let quarantine = quarantine.to_owned();
+            let spare = NodeView { connected: true, stale_store, quarantine, ..NodeView::default() };
+            let views = BTreeMap::from([(name(1), view(observation(name(1)))), (name(2), spare)]);
+            reports(&record, &views).map(|seen| seen.len())
+        };
+        assert_eq!(left(true, ""), Ok(1));
+        assert_eq!(left(false, ""), Err(vec![name(2)]), "its ledger has not seen anything newer: it may be lost");
+        assert_eq!(left(true, "no ledger"), Err(vec![name(2)]));
     }
 
     #[test]

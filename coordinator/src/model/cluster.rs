@@ -159,6 +159,9 @@ pub enum MemberState {
     Leaving {
         /// Whether its data stays on its node, aside.
         keep_data: bool,
+        /// Whether fewer than two whole copies may be left.
+        #[serde(default)]
+        allow_single: bool,
     },
 }
 

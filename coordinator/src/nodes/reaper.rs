@@ -63,8 +63,17 @@ async fn visit(store: &dyn Store, agents: &dyn Agents, node: &NodeName, seen: &O
     }
     let Some((key, stored)) = found else { return Ok(()) };
     let mut tombstone = stored.value;
-    // The higher token is durable before it is sent (rule T3).
-    tombstone.token = tombstone.token.max(seen.token).next();
+    let lease = seen.authority.lease.as_ref().is_some_and(|lease| lease.stands);
+    if seen.epoch > tombstone.epoch || seen.authority.forced.is_some() || lease {
+        // A person has made it the primary since (rule P9): its data may be all that is left, and only a person takes that away.
+        tracing::debug!(%node, cluster = %tombstone.name, epoch = %seen.epoch, "a node of a removed cluster reigns, and is left alone");
+        return Ok(());
+    }
+    // The higher token is durable before it is sent (rule T3). It is raised only where it has to be: a node that is taken in again is
+    // so by the next token of its cluster.
+    if tombstone.token < seen.token {
+        tombstone.token = seen.token;
+    }
     tombstone.epoch = tombstone.epoch.max(seen.epoch);
     let transaction = Transaction::default().require_version(key.clone(), stored.version).put_json(key, &tombstone);
     let revision = store.commit(transaction).await?;

@@ -128,7 +128,7 @@ pub fn assign(transaction: Transaction, cluster: &ClusterRecord, member: &Member
 /// Adds to a commit that a member has left, so that its node is a spare. One that was away finds out from the tombstone that it is to
 /// be emptied, and under which numbers.
 fn leave(transaction: Transaction, cluster: &ClusterRecord, member: &MemberName, stored: &MemberRecord) -> Transaction {
-    let keep_data = stored.state == MemberState::Leaving { keep_data: true };
+    let keep_data = matches!(stored.state, MemberState::Leaving { keep_data: true, .. });
     let tombstone = Tombstone::of_member(cluster, keep_data);
     transaction.delete(keys::assignment(&stored.node)).put_json(keys::member_tombstone(&cluster.id, member), &tombstone)
 }

@@ -81,6 +81,8 @@ pub enum Mend {
     Remove {
         /// Whether its data stays on its node.
         keep_data: bool,
+        /// Whether fewer than two whole copies may be left.
+        allow_single: bool,
     },
 }
 
@@ -371,8 +373,9 @@ fn next_mend(cluster: &ClusterRecord, judgements: &BTreeMap<MemberName, Judgemen
         let rejoin = |why: &str| mend(Mend::Rejoin, why);
         match (&record.state, &judgement.verdict) {
             (MemberState::Creating | MemberState::Resyncing, _) => {}
-            (MemberState::Leaving { keep_data }, _) => {
-                return mend(Mend::Remove { keep_data: *keep_data }, "its removal was cut short");
+            (MemberState::Leaving { keep_data, allow_single }, _) => {
+                let how = Mend::Remove { keep_data: *keep_data, allow_single: *allow_single };
+                return mend(how, "its removal was cut short");
             }
             (MemberState::NeedsResync { .. }, Verdict::Healthy) => return rejoin("it follows again"),
             // Not heard, or waiting for a person.

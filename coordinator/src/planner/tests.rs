@@ -173,9 +173,9 @@ fn who_has_applied_something_else_is_told_again_and_who_was_to_leave_leaves() {
     assert_eq!(mend(&cluster, Verdict::EngineDown, &drifted), Some((name(2), Mend::Rejoin)), "a rejoin tells it too");
     let resting = Upkeep { resting: [name(2)].into(), ..drifted.clone() };
     assert_eq!(mend(&cluster, Verdict::Healthy, &resting), None);
-    cluster.set_state(&name(2), MemberState::Leaving { keep_data: true });
+    cluster.set_state(&name(2), MemberState::Leaving { keep_data: true, allow_single: true });
     for verdict in [Verdict::Healthy, Verdict::NodeLost, Verdict::Quarantined] {
-        let leaves = Some((name(2), Mend::Remove { keep_data: true }));
+        let leaves = Some((name(2), Mend::Remove { keep_data: true, allow_single: true }));
         assert_eq!(mend(&cluster, verdict, &drifted), leaves, "also while it is away");
     }
 }

@@ -8,9 +8,10 @@ use crate::ledger::{Ledger, StepOutcome};
 
 pub(super) async fn run(context: &StepContext, keep_data: bool) -> Result<Done, StepError> {
     let (cluster_id, token) = (context.header.cluster_id, context.header.token);
+    let member = context.header.member.clone();
     let ledger = context.ledger.read();
     let detail = match &ledger.membership {
-        Some(membership) if membership.cluster_id == cluster_id => {
+        Some(membership) if membership.cluster_id == cluster_id && membership.member == context.header.member => {
             context.driver()?.release(keep_data).await?;
             context.lease.lay_down().await?;
             context.ledger.remove_secrets().await?;
@@ -20,5 +21,5 @@ pub(super) async fn run(context: &StepContext, keep_data: bool) -> Result<Done, 
         Some(_) | None => format!("this node is not a member of cluster {cluster_id}; nothing was removed"),
     };
     let outcome = StepOutcome { detail, ..StepOutcome::default() };
-    Ok(Done { outcome, effect: Box::new(move |ledger: &mut Ledger| ledger.leave(cluster_id, token)) })
+    Ok(Done { outcome, effect: Box::new(move |ledger: &mut Ledger| ledger.leave(cluster_id, &member, token)) })
 }

@@ -9,12 +9,12 @@ use tonic::{Response, Status};
 
 use super::{ClusterApi, at_etag, confirm, member_named, new_operation};
 use crate::{
-    api::create,
+    api::{create, failed_store},
     cluster::actor::{judge_all, views},
     model::{cluster::Phase, node::NodeRecord},
     operation::kinds::{add_member, failover, promote as promotion, remove_member},
     planner::{Cause, asked::Consent, planned, removal},
-    store::keys,
+    store::{get_json, keys},
 };
 
 /// How long handing over may take before it is taken back, in milliseconds: when nothing is said, and at most.
@@ -39,7 +39,7 @@ pub(super) async fn add(
         let message = format!("cluster {} has no primary to copy from; nothing was changed", record.name);
         return Err(refuse(Reason::ClusterHasNoPrimary, message));
     };
-    let mut nodes = api.0.candidates().await?;
+    let nodes = api.0.candidates().await?;
     let node = create::added(&record, &request.node, &nodes)?;
     let (judgements, _) = judge_all(api.0.directory.environment(), &record);
     let mut report = vec![
@@ -49,9 +49,11 @@ pub(super) async fn add(
     let ill = judgements.iter().filter(|(_, judgement)| !judgement.reason.is_empty());
     report.extend(ill.map(|(member, judgement)| format!("{member}: {}", judgement.reason)));
     // A token's word that the node is to join is kept by this.
-    if let Some(asked) = nodes.remove(&node).filter(|candidate| candidate.record.join_cluster.is_some()) {
-        let node = NodeRecord { join_cluster: None, ..asked.record };
-        transaction = transaction.put_json(keys::node(&node.name), &node);
+    let (store, key) = (api.0.directory.environment().store.as_ref(), keys::node(&node));
+    let known = get_json::<NodeRecord>(store, &key).await.map_err(failed_store)?;
+    if let Some(asked) = known.filter(|known| known.value.join_cluster.is_some()) {
+        let node = NodeRecord { join_cluster: None, ..asked.value };
+        transaction = transaction.require_version(key.clone(), asked.version).put_json(key, &node);
     }
     let parameters = stored(add_member::Parameters { node });
     let new = new_operation(&add_member::AddMember, parameters, caller, "asked for");
@@ -82,7 +84,8 @@ pub(super) async fn remove(
         confirm(&request.confirm_name, member.as_str())?;
     }
     let report = removal::report(&record, &judgements, &views(environment, &record), &member, request.keep_data);
-    let parameters = stored(remove_member::Parameters { member, keep_data: request.keep_data });
+    let (keep_data, allow_single) = (request.keep_data, request.allow_single);
+    let parameters = stored(remove_member::Parameters { member, keep_data, allow_single });
     let new = new_operation(&remove_member::RemoveMember, parameters, caller, "asked for");
     let transaction = api.0.remember(unchanged, caller, "RemoveMember", &request, &new.id);
     api.begin(&actor, &record, new, request.validate_only, report, transaction).await

@@ -370,7 +370,7 @@ impl Actor {
     fn upkeep(&self, record: &ClusterRecord, views: &BTreeMap<MemberName, NodeView>) -> Upkeep {
         let now = self.environment.clock.boottime();
         let mends = |member: &MemberName| {
-            let all = [Mend::Rejoin, Mend::Configure, Mend::Remove { keep_data: false }];
+            let all = [Mend::Rejoin, Mend::Configure, Mend::Remove { keep_data: false, allow_single: false }];
             all.map(|how| mending(member.clone(), how)).map(|(kind, parameters)| subject_of(kind.name(), &parameters))
         };
         let rests = |subject: String| self.backoff.get(&subject).is_some_and(|(_, not_before)| now < *not_before);
@@ -616,8 +616,8 @@ fn mending(member: MemberName, how: Mend) -> (&'static dyn crate::operation::Kin
         Mend::Configure => {
             (&kinds::configure::Configure, plain(serde_json::to_value(kinds::configure::Parameters { member })))
         }
-        Mend::Remove { keep_data } => {
-            let parameters = kinds::remove_member::Parameters { member, keep_data };
+        Mend::Remove { keep_data, allow_single } => {
+            let parameters = kinds::remove_member::Parameters { member, keep_data, allow_single };
             (&kinds::remove_member::RemoveMember, plain(serde_json::to_value(parameters)))
         }
     }

@@ -16,11 +16,13 @@ use serde_json::Value;
 
 use super::{configure, configure::configure_all, primary_of};
 use crate::{
+    cluster::actor::judge_all,
     model::{
         cluster::{ClusterRecord, MemberState},
         operation::{OperationRecord, PlannedStep},
     },
     operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience},
+    planner::removal,
 };
 
 /// How long the node is waited for before it is left to its tombstone.
@@ -36,6 +38,9 @@ pub struct Parameters {
     pub member: MemberName,
     /// Leave its data on the node, aside.
     pub keep_data: bool,
+    /// Fewer than two whole copies may be left.
+    #[serde(default)]
+    pub allow_single: bool,
 }
 
 fn read(parameters: &Value) -> Parameters {
@@ -59,8 +64,8 @@ impl Kind for RemoveMember {
     }
 
     fn begin(&self, cluster: &mut ClusterRecord, parameters: &Value) {
-        let Parameters { member, keep_data } = read(parameters);
-        cluster.set_state(&member, MemberState::Leaving { keep_data });
+        let Parameters { member, keep_data, allow_single } = read(parameters);
+        cluster.set_state(&member, MemberState::Leaving { keep_data, allow_single });
         cluster.leave_electorate(&[member]);
     }
 
@@ -68,7 +73,7 @@ impl Kind for RemoveMember {
         let parameters: Parameters = context.parameters();
         match step.name.as_str() {
             "withdraw" => {
-                refuse_primary(context, &parameters.member)?;
+                check(context, &parameters)?;
                 // The heartbeat that follows a step at once is answered with the electorate that is waited for.
                 context.call(&primary_of(context)?, configure(context)?, Patience::Forever).await?;
                 context.electorate_acknowledged(None).await?;
@@ -105,19 +110,20 @@ impl Kind for RemoveMember {
     }
 }
 
-/// A failover may have come between the request and this operation.
-fn refuse_primary(context: &StepContext<'_>, member: &MemberName) -> Result<(), StepError> {
-    let cluster = context.cluster()?;
-    if cluster.may_reign().any(|reigning| reigning == member) {
-        let message = format!("{member} may be the primary by now; nothing was erased: promote another member first");
-        return Err(StepError::new(Reason::MemberIsPrimary, message));
+/// Looks once more: since the request, or since an earlier coordinator began this, a failover may have made it the primary, or another
+/// copy may be gone.
+fn check(context: &StepContext<'_>, parameters: &Parameters) -> Result<(), StepError> {
+    let (cluster, Parameters { member, allow_single, .. }) = (context.cluster()?, parameters);
+    let (judgements, _) = judge_all(context.environment(), &cluster);
+    match removal::obstacle(&cluster, &judgements, member, *allow_single) {
+        Some((reason, why)) => Err(StepError::new(reason, format!("{member} stays, and nothing was erased: {why}"))),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 async fn release(context: &StepContext<'_>, parameters: Parameters) -> Result<StepDone, StepError> {
-    let Parameters { member, keep_data } = parameters;
-    refuse_primary(context, &member)?;
+    check(context, &parameters)?;
+    let Parameters { member, keep_data, .. } = parameters;
     // After a crash of the coordinator: said again before the first byte goes.
     context.electorate_acknowledged(None).await?;
     let node = context.cluster()?.members.get(&member).map(|record| record.node.clone());
