@@ -28,6 +28,11 @@ use crate::{
 /// How long the node is waited for before it is left to its tombstone.
 const RELEASE_WITHIN: Patience = Patience::AtMost(Duration::from_secs(5));
 
+/// How long the other members' words are waited for.
+const HEARD_WITHIN: Duration = Duration::from_secs(15);
+/// Pause between two looks at them.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// The kind.
 pub struct RemoveMember;
 
@@ -73,7 +78,7 @@ impl Kind for RemoveMember {
         let parameters: Parameters = context.parameters();
         match step.name.as_str() {
             "withdraw" => {
-                check(context, &parameters)?;
+                check(context, &parameters).await?;
                 // The heartbeat that follows a step at once is answered with the electorate that is waited for.
                 context.call(&primary_of(context)?, configure(context)?, Patience::Forever).await?;
                 context.electorate_acknowledged(None).await?;
@@ -111,18 +116,33 @@ impl Kind for RemoveMember {
 }
 
 /// Looks once more: since the request, or since an earlier coordinator began this, a failover may have made it the primary, or another
-/// copy may be gone.
-fn check(context: &StepContext<'_>, parameters: &Parameters) -> Result<(), StepError> {
-    let (cluster, Parameters { member, allow_single, .. }) = (context.cluster()?, parameters);
-    let (judgements, _) = judge_all(context.environment(), &cluster);
-    match removal::obstacle(&cluster, &judgements, member, *allow_single) {
-        Some((reason, why)) => Err(StepError::new(reason, format!("{member} stays, and nothing was erased: {why}"))),
-        None => Ok(()),
+/// copy may be gone. A coordinator that has just started hears of the others first.
+async fn check(context: &StepContext<'_>, parameters: &Parameters) -> Result<(), StepError> {
+    let Parameters { member, allow_single, .. } = parameters;
+    let obstacle = || -> Result<_, StepError> {
+        let cluster = context.cluster()?;
+        let (judgements, _) = judge_all(context.environment(), &cluster);
+        Ok(removal::obstacle(&cluster, &judgements, member, *allow_single))
+    };
+    let gone = async {
+        while obstacle()?.is_some() {
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok::<_, StepError>(())
+    };
+    match tokio::time::timeout(HEARD_WITHIN, gone).await {
+        Ok(gone) => gone,
+        Err(_) => match obstacle()? {
+            None => Ok(()),
+            Some((reason, why)) => {
+                Err(StepError::new(reason, format!("{member} stays, and nothing was erased: {why}")))
+            }
+        },
     }
 }
 
 async fn release(context: &StepContext<'_>, parameters: Parameters) -> Result<StepDone, StepError> {
-    check(context, &parameters)?;
+    check(context, &parameters).await?;
     let Parameters { member, keep_data, .. } = parameters;
     // After a crash of the coordinator: said again before the first byte goes.
     context.electorate_acknowledged(None).await?;
