@@ -63,10 +63,9 @@ async fn visit(store: &dyn Store, agents: &dyn Agents, node: &NodeName, seen: &O
     }
     let Some((key, stored)) = found else { return Ok(()) };
     let mut tombstone = stored.value;
-    let lease = seen.authority.lease.as_ref().is_some_and(|lease| lease.stands);
-    if seen.epoch > tombstone.epoch || seen.authority.forced.is_some() || lease {
+    if seen.epoch > tombstone.epoch || seen.authority.forced.is_some() {
         // A person has made it the primary since (rule P9): its data may be all that is left, and only a person takes that away.
-        tracing::debug!(%node, cluster = %tombstone.name, epoch = %seen.epoch, "a node of a removed cluster reigns, and is left alone");
+        tracing::debug!(%node, cluster = %tombstone.name, epoch = %seen.epoch, "a node of a removed cluster was made its primary since, and is left alone");
         return Ok(());
     }
     // The higher token is durable before it is sent (rule T3). It is raised only where it has to be: a node that is taken in again is
