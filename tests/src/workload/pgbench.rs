@@ -22,16 +22,19 @@ pub struct Load(AbortHandle);
 // === impl Load ===
 
 impl Load {
-    /// Fills pgbench's tables, then loads the primary among `members` (host:port).
-    pub async fn start(login: &Login, members: &[String]) -> Result<Self> {
+    /// Fills pgbench's tables, then loads the primary among `members` (host:port): as much as it takes, or with so many transactions
+    /// per second.
+    pub async fn start(login: &Login, members: &[String], rate: Option<u32>) -> Result<Self> {
         let program = postgres_bin()?.join("pgbench");
         let filled = pgbench(&program, login, members, &["--initialize", "--quiet", "--scale", SCALE]).output().await;
         let filled = filled.context("cannot run pgbench")?;
         ensure!(filled.status.success(), "pgbench could not fill its tables: {}", filled.status);
         let (login, members) = (login.clone(), members.to_vec());
         let task = tokio::spawn(async move {
+            let rate = rate.map(|rate| format!("--rate={rate}"));
             loop {
                 let arguments = ["--client", CLIENTS, "--jobs", "2", "--time", "3600", "--no-vacuum"];
+                let arguments: Vec<&str> = arguments.into_iter().chain(rate.as_deref()).collect();
                 // Whatever ended it: the next one finds the primary that there is then.
                 drop(pgbench(&program, &login, &members, &arguments).status().await);
                 tokio::time::sleep(PAUSE).await;

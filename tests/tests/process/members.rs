@@ -80,7 +80,8 @@ async fn a_cluster_grows_and_shrinks_under_writers_and_everybody_is_the_primary_
     let began = now_nanos();
     let writers = Writers::start(&folder.join("writers"), &login, &members, true).unwrap();
     writers.acknowledged(0, 100, SOON).await.unwrap();
-    let load = Load::start(&login, &members).await.unwrap();
+    // Not as much as it takes: other tests run beside this one.
+    let load = Load::start(&login, &members, Some(200)).await.unwrap();
 
     // 1 -> 3 -> 5: the last two nodes are chosen from the spares.
     for node in ["n2", "n3", "", ""] {

@@ -74,7 +74,7 @@ pub(crate) async fn run(arguments: &Arguments, scenario: &'static Scenario, prof
         Bed::start(profile).await?
     };
     let load = match arguments.load.as_str() {
-        "pgbench" => Some(Load::start(&bed.login, &bed.members).await?),
+        "pgbench" => Some(Load::start(&bed.login, &bed.members, None).await?),
         _ => None,
     };
     let mut runs = Vec::new();

@@ -78,7 +78,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     let load = match arguments.load.as_str() {
         "pgbench" => {
             let login = bench.fleet.api.login(CLUSTER).await?;
-            Some(Load::start(&login, std::slice::from_ref(&bench.primary)).await?)
+            Some(Load::start(&login, std::slice::from_ref(&bench.primary), None).await?)
         }
         _ => None,
     };
