@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use regent_common::{
     clock::Clock,
     error::ErrorChain,
+    hex::hex,
     ids::NodeName,
     lease::UntenableTimes,
     topology::{HostFacts, Observation},
@@ -241,7 +242,7 @@ impl Node {
 fn new_incarnation() -> String {
     let mut random = [0; 16];
     ring::rand::SystemRandom::new().fill(&mut random).expect("a system that speaks TLS has random numbers");
-    random.iter().fold(String::new(), |name, byte| name + &format!("{byte:02x}"))
+    hex(random)
 }
 
 fn job(running: &Running) -> wire::Job {

@@ -6,6 +6,8 @@
 use jiff::Timestamp;
 use ring::digest::{Context, SHA256};
 
+use crate::hex::hex;
+
 /// What the digest of a record covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Link<'a> {
@@ -30,7 +32,7 @@ impl Link<'_> {
             context.update(&(part.len() as u64).to_be_bytes());
             context.update(part.as_bytes());
         }
-        context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(context.finish())
     }
 }
 

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod config;
 pub mod convert;
 pub mod error;
+pub mod hex;
 pub mod identity;
 pub mod ids;
 pub mod lease;

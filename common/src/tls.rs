@@ -31,6 +31,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use crate::{
     clock::wall_now,
     error::{ErrorChain, Reason},
+    hex::hex,
     identity::{DirectoryError, Identity, IdentityDirectory, IdentityError, Principal},
 };
 
@@ -142,10 +143,6 @@ pub fn serial_of(der: &[u8]) -> Result<String, IdentityError> {
     let (_, certificate) = X509Certificate::from_der(der).map_err(|_| IdentityError::NotACertificate)?;
     let raw = certificate.raw_serial();
     Ok(hex(&raw[raw.iter().position(|byte| *byte != 0).unwrap_or(raw.len())..]))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The end of a certificate's validity.

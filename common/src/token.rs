@@ -14,6 +14,8 @@ use ring::{
     rand::{SecureRandom as _, SystemRandom},
 };
 
+use crate::hex::hex;
+
 /// A join token.
 #[derive(Clone, PartialEq, Eq)]
 pub struct JoinToken {
@@ -63,7 +65,7 @@ impl JoinToken {
 
     /// SHA-256 of the secret in lower-case hexadecimal: what may be stored and logged.
     pub fn digest(&self) -> String {
-        digest(&SHA256, &self.secret).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(digest(&SHA256, &self.secret))
     }
 }
 

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use prost::Message;
 use regent_common::{
     clock::Clock,
+    hex::hex,
     ids::{MemberName, NodeName, Revision},
     lease::Profile,
     topology::{ClusterSpec, Peer},
@@ -137,7 +138,7 @@ impl Environment {
         }
         let spec = wire::ClusterSpec { secrets: cluster.secrets.clone(), ..(&self.open_spec(cluster)).into() };
         let digest = ring::digest::digest(&ring::digest::SHA256, &spec.encode_to_vec());
-        Some(digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+        Some(hex(&digest.as_ref()[..8]))
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
 };
 
 use regent_common::{
+    hex::hex,
     ids::{ClusterId, ClusterName, Epoch, MemberName, OperationId, OperationToken, Revision},
     lease::{Electorate, Forced, Profile, Timing},
     mutation::{self, Rule},
@@ -268,7 +269,7 @@ impl Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex(self.0))
     }
 }
 

@@ -1,6 +1,9 @@
 //! Every key that is ever stored, in one list.
 
-use regent_common::ids::{ClusterId, ClusterName, MemberName, NodeName, OperationId, UserName};
+use regent_common::{
+    hex::hex,
+    ids::{ClusterId, ClusterName, MemberName, NodeName, OperationId, UserName},
+};
 
 use super::Key;
 
@@ -100,6 +103,5 @@ pub fn event(id: &str) -> Key {
 
 /// A remembered request, by caller, method and request id.
 pub fn request(caller: &str, method: &str, request_id: &str) -> Key {
-    let id: String = request_id.bytes().map(|byte| format!("{byte:02x}")).collect();
-    Key::new(format!("{REQUESTS}{caller}/{method}/{id}"))
+    Key::new(format!("{REQUESTS}{caller}/{method}/{}", hex(request_id)))
 }
