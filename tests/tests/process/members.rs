@@ -1,17 +1,18 @@
 //! Clusters grow and shrink under writers, and a member that was away when it was removed is emptied when it returns.
 
 use anyhow::ensure;
+use nix::sys::signal::Signal;
 use regent_common::error::Reason;
 use regent_proto::coordinator::v1 as wire;
 use regent_tests::{
     api,
     cluster::Fleet,
     folder::TestFolder,
-    logcheck, wait,
+    logcheck, process, wait,
     workload::{checker, now_nanos, pgbench::Load, postgres, writers::Writers},
 };
 
-use crate::support::{CLUSTER, ENGINE, SOON, Trio, refused};
+use crate::support::{CLUSTER, ENGINE, SOON, Trio, create, refused};
 
 fn add(node: &str) -> wire::AddMemberRequest {
     wire::AddMemberRequest {
@@ -192,6 +193,52 @@ async fn a_member_that_was_away_when_it_was_removed_is_emptied_when_it_returns()
     assert_eq!((single.members.len(), single.primary.as_str()), (1, "db1"));
     assert!(single.situation.contains("the only member"), "{}", single.situation);
     assert_eq!(data_of(&trio.fleet, "n2"), ["kept"], "its data is aside");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_whose_log_is_gone_is_found_unasked_and_a_resync_brings_it_back() {
+    let folder = TestFolder::new().unwrap();
+    let fleet = Fleet::start(&folder, &["n1", "n2"]).await.unwrap();
+    let kept = [("wal_keep_size", "0"), ("max_slot_wal_keep_size", "16MB"), ("max_wal_size", "48MB")];
+    let settings = kept.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let request = wire::CreateClusterRequest { settings, ..create(CLUSTER, &["n1", "n2"]) };
+    let cluster = fleet.api.create(request, SOON).await.unwrap();
+    let (login, members) = (fleet.api.login(CLUSTER).await.unwrap(), api::endpoints(&cluster).unwrap());
+    // The replica stands still until the primary has removed what it needs.
+    let pid = api::engine_pid(api::member(&cluster, "db2").unwrap()).unwrap();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let engine: Vec<u32> = children.split_whitespace().map(|pid| pid.parse().unwrap()).chain([pid]).collect();
+    let all = |signal| engine.iter().for_each(|pid| drop(process::signal(*pid, signal)));
+    all(Signal::SIGSTOP);
+    let (client, _) = postgres::connect(&login, &members[0]).await.unwrap();
+    wait::until("the end of its slot", SOON, || async {
+        postgres::add_ballast(&login, &members[0], 64).await?;
+        let sql = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'db2' AND wal_status = 'lost'";
+        ensure!(client.query_one(sql, &[]).await?.get::<_, i64>(0) == 1, "it is kept");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    all(Signal::SIGCONT);
+    wait::until("that it needs a resync", SOON, || async {
+        let cluster = fleet.api.cluster(CLUSTER).await?;
+        let member = api::member(&cluster, "db2")?;
+        ensure!(member.state() == wire::MemberState::NeedsResync, "{:?} {}", member.state(), member.reason);
+        ensure!(cluster.reasons.iter().any(|reason| reason.contains("already removed")), "{:?}", cluster.reasons);
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let resync = wire::ResyncClusterRequest {
+        name: format!("clusters/{CLUSTER}"),
+        members: vec!["db2".to_owned()],
+        confirm_name: "db2".to_owned(),
+        request_id: api::request_id(),
+        ..Default::default()
+    };
+    let operation = fleet.api.clusters().resync_cluster(resync).await.unwrap().into_inner();
+    fleet.api.succeed(&operation.name, SOON).await.unwrap();
+    fleet.api.healthy(CLUSTER, SOON).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

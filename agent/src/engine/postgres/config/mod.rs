@@ -28,6 +28,11 @@ pub(super) const APPLICATION: &str = "app";
 /// Begins the line of `upstream.conf` that names the upstream.
 const FOLLOWS: &str = "# follows ";
 
+/// How long the server that sends to a member keeps a connection whose other end takes nothing. A replica that stands still
+/// while its kernel goes on would otherwise hold the sender in its last message for ever, and with it the checkpoint that waits
+/// for the sender to give up its slot. Sessions of applications have no such limit: a slow reader is not a dead one.
+const SENDER_GIVES_UP_MILLIS: u32 = 30_000;
+
 /// How much log the slots of members that are away may hold back, when the cluster says nothing else.
 const SLOT_BUDGET: &str = "4GB";
 
@@ -283,7 +288,7 @@ pub(super) fn connection_string(
     let mut text = format!(
         "host='{}' port={port} user={REPLICATOR} passfile='{}' application_name='{member}' sslmode=prefer \
          connect_timeout=3 keepalives=1 keepalives_idle=3 keepalives_interval=1 keepalives_count=3 \
-         tcp_user_timeout=5000",
+         tcp_user_timeout=5000 options='-c tcp_user_timeout={SENDER_GIVES_UP_MILLIS}'",
         part(host),
         part(&passfile)
     );
