@@ -21,6 +21,7 @@ pub mod actor;
 pub mod adoption;
 pub mod brake;
 pub mod directory;
+pub mod judging;
 
 /// A cluster's record and the only way to change it.
 pub struct ClusterHandle {

@@ -5,10 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use regent_common::{
-    error::ErrorChain,
-    ids::{ClusterName, OperationId},
-};
+use regent_common::{error::ErrorChain, ids::ClusterName};
 use tokio_util::sync::CancellationToken;
 
 use super::NodeTable;
@@ -60,13 +57,8 @@ async fn add(directory: &Directory, stored: Versioned<NodeRecord>, cluster: &Clu
     }
     let key = keys::node(&stored.value.name);
     let parameters = add_member::Parameters { node: stored.value.name.clone() };
-    let new = NewOperation {
-        id: OperationId::generate(),
-        kind: &add_member::AddMember,
-        parameters: serde_json::to_value(parameters).expect("parameters are plain data"),
-        created_by: "regent".to_owned(),
-        reason: format!("node {} joined with a token of this cluster", stored.value.name),
-    };
+    let reason = format!("node {} joined with a token of this cluster", stored.value.name);
+    let new = NewOperation::automatic(&add_member::AddMember, &parameters, reason);
     let node = NodeRecord { join_cluster: None, ..stored.value };
     let transaction = Transaction::default().require_version(key.clone(), stored.version).put_json(key, &node);
     if let Err(error) = directory.begin(&actor, new, transaction).await {

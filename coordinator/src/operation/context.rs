@@ -18,7 +18,7 @@ use regent_proto::agent::v1::{Action, StepHeader, StepResult, action::Action as 
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use super::StepError;
+use super::{StepError, parameters};
 use crate::{
     cluster::ClusterHandle,
     environment::Environment,
@@ -70,7 +70,7 @@ impl StepContext<'_> {
 
     /// The operation's parameters.
     pub fn parameters<T: DeserializeOwned>(&self) -> T {
-        serde_json::from_value(self.operation.parameters.clone()).expect("parameters were written by the same kind")
+        parameters::read(&self.operation.parameters)
     }
 
     /// What an earlier step brought.

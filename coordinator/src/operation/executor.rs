@@ -19,11 +19,13 @@ use regent_common::{
     ids::{MemberName, NodeName, OperationId, OperationToken},
     topology::Progress,
 };
+use serde::Serialize;
 use tokio::sync::watch;
 
 use super::{
     Aftermath, Change, Kind, StepContext, StepDone, StepError, kind,
     log::{Entry, Event, Failure, Outcome, Stage, Status, StepStatus},
+    parameters,
 };
 use crate::{
     cluster::{ChangeError, ClusterHandle},
@@ -52,6 +54,21 @@ pub struct NewOperation {
     pub created_by: String,
     /// Why.
     pub reason: String,
+}
+
+// === impl NewOperation ===
+
+impl NewOperation {
+    /// An operation of `kind` with an id of its own.
+    pub fn new(kind: &'static dyn Kind, parameters: &impl Serialize, created_by: &str, reason: String) -> Self {
+        let (id, created_by) = (OperationId::generate(), created_by.to_owned());
+        NewOperation { id, kind, parameters: parameters::write(parameters), created_by, reason }
+    }
+
+    /// One of Regent's own.
+    pub fn automatic(kind: &'static dyn Kind, parameters: &impl Serialize, reason: String) -> Self {
+        Self::new(kind, parameters, "regent", reason)
+    }
 }
 
 /// Why an operation was not run to its end.

@@ -20,6 +20,7 @@ pub mod context;
 pub mod executor;
 pub mod kinds;
 pub mod log;
+pub mod parameters;
 pub mod retention;
 
 pub use context::StepContext;

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 
 use regent_common::error::{Reason, bad_field, refuse};
 use regent_proto::coordinator::v1::{AddMemberRequest, Operation, PromoteMemberRequest, RemoveMemberRequest};
-use serde::Serialize;
 use tonic::{Response, Status};
 
-use super::{ClusterApi, at_etag, confirm, member_named, new_operation};
+use super::{ClusterApi, asked_for, at_etag, confirm, member_named};
 use crate::{
     api::{create, failed_store},
-    cluster::actor::{judge_all, views},
+    cluster::judging::{judge_all, views},
     model::{cluster::Phase, node::NodeRecord},
     operation::kinds::{add_member, failover, promote as promotion, remove_member},
     planner::{Cause, asked::Consent, planned, removal},
@@ -19,11 +18,6 @@ use crate::{
 
 /// How long handing over may take before it is taken back, in milliseconds: when nothing is said, and at most.
 const DRAIN_WITHIN_MILLIS: (u64, u64) = (5_000, 60_000);
-
-/// Parameters as they are stored with an operation.
-fn stored(parameters: impl Serialize) -> serde_json::Value {
-    serde_json::to_value(parameters).expect("parameters are plain data")
-}
 
 pub(super) async fn add(
     api: &ClusterApi,
@@ -55,8 +49,7 @@ pub(super) async fn add(
         let node = NodeRecord { join_cluster: None, ..asked.value };
         transaction = transaction.require_version(key.clone(), asked.version).put_json(key, &node);
     }
-    let parameters = stored(add_member::Parameters { node });
-    let new = new_operation(&add_member::AddMember, parameters, caller, "asked for");
+    let new = asked_for(&add_member::AddMember, &add_member::Parameters { node }, caller);
     let transaction = api.0.remember(transaction, caller, "AddMember", &request, &new.id);
     api.begin(&actor, &record, new, request.validate_only, report, transaction).await
 }
@@ -85,8 +78,8 @@ pub(super) async fn remove(
     }
     let report = removal::report(&record, &judgements, &views(environment, &record), &member, request.keep_data);
     let (keep_data, allow_single) = (request.keep_data, request.allow_single);
-    let parameters = stored(remove_member::Parameters { member, keep_data, allow_single });
-    let new = new_operation(&remove_member::RemoveMember, parameters, caller, "asked for");
+    let parameters = remove_member::Parameters { member, keep_data, allow_single };
+    let new = asked_for(&remove_member::RemoveMember, &parameters, caller);
     let transaction = api.0.remember(unchanged, caller, "RemoveMember", &request, &new.id);
     api.begin(&actor, &record, new, request.validate_only, report, transaction).await
 }
@@ -125,8 +118,8 @@ pub(super) async fn promote(
         successor: Some(member.clone()),
         in_place: false,
     };
-    let parameters = stored(promotion::Parameters { failover, member, drain_within_millis });
-    let new = new_operation(&promotion::Promote, parameters, caller, "asked for");
+    let parameters = promotion::Parameters { failover, member, drain_within_millis };
+    let new = asked_for(&promotion::Promote, &parameters, caller);
     let transaction = api.0.remember(unchanged, caller, "PromoteMember", &request, &new.id);
     api.begin(&actor, &record, new, request.validate_only, report, transaction).await
 }

@@ -7,7 +7,7 @@ use std::{
 
 use regent_common::{
     error::{Reason, bad_field, refuse},
-    ids::{ClusterId, ClusterName, MemberName, NodeName, OperationId, Revision},
+    ids::{ClusterId, ClusterName, MemberName, NodeName, Revision},
 };
 use regent_proto::agent::v1::CheckSettingsRequest;
 use regent_proto::coordinator::v1::{
@@ -17,6 +17,7 @@ use regent_proto::coordinator::v1::{
     cluster_service_server::ClusterService,
 };
 use secrecy::ExposeSecret;
+use serde::Serialize;
 use serde_json::json;
 use tonic::{Request, Response, Status};
 
@@ -33,8 +34,9 @@ use super::{
 use crate::{
     cluster::{
         ClusterHandle,
-        actor::{ActorHandle, judge_all, views},
+        actor::ActorHandle,
         adoption,
+        judging::{self, judge_all, views},
     },
     detector::{Judgement, Succession},
     environment::secret_name,
@@ -211,14 +213,9 @@ async fn at_etag(etag: &str, cluster: &ClusterHandle) -> Result<Transaction, Sta
     }
 }
 
-fn new_operation(
-    kind: &'static dyn Kind,
-    parameters: serde_json::Value,
-    created_by: &str,
-    reason: &str,
-) -> NewOperation {
-    let id = OperationId::generate();
-    NewOperation { id, kind, parameters, created_by: created_by.to_owned(), reason: reason.to_owned() }
+/// An operation that a caller has asked for.
+fn asked_for(kind: &'static dyn Kind, parameters: &impl Serialize, caller: &str) -> NewOperation {
+    NewOperation::new(kind, parameters, caller, "asked for".to_owned())
 }
 
 #[tonic::async_trait]
@@ -241,7 +238,7 @@ impl ClusterService for ClusterApi {
         };
         let mut record = check(&request, &api.candidates().await?, &taken, asker)?;
         self.check_settings(&record).await?;
-        let new = new_operation(&kinds::create_cluster::CreateCluster, json!({}), &caller, "asked for");
+        let new = asked_for(&kinds::create_cluster::CreateCluster, &json!({}), &caller);
         if request.validate_only {
             let nodes = record.members.iter().map(|(member, stored)| format!("{member} on node {}", stored.node));
             return Ok(Response::new(dry_run(&new, record.clone(), nodes.collect())));
@@ -336,8 +333,8 @@ impl ClusterService for ClusterApi {
         let fate = if request.keep_data { "its data is kept aside" } else { "its data is erased" };
         let report =
             record.members.iter().map(|(member, stored)| format!("{member} on node {}: {fate}", stored.node)).collect();
-        let parameters = json!({ "keep_data": request.keep_data });
-        let new = new_operation(&kinds::delete_cluster::DeleteCluster, parameters, &caller, "asked for");
+        let parameters = kinds::delete_cluster::Parameters { keep_data: request.keep_data };
+        let new = asked_for(&kinds::delete_cluster::DeleteCluster, &parameters, &caller);
         let transaction = self.0.remember(unchanged, &caller, "DeleteCluster", &request, &new.id);
         self.begin(&actor, &record, new, request.validate_only, report, transaction).await
     }
@@ -372,7 +369,7 @@ impl ClusterService for ClusterApi {
             "parallel": request.parallel.max(1),
             "max_bytes_per_second": request.max_bytes_per_second,
         });
-        let new = new_operation(&kinds::resync::Resync, parameters, &caller, "asked for");
+        let new = asked_for(&kinds::resync::Resync, &parameters, &caller);
         let transaction = self.0.remember(Transaction::default(), &caller, "ResyncCluster", &request, &new.id);
         self.begin(&actor, &record, new, request.validate_only, report, transaction).await
     }
@@ -399,8 +396,7 @@ impl ClusterService for ClusterApi {
         let report = failover_report(&record, &judgements, &succession, &consent, cause);
         let known = kinds::failover::heard(environment, &record);
         let parameters = kinds::failover::Parameters { cause, known, consent, successor: None, in_place: false };
-        let parameters = serde_json::to_value(parameters).expect("parameters are plain data");
-        let new = new_operation(&kinds::failover::Failover, parameters, &caller, "asked for");
+        let new = asked_for(&kinds::failover::Failover, &parameters, &caller);
         let transaction = self.0.remember(unchanged, &caller, "FailoverCluster", &request, &new.id);
         self.begin(&actor, &record, new, request.validate_only, report, transaction).await
     }

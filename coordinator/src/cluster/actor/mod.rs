@@ -6,36 +6,39 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use regent_common::{
-    error::{ErrorChain, Reason},
+    error::ErrorChain,
     ids::{ClusterName, MemberName, OperationId, Revision},
     topology::Progress,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{ChangeError, ClusterHandle, brake::Budget};
+use super::{
+    ChangeError, ClusterHandle,
+    brake::Budget,
+    judging::{judge_all, views},
+};
 use crate::{
     authority::Authority,
-    detector::{Evidence, Expected, Judgement, Succession, Thresholds, Verdict, judge, refine, succession},
     environment::Environment,
-    model::{
-        cluster::{ClusterRecord, Healing, MemberState},
-        operation::OperationRecord,
-    },
+    model::{cluster::ClusterRecord, operation::OperationRecord},
     nodes::NodeView,
     operation::{
         executor::{self, NewOperation, RunError},
-        kind, kinds,
+        kind,
         log::{Failure, Outcome},
         retention,
     },
-    planner::{self, Cause, Decision, Mend, Upkeep, asked::Consent, decide_with, electorate},
+    planner::{Decision, decide_with},
     store::{Transaction, get_json, keys},
 };
 
+mod electorate;
+mod failing_over;
 mod hand_over;
 mod old_store;
 mod quarantine;
+mod upkeep;
 
 /// How late a forgotten change is seen.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -269,7 +272,7 @@ impl Actor {
         let Some(running) = self.running.take() else { return };
         self.progress.send_replace(None);
         let operation = &running.operation;
-        let subject = subject(operation);
+        let subject = subject(&operation.kind, &operation.parameters);
         let label = match &outcome {
             Ok(Outcome::Succeeded) => "SUCCEEDED",
             Ok(Outcome::Failed) => "FAILED",
@@ -338,83 +341,8 @@ impl Actor {
             Decision::Failover { cause, why } => self.fail_over(&record, cause, why).await,
             Decision::Mark { member, why } => self.mark(&record, member, why).await,
             Decision::Mend { member, how, why } => {
-                let (kind, parameters) = mending(member, how);
-                self.start_automatic(kind, parameters, why).await;
+                self.start_automatic(upkeep::mending(member, how, why)).await;
             }
-        }
-    }
-
-    /// Keeps that a member needs a resync, and says so.
-    async fn mark(&self, record: &ClusterRecord, member: MemberName, why: String) {
-        let state = MemberState::NeedsResync { why: why.clone() };
-        let change = self.cluster.change(|record| {
-            if record.operation.is_none() {
-                record.set_state(&member, state);
-            }
-            Ok(Transaction::default())
-        });
-        match change.await {
-            Ok(changed) if changed.operation.is_none() => {
-                let resource = format!("{}/members/{member}", record.name.resource());
-                self.write_down("NEEDS_RESYNC", &resource, "decided", &why).await;
-                self.tell("NEEDS_RESYNC", &resource, &why, BTreeMap::new()).await;
-            }
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(error = %ErrorChain(&error), "that {member} needs a resync could not be stored")
-            }
-        }
-    }
-
-    /// Who may have to be mended, and who rests from that.
-    fn upkeep(&self, record: &ClusterRecord, views: &BTreeMap<MemberName, NodeView>) -> Upkeep {
-        let now = self.environment.clock.boottime();
-        let mends = |member: &MemberName| {
-            let all = [Mend::Rejoin, Mend::Configure, Mend::Remove { keep_data: false, allow_single: false }];
-            all.map(|how| mending(member.clone(), how)).map(|(kind, parameters)| subject_of(kind.name(), &parameters))
-        };
-        let rests = |subject: String| self.backoff.get(&subject).is_some_and(|(_, not_before)| now < *not_before);
-        let resting = record.members.keys().filter(|member| mends(member).into_iter().any(rests)).cloned().collect();
-        let fingerprint = self.environment.fingerprint(record);
-        let drifted = fingerprint.map(|fingerprint| planner::drifted(record, views, &fingerprint)).unwrap_or_default();
-        Upkeep { resting, drifted }
-    }
-
-    /// A primary whose words arrive and which holds no lease for longer than a node may be silent does not hear the answers: it
-    /// counts like one that is not heard (rule E4). Granting on would only push the end of its lease away.
-    fn look_for_deafness(
-        &mut self,
-        record: &ClusterRecord,
-        judgements: &mut BTreeMap<MemberName, Judgement>,
-        succession: &Succession,
-    ) {
-        let judged = record.primary.as_ref().and_then(|primary| Some((primary, judgements.get_mut(primary)?)));
-        let granted = !self.authority.keeps_lapsed();
-        let without = |(_, judgement): &(&MemberName, &mut Judgement)| judgement.verdict == Verdict::WithoutLease;
-        let Some((primary, judgement)) = judged.filter(without).filter(|_| granted) else {
-            self.without_lease_since = None;
-            return;
-        };
-        let now = self.environment.clock.boottime();
-        let since = *self.without_lease_since.get_or_insert(now);
-        let deaf_at = since + record.policy.profile.timing().suspect_after;
-        if now < deaf_at {
-            self.look_at = self.look_at.min(deaf_at);
-            return;
-        }
-        let reason =
-            format!("{}, and it does not hear that one is: what is sent to its node is lost", judgement.reason);
-        *judgement = refine(Judgement { verdict: Verdict::NodeUnreachable, reason }, primary, succession);
-    }
-
-    async fn no_failover(&mut self, record: &ClusterRecord, why: String) {
-        // What changes from look to look, such as a number of milliseconds, is no new reason.
-        let same = |told: &String| without_digits(told) == without_digits(&why);
-        if self.running.is_none() && !self.told.as_ref().is_some_and(same) {
-            tracing::warn!(why, "no failover");
-            self.write_down("NO_FAILOVER", &record.name.resource(), "decided", &why).await;
-            self.tell("NO_FAILOVER", &record.name.resource(), &why, BTreeMap::new()).await;
-            self.told = Some(why);
         }
     }
 
@@ -427,100 +355,13 @@ impl Actor {
         }
     }
 
-    /// Counts what the primary has acknowledged and stores the next version of its electorate (rules M1, M3).
-    async fn keep_electorate(
-        &self,
-        record: Arc<ClusterRecord>,
-        judgements: &BTreeMap<MemberName, Judgement>,
-        views: &BTreeMap<MemberName, NodeView>,
-    ) -> Arc<ClusterRecord> {
-        let Some(reign) = record.reign.as_ref().filter(|reign| reign.epoch == record.epoch) else { return record };
-        let believed = views.get(&reign.primary).filter(|view| view.quarantine().is_none());
-        let seen = believed.and_then(|view| view.observation.as_ref());
-        let seen = seen.filter(|seen| seen.cluster_id == record.id && seen.epoch == record.epoch);
-        let acknowledged =
-            seen.and_then(|seen| seen.authority.electorate.as_ref()).map(|electorate| electorate.version);
-        let gated = seen.map(|seen| seen.authority.fence.timed_gate);
-        let wanted = match record.phase {
-            crate::model::cluster::Phase::Active => {
-                electorate::wanted(&record, judgements, views, &self.environment.own_machine)
-            }
-            crate::model::cluster::Phase::Creating | crate::model::cluster::Phase::Deleting => None,
-        };
-        let mut next = reign.clone();
-        let change = |reign: &mut crate::model::reign::Reign| {
-            if let Some(version) = acknowledged {
-                reign.acknowledge(version);
-            }
-            reign.gated = gated.unwrap_or(reign.gated);
-            if let Some(wanted) = &wanted {
-                reign.set_electorate(wanted.clone());
-            }
-        };
-        change(&mut next);
-        if next == *reign {
-            return record;
-        }
-        let (epoch, primary) = (record.epoch, reign.primary.clone());
-        let stored = self.cluster.change(|record| {
-            if let Some(reign) = record.reign.as_mut().filter(|r| r.epoch == epoch && r.primary == primary) {
-                change(reign);
-            }
-            Ok(Transaction::default())
-        });
-        match stored.await {
-            Ok(stored) => {
-                tracing::info!(electorate = %next.newest(), acknowledged = next.is_acknowledged(), "the electorate");
-                stored
-            }
-            Err(error) => {
-                tracing::warn!(error = %ErrorChain(&error), "the electorate could not be stored; it is tried again");
-                record
-            }
-        }
-    }
-
-    async fn fail_over(&mut self, record: &ClusterRecord, cause: Cause, why: String) {
-        let now = self.environment.clock.boottime();
-        let clusters = self.environment.authorities.len();
-        let paused = self.environment.brake.holds(clusters, now, &self.environment.limits);
-        let allowed = self.environment.limits.failovers_of(record);
-        if let Some(pause) = paused.or_else(|| self.budget.exhausted(now, allowed)) {
-            return self.no_failover(record, format!("{why}; {pause}")).await;
-        }
-        if let Some(running) = &self.running {
-            let yields = kind(&running.operation.kind).is_some_and(|kind| kind.yields_to_failover());
-            if yields && running.interrupt.borrow().is_none() {
-                let message =
-                    format!("a failover takes precedence ({why}); what is left to do is taken up again after it");
-                let failure = Failure { reason: Reason::StepSuperseded.as_str().to_owned(), message };
-                running.interrupt.send_replace(Some(failure));
-            }
-            return;
-        }
-        let known = kinds::failover::heard(&self.environment, record);
-        let in_place = record.policy.healing == Healing::RestorePrimary;
-        let parameters =
-            kinds::failover::Parameters { cause, known, consent: Consent::default(), successor: None, in_place };
-        let parameters = serde_json::to_value(parameters).expect("parameters are plain data");
-        if self.start_automatic(&kinds::failover::Failover, parameters, why).await {
-            self.budget.count(now);
-        }
-    }
-
     /// Begins an operation of Regent's own, unless one runs or an earlier one failed just now. Whether it began.
-    async fn start_automatic(
-        &mut self,
-        kind: &'static dyn crate::operation::Kind,
-        parameters: serde_json::Value,
-        reason: String,
-    ) -> bool {
+    async fn start_automatic(&mut self, new: NewOperation) -> bool {
         if self.running.is_some() {
             return false;
         }
-        let new =
-            NewOperation { id: OperationId::generate(), kind, parameters, created_by: "regent".to_owned(), reason };
-        let subject = subject_of(kind.name(), &new.parameters);
+        let kind = new.kind;
+        let subject = subject(kind.name(), &new.parameters);
         let now = self.environment.clock.boottime();
         if let Some((_, not_before)) = self.backoff.get(&subject).filter(|(_, not_before)| now < *not_before) {
             self.look_at = self.look_at.min(*not_before);
@@ -597,76 +438,11 @@ fn withholds(record: &ClusterRecord) -> bool {
 }
 
 /// What an operation is for, so that repeated failures of the same thing are spaced out.
-fn subject(operation: &OperationRecord) -> String {
-    subject_of(&operation.kind, &operation.parameters)
-}
-
-fn subject_of(kind: &str, parameters: &serde_json::Value) -> String {
+fn subject(kind: &str, parameters: &serde_json::Value) -> String {
     match parameters.get("member").and_then(|member| member.as_str()) {
         Some(member) => format!("{kind} {member}"),
         None => kind.to_owned(),
     }
-}
-
-/// The operation that mends a member.
-fn mending(member: MemberName, how: Mend) -> (&'static dyn crate::operation::Kind, serde_json::Value) {
-    let plain = |parameters: serde_json::Result<_>| parameters.expect("parameters are plain data");
-    match how {
-        Mend::Rejoin => (&kinds::rejoin::Rejoin, plain(serde_json::to_value(kinds::rejoin::Parameters { member }))),
-        Mend::Configure => {
-            (&kinds::configure::Configure, plain(serde_json::to_value(kinds::configure::Parameters { member })))
-        }
-        Mend::Remove { keep_data, allow_single } => {
-            let parameters = kinds::remove_member::Parameters { member, keep_data, allow_single };
-            (&kinds::remove_member::RemoveMember, plain(serde_json::to_value(parameters)))
-        }
-    }
-}
-
-/// A sentence without its numbers.
-fn without_digits(text: &str) -> String {
-    text.chars().filter(|character| !character.is_ascii_digit()).collect()
-}
-
-/// The last word of every member's node.
-pub fn views(environment: &Environment, record: &ClusterRecord) -> BTreeMap<MemberName, NodeView> {
-    let view = |node| environment.agents.view(node);
-    record.members.iter().map(|(member, stored)| (member.clone(), view(&stored.node))).collect()
-}
-
-/// Judges every member by what is known now, and gathers what is known of the primary's lease and of who could follow it.
-pub fn judge_all(environment: &Environment, record: &ClusterRecord) -> (BTreeMap<MemberName, Judgement>, Succession) {
-    let now = environment.clock.boottime();
-    let timing = record.policy.profile.timing();
-    // After a start nobody counts as lost sooner than at any other time; that no lease stands is judged apart (rule L2).
-    let thresholds = Thresholds { suspect_after: timing.suspect_after, startup_grace: timing.suspect_after };
-    let views = views(environment, record);
-    let authority = environment.authority(record);
-    let lease_left = authority.as_ref().map_or(Duration::ZERO, |authority| authority.lease_left());
-    let mut succession = succession::gather(record, &views, lease_left, now);
-    succession.handed_over = authority.map_or(Duration::ZERO, |authority| authority.handed_over_left());
-    let suspect = record.primary.as_ref().or_else(|| record.reign.as_ref().map(|reign| &reign.primary));
-    let judgements = views.into_iter().map(|(member, view)| {
-        let expected = Expected {
-            cluster_id: record.id,
-            member: member.clone(),
-            role: record.role_of(&member),
-            primary: record.primary.clone(),
-        };
-        let evidence = Evidence {
-            connected: view.connected,
-            silent_for: view.last_contact.map(|last| now.saturating_sub(last)),
-            listening_for: now.saturating_sub(environment.started_at),
-            quarantine: view.quarantine().map(ToOwned::to_owned),
-            observation: view.observation,
-        };
-        let mut judgement = judge(&expected, &evidence, &thresholds);
-        if suspect == Some(&member) {
-            judgement = refine(judgement, &member, &succession);
-        }
-        (member, judgement)
-    });
-    (judgements.collect(), succession)
 }
 
 /// Waits for the running operation; for ever without one.

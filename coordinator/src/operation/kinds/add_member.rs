@@ -17,7 +17,7 @@ use crate::{
         cluster::{ClusterRecord, MemberRecord, MemberState},
         operation::{OperationRecord, PlannedStep},
     },
-    operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience},
+    operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience, parameters::read},
 };
 
 /// The kind.
@@ -30,12 +30,6 @@ pub struct Parameters {
     pub node: NodeName,
 }
 
-fn node(parameters: &Value) -> NodeName {
-    let parameters: Parameters =
-        serde_json::from_value(parameters.clone()).expect("parameters were written by this kind");
-    parameters.node
-}
-
 #[async_trait]
 impl Kind for AddMember {
     fn name(&self) -> &'static str {
@@ -43,13 +37,15 @@ impl Kind for AddMember {
     }
 
     fn plan(&self, cluster: &ClusterRecord, parameters: &Value) -> Vec<PlannedStep> {
-        let member = cluster.member_on(&node(parameters)).cloned();
+        let Parameters { node } = read(parameters);
+        let member = cluster.member_on(&node).cloned();
         ["assign", "configure", "clone", "swap"].map(|name| PlannedStep::new(name, member.clone())).into()
     }
 
     fn begin(&self, cluster: &mut ClusterRecord, parameters: &Value) {
+        let Parameters { node } = read(parameters);
         let name = cluster.take_member_name();
-        cluster.members.insert(name, MemberRecord::new(node(parameters)));
+        cluster.members.insert(name, MemberRecord::new(node));
     }
 
     async fn run(&self, step: &PlannedStep, context: &StepContext<'_>) -> Result<StepDone, StepError> {

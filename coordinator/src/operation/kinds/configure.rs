@@ -14,7 +14,7 @@ use crate::{
         cluster::ClusterRecord,
         operation::{OperationRecord, PlannedStep},
     },
-    operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience},
+    operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience, parameters::read},
 };
 
 /// How long a node is waited for; one that is away is found again when it returns.
@@ -30,12 +30,6 @@ pub struct Parameters {
     pub member: MemberName,
 }
 
-fn member(parameters: &Value) -> MemberName {
-    let parameters: Parameters =
-        serde_json::from_value(parameters.clone()).expect("parameters were written by this kind");
-    parameters.member
-}
-
 #[async_trait]
 impl Kind for Configure {
     fn name(&self) -> &'static str {
@@ -43,7 +37,8 @@ impl Kind for Configure {
     }
 
     fn plan(&self, _: &ClusterRecord, parameters: &Value) -> Vec<PlannedStep> {
-        vec![PlannedStep::new("configure", [member(parameters)])]
+        let Parameters { member } = read(parameters);
+        vec![PlannedStep::new("configure", [member])]
     }
 
     fn begin(&self, _: &mut ClusterRecord, _: &Value) {}

@@ -29,7 +29,7 @@ use serde_json::Value;
 
 use super::{listed, position_of};
 use crate::{
-    cluster::actor::judge_all,
+    cluster::judging::judge_all,
     detector::Succession,
     environment::Environment,
     model::{
@@ -37,7 +37,7 @@ use crate::{
         operation::{OperationRecord, PlannedStep},
         reign::Reign,
     },
-    operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience},
+    operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience, parameters::read},
     planner::{
         Cause,
         asked::Consent,
@@ -96,10 +96,6 @@ pub fn heard(environment: &Environment, cluster: &ClusterRecord) -> BTreeMap<Mem
     reigned.filter_map(|member| Some((member.clone(), position(member)?))).collect()
 }
 
-fn read(parameters: &Value) -> Parameters {
-    serde_json::from_value(parameters.clone()).expect("parameters were written by this kind")
-}
-
 fn engine_failed() -> Cause {
     Cause::EngineFailed
 }
@@ -141,7 +137,7 @@ impl Kind for Failover {
     }
 
     fn begin(&self, cluster: &mut ClusterRecord, parameters: &Value) {
-        let parameters = read(parameters);
+        let parameters: Parameters = read(parameters);
         if !(mutation::broken(Rule::P2Candidate) && cluster.candidate.is_some()) {
             cluster.epoch = cluster.epoch.next();
         }
@@ -357,7 +353,7 @@ pub(super) async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -
     // Nobody heard how far these had come, so that they are asked themselves, crash recovery included.
     let unknown: Vec<_> =
         reigned.iter().filter(|(member, known)| known.is_none() && fenced(member)).map(|(m, _)| m.clone()).collect();
-    let mut examined = examine(context, &unknown, &mut reigned, &mut report).await;
+    let mut examined = examine(context, &cluster, &unknown, &mut reigned, &mut report).await;
     let candidates: Vec<_> = prepared.iter().filter(|p| eligible.contains(&p.member)).cloned().collect();
     let choose = |known: &[Position]| choose(&candidates, known, max_lag, successor.as_ref());
     let all_known: Option<Vec<Position>> = reigned.values().cloned().collect();
@@ -373,11 +369,17 @@ pub(super) async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -
             report.push(format!("no member can be promoted: {no_choice}"));
             let others: Vec<_> =
                 reigned.keys().filter(|member| !unknown.contains(member) && fenced(member)).cloned().collect();
-            examined.extend(examine(context, &others, &mut reigned, &mut report).await);
+            examined.extend(examine(context, &cluster, &others, &mut reigned, &mut report).await);
             // Who reigned before the last reign may lack what that one acknowledged: while its primary is not fenced only who
             // could be promoted is restarted either (rule P2). Of one before it the end of its lease is enough.
             let last_is_fenced = cluster.reign.as_ref().is_none_or(|reign| fenced(&reign.primary));
             examined.retain(|own| last_is_fenced || eligible.contains(&own.member));
+            if in_place {
+                report.push(format!(
+                    "nobody else is promoted by itself under RESTORE_PRIMARY: `regentctl cluster failover {}` promotes a replica",
+                    cluster.name
+                ));
+            }
             restart_in_place(&examined, &reigned, max_lag, &report)?
         }
     };
@@ -476,6 +478,7 @@ async fn prepare_all(
 /// Finds out how far fenced members that reigned have come by their own data; those whose data cannot be read are reported.
 async fn examine(
     context: &StepContext<'_>,
+    cluster: &ClusterRecord,
     members: &[MemberName],
     reigned: &mut BTreeMap<MemberName, Option<Position>>,
     report: &mut Vec<String>,
@@ -487,13 +490,12 @@ async fn examine(
         (member.clone(), result.and_then(|result| position_of(member, &result)))
     });
     let mut examined = Vec::new();
-    let cluster = context.cluster();
     for (member, outcome) in futures::future::join_all(calls).await {
-        match outcome.and_then(|position| Ok((position, cluster.clone()?))) {
-            Ok((position, cluster)) => {
+        match outcome {
+            Ok(position) => {
                 report.push(format!("the data of the former primary {member} can be used: {position}"));
                 reigned.entry(member.clone()).and_modify(|known| *known = Some(position.clone()));
-                examined.push(Prepared::new(&cluster, member, position));
+                examined.push(Prepared::new(cluster, member, position));
             }
             Err(error) => report.push(format!("the data of the former primary {member} cannot be used: {error}")),
         }

@@ -23,7 +23,7 @@ use crate::{
         cluster::{ClusterRecord, MemberState},
         operation::{OperationRecord, PlannedStep},
     },
-    operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience},
+    operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience, parameters::read},
 };
 
 /// How long an agent is waited for before the rejoin is given up and tried again later.
@@ -51,12 +51,6 @@ enum Way {
     Clone,
 }
 
-fn member(parameters: &Value) -> MemberName {
-    let parameters: Parameters =
-        serde_json::from_value(parameters.clone()).expect("parameters were written by this kind");
-    parameters.member
-}
-
 #[async_trait]
 impl Kind for Rejoin {
     fn name(&self) -> &'static str {
@@ -64,7 +58,7 @@ impl Kind for Rejoin {
     }
 
     fn plan(&self, cluster: &ClusterRecord, parameters: &Value) -> Vec<PlannedStep> {
-        let member = member(parameters);
+        let Parameters { member } = read(parameters);
         vec![
             PlannedStep::new("configure", cluster.primary.clone()),
             PlannedStep::new("examine", [member.clone()]),
@@ -74,7 +68,7 @@ impl Kind for Rejoin {
     }
 
     fn begin(&self, cluster: &mut ClusterRecord, parameters: &Value) {
-        let member = member(parameters);
+        let Parameters { member } = read(parameters);
         cluster.set_state(&member, MemberState::NeedsRejoin);
         cluster.leave_electorate(&[member]);
     }

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::{configure, configure::configure_all, primary_of};
 use crate::{
-    cluster::actor::judge_all,
+    cluster::judging::judge_all,
     model::{
         cluster::{ClusterRecord, MemberState},
         operation::{OperationRecord, PlannedStep},

@@ -18,7 +18,7 @@ use crate::{
         cluster::{ClusterRecord, MemberState},
         operation::{OperationRecord, PlannedStep},
     },
-    operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience},
+    operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience, parameters::read},
 };
 
 /// How long the primary's word is waited for after this coordinator has started.
@@ -38,10 +38,6 @@ pub struct Parameters {
     pub max_bytes_per_second: u64,
 }
 
-fn read(parameters: &Value) -> Parameters {
-    serde_json::from_value(parameters.clone()).expect("parameters were written by this kind")
-}
-
 #[async_trait]
 impl Kind for Resync {
     fn name(&self) -> &'static str {
@@ -49,7 +45,7 @@ impl Kind for Resync {
     }
 
     fn plan(&self, cluster: &ClusterRecord, parameters: &Value) -> Vec<PlannedStep> {
-        let parameters = read(parameters);
+        let parameters: Parameters = read(parameters);
         let mut steps = vec![PlannedStep::new("check", cluster.primary.clone())];
         for batch in parameters.members.chunks(parameters.parallel.max(1)) {
             for name in ["withdraw", "clone", "swap", "discard"] {

@@ -1,0 +1,70 @@
+//! An actor's care for members that are not what the topology says: whom to mend, how, and who rests from an attempt that failed.
+
+use std::collections::BTreeMap;
+
+use regent_common::{error::ErrorChain, ids::MemberName};
+
+use super::{Actor, subject};
+use crate::{
+    model::cluster::{ClusterRecord, MemberState},
+    nodes::NodeView,
+    operation::{
+        executor::NewOperation,
+        kinds::{configure, rejoin, remove_member},
+    },
+    planner::{self, Mend, Upkeep},
+    store::Transaction,
+};
+
+// === impl Actor ===
+
+impl Actor {
+    /// Keeps that a member needs a resync, and says so.
+    pub(super) async fn mark(&self, record: &ClusterRecord, member: MemberName, why: String) {
+        let state = MemberState::NeedsResync { why: why.clone() };
+        let change = self.cluster.change(|record| {
+            if record.operation.is_none() {
+                record.set_state(&member, state);
+            }
+            Ok(Transaction::default())
+        });
+        match change.await {
+            Ok(changed) if changed.operation.is_none() => {
+                let resource = format!("{}/members/{member}", record.name.resource());
+                self.write_down("NEEDS_RESYNC", &resource, "decided", &why).await;
+                self.tell("NEEDS_RESYNC", &resource, &why, BTreeMap::new()).await;
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(error = %ErrorChain(&error), "that {member} needs a resync could not be stored")
+            }
+        }
+    }
+
+    /// Who may have to be mended, and who rests from that.
+    pub(super) fn upkeep(&self, record: &ClusterRecord, views: &BTreeMap<MemberName, NodeView>) -> Upkeep {
+        let now = self.environment.clock.boottime();
+        let mends = |member: &MemberName| {
+            let all = [Mend::Rejoin, Mend::Configure, Mend::Remove { keep_data: false, allow_single: false }];
+            all.map(|how| mending(member.clone(), how, String::new()))
+                .map(|new| subject(new.kind.name(), &new.parameters))
+        };
+        let rests = |subject: String| self.backoff.get(&subject).is_some_and(|(_, not_before)| now < *not_before);
+        let resting = record.members.keys().filter(|member| mends(member).into_iter().any(rests)).cloned().collect();
+        let fingerprint = self.environment.fingerprint(record);
+        let drifted = fingerprint.map(|fingerprint| planner::drifted(record, views, &fingerprint)).unwrap_or_default();
+        Upkeep { resting, drifted }
+    }
+}
+
+/// The operation that mends a member.
+pub(super) fn mending(member: MemberName, how: Mend, why: String) -> NewOperation {
+    match how {
+        Mend::Rejoin => NewOperation::automatic(&rejoin::Rejoin, &rejoin::Parameters { member }, why),
+        Mend::Configure => NewOperation::automatic(&configure::Configure, &configure::Parameters { member }, why),
+        Mend::Remove { keep_data, allow_single } => {
+            let parameters = remove_member::Parameters { member, keep_data, allow_single };
+            NewOperation::automatic(&remove_member::RemoveMember, &parameters, why)
+        }
+    }
+}
