@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use regent_common::lease::LeaseSource;
 
-use crate::node::Node;
+use crate::{node::Node, steps::actions::drain};
 
 /// How long an answer is waited for, and the kernel.
 pub const WITHIN: Duration = Duration::from_secs(3);
@@ -50,6 +50,9 @@ pub async fn hand_over(node: &Node) -> HandedOver {
 
 /// Why there is nothing to hand over.
 fn obstacle(node: &Node) -> Option<&'static str> {
+    if drain::standing(&node.ledger().read()).is_some() {
+        return Some("it hands over to another member just now, and applications are kept out");
+    }
     if !node.lease.has_gate() {
         return Some("no gate closes by itself here: the engine serves on in any case, until the next agent is there");
     }
@@ -77,6 +80,9 @@ async fn wait(node: &Node) -> HandedOver {
         }
         if standing(node).is_none() {
             return HandedOver::Nothing("it has ended meanwhile");
+        }
+        if let Some(why) = obstacle(node) {
+            return HandedOver::Nothing(why);
         }
         node.lease.beat();
     }

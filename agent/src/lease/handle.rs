@@ -268,6 +268,11 @@ impl LeaseHandle {
         self.beat();
     }
 
+    /// Whether this process has asked for that: it is about to end.
+    pub fn hands_over(&self) -> bool {
+        self.shared.hands_over.load(Ordering::Relaxed)
+    }
+
     /// Has a heartbeat sent at once.
     pub fn beat(&self) {
         self.shared.beats.send_modify(|count| *count += 1);

@@ -62,6 +62,12 @@ pub enum StepError {
         /// The epoch.
         epoch: Epoch,
     },
+    /// It is about to end, under a lease that outlives it.
+    #[error("the agent of {member} is being restarted: ask again when it is back; nothing was changed")]
+    Leaving {
+        /// The member.
+        member: MemberName,
+    },
     /// It was to copy itself over itself.
     #[error("{member} cannot be its own source; nothing was changed")]
     OwnSource {
@@ -116,7 +122,7 @@ impl StepError {
             Self::NoMember | Self::OtherSpec { .. } => Reason::WrongCluster,
             Self::DataNotWhole { .. } => Reason::DataDirty,
             Self::CopyNotWhole { .. } | Self::OwnSource { .. } => Reason::CopyNotWhole,
-            Self::NotReigning { .. } => Reason::PrimaryUnhealthy,
+            Self::NotReigning { .. } | Self::Leaving { .. } => Reason::PrimaryUnhealthy,
             Self::PromiseStands { .. } => Reason::PromiseStands,
             Self::Lease(LeaseError::NotHeld { .. }) => Reason::LeaseNotHeld,
             Self::Lease(LeaseError::Gate(_)) => Reason::GateFailed,

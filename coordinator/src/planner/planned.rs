@@ -46,6 +46,13 @@ pub fn obstacle(
             return Some((Reason::PrimaryUnhealthy, why));
         }
     }
+    if !succession.handed_over.is_zero() {
+        let why = format!(
+            "the agent of {primary} is being restarted, and its lease outlives it by up to {} s: wait until it is back",
+            succession.handed_over.as_secs() + 1
+        );
+        return Some((Reason::PrimaryUnhealthy, why));
+    }
     let unfit = |why: String| Some((Reason::NoReplica, why));
     match cluster.members.get(member).map(|stored| &stored.state) {
         Some(MemberState::Ready) => {}

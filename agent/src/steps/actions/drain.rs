@@ -2,7 +2,8 @@
 //!
 //! The ledger's mark comes before the first application is turned away, and goes before the first is let in again: a fence that
 //! finds it says that nobody wrote in between. **Invariant:** a drain ends by itself: when it does not succeed in time, when no
-//! fence has come in time after it, and when the agent is started again. Only the fence ends the reign.
+//! fence has come in time after it, and when the agent is started again. Only the fence ends the reign. An agent that is about to end
+//! does not begin one, nor hands its lease over during one: nobody would be let in for as long as that lease stands.
 
 use std::time::Duration;
 
@@ -35,12 +36,21 @@ pub(super) async fn run(
     if membership.role != Some(Role::Primary) || !context.lease.holds(epoch) {
         return Err(StepError::NotReigning { member: membership.member, epoch });
     }
+    let leaving = || StepError::Leaving { member: membership.member.clone() };
+    if context.lease.hands_over() {
+        return Err(leaving());
+    }
     let driver = context.driver()?;
     // A drain and the end of another one follow one another; its position is known only while it stands.
     let mut handed_over = context.member.handed_over.lock().await;
     *handed_over = None;
     let token = context.header.token;
     context.mark(move |membership| membership.drained = Some(token)).await?;
+    if context.lease.hands_over() {
+        drop(handed_over);
+        lift(&context.ledger, &context.member, &*driver).await?;
+        return Err(leaving());
+    }
     // Whatever becomes of this step, and of its caller: after that time applications are let in.
     let late = lift_after(context, token, within + hold);
     let drained = tokio::time::timeout(within, driver.drain(&successor)).await.unwrap_or_else(|_| {

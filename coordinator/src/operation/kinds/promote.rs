@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use super::{failover, position_of, primary_of};
 use crate::{
+    cluster::judging::judge_all,
     model::{
         cluster::{ClusterRecord, MemberState},
         operation::{OperationRecord, PlannedStep},
@@ -123,6 +124,13 @@ async fn check(context: &StepContext<'_>) -> Result<StepDone, StepError> {
     if !cluster.promotable().contains(&member) {
         let message = format!("{member} has left the electorate meanwhile; nothing was changed");
         return Err(StepError::new(Reason::NoReplica, message));
+    }
+    // A lease that outlives the agent would keep everybody out for as long as it stands.
+    let (_, succession) = judge_all(context.environment(), &cluster);
+    if !succession.handed_over.is_zero() {
+        let message =
+            format!("the agent of {primary} is being restarted; nothing was changed: ask again when it is back");
+        return Err(StepError::new(Reason::PrimaryUnhealthy, message));
     }
     let flush = context.call(&primary, Action::Checkpoint(wire::Checkpoint {}), PATIENCE);
     within(FLUSH_WITHIN, "to flush", flush).await?;
