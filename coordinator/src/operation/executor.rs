@@ -150,6 +150,13 @@ fn leave(transaction: Transaction, cluster: &ClusterRecord, member: &MemberName,
     transaction.delete(keys::assignment(&stored.node)).put_json(keys::member_tombstone(&cluster.id, member), &tombstone)
 }
 
+/// Adds to the commit that removes a cluster that its nodes are spares. One that was away finds out from the tombstone that it is to
+/// be emptied, and under which numbers.
+pub fn dissolve(cluster: &ClusterRecord, transaction: Transaction) -> Transaction {
+    let spares = cluster.members.values().map(|member| keys::assignment(&member.node));
+    spares.fold(transaction, Transaction::delete).put_json(keys::tombstone(&cluster.id), &Tombstone::of(cluster))
+}
+
 /// Begins an operation of an existing cluster; refused while another one runs.
 pub async fn create(
     environment: &Environment,
@@ -482,11 +489,7 @@ impl<'a> Runner<'a> {
     async fn commit_removal(&mut self, events: Vec<Event>) -> Result<(), RunError> {
         let (status, mut transaction) = entries(self.environment, self.operation, &self.status, events)?;
         if let Some(record) = self.cluster.record() {
-            for member in record.members.values() {
-                transaction = transaction.delete(keys::assignment(&member.node));
-            }
-            // A node that was away finds out from this that it is to be emptied, and under which numbers.
-            transaction = transaction.put_json(keys::tombstone(&record.id), &Tombstone::of(&record));
+            transaction = dissolve(&record, transaction);
         }
         loop {
             let outcome = self.cluster.remove(transaction.clone()).await;

@@ -1,7 +1,7 @@
 //! Removes a cluster: every node stops its engine and erases its data, then the record goes.
 //!
-//! There is no way back from the first step. A node that cannot be reached is left behind with a tombstone, by which it is
-//! emptied when it returns; it can never revive the cluster, whose id is not used again.
+//! There is no way back from the first step. A node that cannot be reached, or emptied now, is left behind with a tombstone, by
+//! which it is emptied later; it can never revive the cluster, whose id is not used again.
 
 use std::time::Duration;
 
@@ -17,8 +17,15 @@ use crate::{
         cluster::{ClusterRecord, Phase},
         operation::{OperationRecord, PlannedStep},
     },
-    operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience},
+    operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience, parameters::read},
 };
+
+/// How long a node is waited for before it is left to the tombstone.
+const PATIENCE: Patience = Patience::AtMost(Duration::from_secs(5));
+/// How often a node that answers is asked before it is.
+const ROUNDS: u32 = 3;
+/// Pause between two of these.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// The kind.
 pub struct DeleteCluster;
@@ -42,33 +49,40 @@ impl Kind for DeleteCluster {
     }
 
     fn begin(&self, cluster: &mut ClusterRecord, parameters: &Value) {
-        let parameters: Parameters =
-            serde_json::from_value(parameters.clone()).expect("parameters were written by this kind");
+        let Parameters { keep_data } = read(parameters);
         cluster.phase = Phase::Deleting;
-        cluster.keep_data_on_delete = parameters.keep_data;
+        cluster.keep_data_on_delete = keep_data;
     }
 
     async fn run(&self, step: &PlannedStep, context: &StepContext<'_>) -> Result<StepDone, StepError> {
         if step.name != "release" {
             return Ok(StepDone { remove_cluster: true, ..StepDone::default() });
         }
-        let keep_data = context.cluster()?.keep_data_on_delete;
-        let outcomes = context
-            .call_all(&step.members, Patience::AtMost(Duration::from_secs(5)), |_| {
-                Action::Release(wire::Release { keep_data })
-            })
-            .await;
-        let mut away = Vec::new();
-        for (member, outcome) in outcomes {
-            match outcome {
-                Ok(_) => {}
-                Err(error) if error.reason == Reason::NodeUnreachable => away.push(member),
-                // The node is not in this cluster any more: nothing of it is left there.
-                Err(error) if matches!(error.reason, Reason::WrongCluster | Reason::WrongMember) => {}
-                Err(error) => return Err(error),
+        let release = Action::Release(wire::Release { keep_data: context.cluster()?.keep_data_on_delete });
+        let (mut left, mut away, mut done) = (step.members.clone(), Vec::new(), StepDone::new());
+        for round in 1..=ROUNDS {
+            let outcomes = context.call_all(&left, PATIENCE, |_| release.clone()).await;
+            left.clear();
+            for (member, outcome) in outcomes {
+                match outcome {
+                    Ok(_) => {}
+                    Err(error) if error.reason == Reason::NodeUnreachable => away.push(member),
+                    // The node is not in this cluster any more: nothing of it is left there.
+                    Err(error) if matches!(error.reason, Reason::WrongCluster | Reason::WrongMember) => {}
+                    // Another coordinator goes on with it.
+                    Err(error) if matches!(error.reason, Reason::StaleEpoch | Reason::StaleToken) => return Err(error),
+                    // One node that cannot be emptied does not keep a cluster that is gone everywhere else.
+                    Err(error) if round == ROUNDS => {
+                        done = done.say(format!("{member} is not empty yet, and is tried again by itself: {error}"));
+                    }
+                    Err(_) => left.push(member),
+                }
             }
+            if left.is_empty() {
+                break;
+            }
+            tokio::time::sleep(PAUSE).await;
         }
-        let done = StepDone::new();
         Ok(if away.is_empty() {
             done
         } else {

@@ -9,7 +9,8 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use regent_common::{error::Reason, ids::MemberName};
+use futures::future::select_all;
+use regent_common::{error::Reason, ids::MemberName, topology::Observation};
 use regent_proto::agent::v1::{self as wire, action::Action};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -21,7 +22,8 @@ use crate::{
         cluster::{ClusterRecord, MemberState},
         operation::{OperationRecord, PlannedStep},
     },
-    operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience},
+    nodes::NodeView,
+    operation::{Aftermath, Kind, StepContext, StepDone, StepError, context::Patience, parameters::read},
     planner::removal,
 };
 
@@ -30,8 +32,8 @@ const RELEASE_WITHIN: Patience = Patience::AtMost(Duration::from_secs(5));
 
 /// How long the other members' words are waited for.
 const HEARD_WITHIN: Duration = Duration::from_secs(15);
-/// Pause between two looks at them.
-const LOOK: Duration = Duration::from_millis(50);
+/// How late a word that was missed is seen.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// The kind.
 pub struct RemoveMember;
@@ -46,10 +48,6 @@ pub struct Parameters {
     /// Fewer than two whole copies may be left.
     #[serde(default)]
     pub allow_single: bool,
-}
-
-fn read(parameters: &Value) -> Parameters {
-    serde_json::from_value(parameters.clone()).expect("parameters were written by this kind")
 }
 
 #[async_trait]
@@ -93,7 +91,8 @@ impl Kind for RemoveMember {
         // Cut short by a failover it stays as one that leaves, and the planner goes on with it; given up by a person, or refused,
         // it is brought back.
         if undone {
-            cluster.set_state(&read(&operation.parameters).member, MemberState::NeedsRejoin);
+            let Parameters { member, .. } = read(&operation.parameters);
+            cluster.set_state(&member, MemberState::NeedsRejoin);
         }
         Aftermath::Keep
     }
@@ -116,29 +115,35 @@ impl Kind for RemoveMember {
 }
 
 /// Looks once more: since the request, or since an earlier coordinator began this, a failover may have made it the primary, or another
-/// copy may be gone. A coordinator that has just started hears of the others first.
+/// copy may be gone. A coordinator that has just started hears of the others first; what no word of theirs can change is refused
+/// at once.
 async fn check(context: &StepContext<'_>, parameters: &Parameters) -> Result<(), StepError> {
     let Parameters { member, allow_single, .. } = parameters;
-    let obstacle = || -> Result<_, StepError> {
+    let environment = context.environment();
+    let began = environment.clock.boottime();
+    loop {
         let cluster = context.cluster()?;
-        let (judgements, _) = judge_all(context.environment(), &cluster);
-        Ok(removal::obstacle(&cluster, &judgements, member, *allow_single))
-    };
-    let gone = async {
-        while obstacle()?.is_some() {
-            tokio::time::sleep(LOOK).await;
+        let (judgements, _) = judge_all(environment, &cluster);
+        let Some((reason, why)) = removal::obstacle(&cluster, &judgements, member, *allow_single) else {
+            return Ok(());
+        };
+        let of_the_others = matches!(reason, Reason::PrimaryUnhealthy | Reason::SingleCopyLeft);
+        if of_the_others && is_gone(&context.view(member)?, &cluster, member) {
+            return Ok(());
         }
-        Ok::<_, StepError>(())
-    };
-    match tokio::time::timeout(HEARD_WITHIN, gone).await {
-        Ok(gone) => gone,
-        Err(_) => match obstacle()? {
-            None => Ok(()),
-            Some((reason, why)) => {
-                Err(StepError::new(reason, format!("{member} stays, and nothing was erased: {why}")))
-            }
-        },
+        if !of_the_others || environment.clock.boottime().saturating_sub(began) >= HEARD_WITHIN {
+            return Err(StepError::new(reason, format!("{member} stays, and nothing was erased: {why}")));
+        }
+        let others = cluster.members.iter().filter(|(other, _)| *other != member);
+        let changes = others.map(|(_, record)| environment.agents.wait_for_change(&record.node, LOOK));
+        select_all(changes).await;
     }
+}
+
+/// Whether its node says that it is not this member any more: an earlier try has released it, and there is no copy to be kept.
+fn is_gone(view: &NodeView, cluster: &ClusterRecord, member: &MemberName) -> bool {
+    let other = |seen: &Observation| seen.cluster_id != cluster.id || seen.member != *member;
+    view.connected && view.quarantine().is_none() && view.observation.as_ref().is_none_or(other)
 }
 
 async fn release(context: &StepContext<'_>, parameters: Parameters) -> Result<StepDone, StepError> {
