@@ -1,7 +1,8 @@
 //! Adopting what the ledgers say when this coordinator's store is older than what agents have seen: pure (rule T4).
 //!
 //! A cluster is frozen while that is so: nothing is granted and nothing fails over, endorsement carries on. It ends when all
-//! members have reported: a lease that stands is adopted with its holder's epoch and electorate; else everybody is prepared
+//! members have reported, and who they are is what nodes say of themselves: who was released after the backup is none any more, and
+//! who came after it is one. A lease that stands is adopted with its holder's epoch and electorate; else everybody is prepared
 //! anew, as in a failover. Epochs and tokens then start far above everything that was reported.
 //!
 //! The same goes for a member that a person has made the primary while no coordinator answered (rule P9): its epoch is higher than
@@ -12,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use regent_common::{
-    ids::{Epoch, MemberName, OperationToken, Revision},
+    ids::{Epoch, MemberName, NodeName, OperationToken, Revision},
     lease::{Electorate, Forced},
     mutation::{self, Rule},
     topology::{EngineState, Observation, Role},
@@ -20,14 +21,18 @@ use regent_common::{
 
 use crate::{
     model::{
-        cluster::{ClusterRecord, MemberState, Phase},
+        Assignment,
+        cluster::{ClusterRecord, MemberRecord, MemberState, Phase},
         reign::Reign,
     },
     nodes::NodeView,
+    store::{Transaction, keys},
 };
 
 /// How far above the highest reported numbers the new ones begin: what an unheard message may carry is below.
 pub const LEAP: u64 = 1000;
+/// So many numbers of members are looked at for one that was given after the backup.
+const NUMBERS: u32 = 1000;
 
 /// Why a cluster is frozen; `None` when it is not.
 ///
@@ -36,6 +41,12 @@ pub const LEAP: u64 = 1000;
 pub fn frozen(record: &ClusterRecord, views: &BTreeMap<MemberName, NodeView>, adopted: Revision) -> Option<String> {
     if mutation::broken(Rule::T4Stale) {
         return None;
+    }
+    let left = views.iter().find(|(_, view)| has_left(view, record, adopted));
+    if let Some((member, _)) = left {
+        return Some(format!(
+            "the node of {member} was released after this store's backup: an old backup was put back"
+        ));
     }
     let ours = |view: &&NodeView| view.observation.as_ref().is_some_and(|seen| seen.cluster_id == record.id);
     for (member, view) in views.iter().filter(|(_, view)| ours(view)) {
@@ -83,14 +94,59 @@ fn excused(record: &ClusterRecord, views: &BTreeMap<MemberName, NodeView>) -> BT
     forced.map(|forced| forced.confirmed_off).unwrap_or_default()
 }
 
-/// What all members report, once they have; else who is missing. Who is off by a person's word is not waited for.
+/// The record with the members that there are by what nodes say of themselves, where the store is the older one: `views` are
+/// those of its own members, `sighted` those of all nodes that name this cluster. Only a ledger that has seen a newer store counts:
+/// another may be that of a node which was away while its member was removed. Nobody is left where the cluster was removed since.
+pub fn recast(
+    record: &ClusterRecord,
+    views: &BTreeMap<MemberName, NodeView>,
+    sighted: &BTreeMap<NodeName, NodeView>,
+    adopted: Revision,
+) -> ClusterRecord {
+    let mut recast = record.clone();
+    let left = |member: &MemberName| views.get(member).is_some_and(|view| has_left(view, record, adopted));
+    recast.members.retain(|member, _| !left(member));
+    let newer =
+        |view: &&NodeView| view.connected && view.stale_store && view.revision > adopted && view.quarantine().is_none();
+    for (node, view) in sighted.iter().filter(|(_, view)| newer(view)) {
+        let Some(seen) = view.observation.as_ref().filter(|seen| seen.cluster_id == record.id) else { continue };
+        if recast.members.contains_key(&seen.member) {
+            continue;
+        }
+        recast.members.retain(|_, stored| stored.node != *node);
+        recast.members.insert(seen.member.clone(), MemberRecord::new(node.clone()));
+    }
+    // No number is used twice, neither one that was given after the backup.
+    let given = |number: &u32| recast.members.contains_key(&record.name.member(*number));
+    let last = (record.next_number..=record.next_number + NUMBERS).rev().find(given);
+    recast.next_number = last.map_or(record.next_number, |last| last + 1);
+    recast
+}
+
+/// What makes the nodes' assignments those of the recast record, in the commit that adopts it.
+pub fn assignments(record: &ClusterRecord, recast: &ClusterRecord, mut transaction: Transaction) -> Transaction {
+    for stored in record.members.values() {
+        if recast.member_on(&stored.node).is_none() {
+            transaction = transaction.delete(keys::assignment(&stored.node));
+        }
+    }
+    for (member, stored) in recast.members.iter().filter(|(member, _)| !record.members.contains_key(*member)) {
+        let assignment = Assignment { cluster: record.name.clone(), member: member.clone() };
+        transaction = transaction.put_json(keys::assignment(&stored.node), &assignment);
+    }
+    transaction
+}
+
+/// What all members of the `recast` record report, once they have; else who is missing. Who is off by a person's word is not
+/// waited for.
 pub fn reports<'a>(
     record: &ClusterRecord,
+    recast: &ClusterRecord,
     views: &'a BTreeMap<MemberName, NodeView>,
 ) -> Result<BTreeMap<MemberName, &'a Observation>, Vec<MemberName>> {
     let (mut seen, mut missing) = (BTreeMap::new(), Vec::new());
     let excused = excused(record, views);
-    for member in record.members.keys() {
+    for member in recast.members.keys() {
         let view = views.get(member).filter(|view| view.connected);
         match view.and_then(|view| view.observation.as_ref()).filter(|seen| seen.cluster_id == record.id) {
             // A holder that has not acknowledged its electorate with its ledger yet says in a moment whom it asks.
@@ -105,21 +161,22 @@ pub fn reports<'a>(
                 missing.push(member.clone());
             }
             Some(observation) => drop(seen.insert(member.clone(), observation)),
-            None if excused.contains(member) || view.is_some_and(|view| has_left(view, record)) => {}
+            None if excused.contains(member) => {}
             None => missing.push(member.clone()),
         }
     }
-    // Whom a ledger names and this store does not know may be the one that reigns: it came after the backup.
+    // Whom a ledger names and nobody has heard of may be the one that reigns: it came after the backup.
     let unknown: BTreeSet<_> = seen.values().flat_map(|seen| named(seen)).collect();
-    missing.extend(unknown.into_iter().filter(|member| !record.members.contains_key(member)));
+    let known = |member: &MemberName| record.members.contains_key(member) || recast.members.contains_key(member);
+    missing.extend(unknown.into_iter().filter(|member| !known(member)));
     if missing.is_empty() { Ok(seen) } else { Err(missing) }
 }
 
 /// Whether a node was released from the cluster after the backup was made: its ledger has seen a newer store, is whole, and names no
 /// or another cluster. What was removed has nothing to say any more (rule M2).
-fn has_left(view: &NodeView, record: &ClusterRecord) -> bool {
+fn has_left(view: &NodeView, record: &ClusterRecord, adopted: Revision) -> bool {
     let elsewhere = view.observation.as_ref().is_none_or(|seen| seen.cluster_id != record.id);
-    view.stale_store && view.quarantine().is_none() && elsewhere
+    view.connected && view.stale_store && view.revision > adopted && view.quarantine().is_none() && elsewhere
 }
 
 /// The members that a report names: whom it follows, whom it has endorsed, whom it asks.
@@ -305,8 +362,11 @@ mod tests {
         let views = BTreeMap::from([(name(2), view(forced_primary(true)))]);
         let why = frozen(&record, &views, Revision(0)).unwrap();
         assert!(why.contains("a person has made db2 the primary of epoch 1001"), "{why}");
-        let reports: BTreeMap<_, _> =
-            reports(&record, &views).unwrap().into_iter().map(|(member, seen)| (member, seen.clone())).collect();
+        let reports: BTreeMap<_, _> = reports(&record, &record, &views)
+            .unwrap()
+            .into_iter()
+            .map(|(member, seen)| (member, seen.clone()))
+            .collect();
         let told = forced(&record, &reports);
         assert_eq!(told.len(), 1);
         assert!(told[0].1.contains("named as off: db1"), "{}", told[0].1);
@@ -325,9 +385,9 @@ mod tests {
         let third = record.members[&name(2)].clone();
         record.members.insert(name(3), third);
         let mut views = BTreeMap::from([(name(2), view(forced_primary(true)))]);
-        assert_eq!(reports(&record, &views), Err(vec![name(3)]), "nobody said that db3 is off");
+        assert_eq!(reports(&record, &record, &views), Err(vec![name(3)]), "nobody said that db3 is off");
         views.insert(name(3), view(primary_at(1002, false)));
-        assert_eq!(reports(&record, &views), Err(vec![name(1)]), "db1 is waited for like in every adoption");
+        assert_eq!(reports(&record, &record, &views), Err(vec![name(1)]), "db1 is waited for like in every adoption");
     }
 
     #[test]
@@ -366,7 +426,7 @@ mod tests {
         assert_eq!(record, expected);
         empty.engine.state = EngineState::Starting;
         let views = BTreeMap::from([(name(1), view(empty.clone())), (name(2), view(empty.clone()))]);
-        assert_eq!(reports(&record, &views).unwrap_err().len(), 2, "nobody has looked yet");
+        assert_eq!(reports(&record, &record, &views).unwrap_err().len(), 2, "nobody has looked yet");
         empty.engine.state = EngineState::Absent;
         empty.authority.writable_epoch = Some(Epoch(1));
         adopt(&mut record, &[(name(1), empty.clone()), (name(2), empty)].into());
@@ -397,12 +457,12 @@ mod tests {
             BTreeMap::from([(name(1), view(seen)), (name(2), view(observation(name(2))))])
         };
         let follows = report(|seen| seen.engine.upstream = Some(name(4)));
-        assert_eq!(reports(&record, &follows), Err(vec![name(4)]), "db4 came after the backup, and may reign");
+        assert_eq!(reports(&record, &record, &follows), Err(vec![name(4)]), "db4 came after the backup, and may reign");
         let asks = report(|seen| {
             seen.authority.electorate = Some(Electorate { version: 2, members: [name(2), name(5)].into() });
         });
-        assert_eq!(reports(&record, &asks), Err(vec![name(5)]));
-        assert!(reports(&record, &report(|seen| seen.engine.upstream = Some(name(2)))).is_ok());
+        assert_eq!(reports(&record, &record, &asks), Err(vec![name(5)]));
+        assert!(reports(&record, &record, &report(|seen| seen.engine.upstream = Some(name(2)))).is_ok());
     }
 
     #[test]
@@ -410,20 +470,55 @@ mod tests {
         let record = cluster();
         let left = |stale_store, quarantine: &str| {
             let quarantine = quarantine.to_owned();
-            let spare = NodeView { connected: true, stale_store, quarantine, ..NodeView::default() };
+            let revision = Revision(9);
+            let spare = NodeView { connected: true, stale_store, revision, quarantine, ..NodeView::default() };
             let views = BTreeMap::from([(name(1), view(observation(name(1)))), (name(2), spare)]);
-            reports(&record, &views).map(|seen| seen.len())
+            let recast = recast(&record, &views, &BTreeMap::new(), Revision(0));
+            reports(&record, &recast, &views).map(|seen| (seen.len(), recast.members.len()))
         };
-        assert_eq!(left(true, ""), Ok(1));
+        assert_eq!(left(true, ""), Ok((1, 1)));
+        let everybody = NodeView { connected: true, stale_store: true, revision: Revision(9), ..NodeView::default() };
+        let views = BTreeMap::from([1, 2].map(|n| (name(n), everybody.clone())));
+        assert!(frozen(&record, &views, Revision(0)).unwrap().contains("was released after this store's backup"));
+        assert!(recast(&record, &views, &BTreeMap::new(), Revision(0)).members.is_empty(), "it was removed since");
+        assert_eq!(frozen(&record, &views, Revision(9)), None, "members of after the adoption, which are not made yet");
         assert_eq!(left(false, ""), Err(vec![name(2)]), "its ledger has not seen anything newer: it may be lost");
         assert_eq!(left(true, "no ledger"), Err(vec![name(2)]));
     }
 
     #[test]
+    fn who_came_after_the_backup_is_taken_in_where_its_own_ledger_has_seen_a_newer_store() {
+        let record = cluster();
+        let node = |n: u32| format!("n{n}").parse::<NodeName>().unwrap();
+        let newer = |n: u32| NodeView { stale_store: true, revision: Revision(9), ..view(observation(name(n))) };
+        let follows = |n: u32| {
+            let mut seen = observation(name(n));
+            seen.engine.upstream = Some(name(4));
+            NodeView { stale_store: true, revision: Revision(9), ..view(seen) }
+        };
+        let views = BTreeMap::from([(name(1), follows(1)), (name(2), newer(2))]);
+        let of_before = BTreeMap::from([(node(4), view(observation(name(4))))]);
+        let recast_by = |sighted: BTreeMap<_, _>| recast(&record, &views, &sighted, Revision(0));
+        assert_eq!(recast_by(of_before).members, record.members, "one that was removed while it was away, say");
+        let came = recast_by([(node(4), newer(4)), (node(9), newer(9))].into());
+        assert_eq!(came.members.keys().cloned().collect::<Vec<_>>(), [1, 2, 4, 9].map(name));
+        assert_eq!(came.next_number, 10, "no number is used twice");
+        let mut all = views.clone();
+        assert_eq!(reports(&record, &came, &all), Err(vec![name(4), name(9)]));
+        all.extend([(name(4), newer(4)), (name(9), newer(9))]);
+        assert_eq!(reports(&record, &came, &all).unwrap().len(), 4);
+        // A node that was released and taken in again is another member than the store thinks.
+        let own = record.members[&name(2)].node.clone();
+        let again = recast_by([(own.clone(), newer(5))].into());
+        assert_eq!(again.members.keys().cloned().collect::<Vec<_>>(), [name(1), name(5)]);
+        assert_eq!(again.members[&name(5)].node, own);
+    }
+
+    #[test]
     fn it_waits_for_everybody() {
         let (record, mut views) = (cluster(), BTreeMap::from([(name(2), view(observation(name(2))))]));
-        assert_eq!(reports(&record, &views), Err(vec![name(1)]));
+        assert_eq!(reports(&record, &record, &views), Err(vec![name(1)]));
         views.insert(name(1), view(observation(name(1))));
-        assert_eq!(reports(&record, &views).unwrap().len(), 2);
+        assert_eq!(reports(&record, &record, &views).unwrap().len(), 2);
     }
 }

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use regent_common::{
     clock::Clock,
     error::{ErrorChain, Reason, reason_of},
-    ids::{ClusterName, NodeName, Revision},
+    ids::{ClusterId, ClusterName, NodeName, Revision},
     tls::ReloadingIdentity,
     topology::{HostFacts, Observation, Progress},
     transport::Dialer,
@@ -352,6 +352,11 @@ impl Links {
 impl Agents for Links {
     fn view(&self, node: &NodeName) -> NodeView {
         self.table.view(node)
+    }
+
+    fn members_of(&self, cluster: &ClusterId) -> BTreeMap<NodeName, NodeView> {
+        let ours = |view: &NodeView| view.observation.as_ref().is_some_and(|seen| seen.cluster_id == *cluster);
+        self.table.all().into_iter().filter(|(_, view)| ours(view)).collect()
     }
 
     async fn check_settings(&self, node: &NodeName, wanted: CheckSettingsRequest) -> Result<(), AgentError> {

@@ -126,6 +126,9 @@ pub trait Agents: Send + Sync {
     /// The last word of a node; the default for one that was never heard.
     fn view(&self, node: &NodeName) -> NodeView;
 
+    /// The last word of every node that says it is a member of this cluster, whatever the store says of it.
+    fn members_of(&self, cluster: &ClusterId) -> BTreeMap<NodeName, NodeView>;
+
     /// Has a node's agent ask the engine's own program whether it would take these settings; changes nothing.
     async fn check_settings(&self, node: &NodeName, wanted: CheckSettingsRequest) -> Result<(), AgentError>;
 

@@ -117,7 +117,10 @@ impl ClusterApi {
         let suspected = by_member.values().any(|view| view.stale_store);
         let revision = if suspected { self.0.directory.environment().revision().await } else { Revision(u64::MAX) };
         let why = adoption::frozen(record, &by_member, revision)?;
-        let missing = adoption::reports(record, &by_member).err().unwrap_or_default();
+        let environment = self.0.directory.environment();
+        let recast = adoption::recast(record, &by_member, &environment.agents.members_of(&record.id), revision);
+        let missing =
+            adoption::reports(record, &recast, &judging::views(environment, &recast)).err().unwrap_or_default();
         Some(Frozen { why, missing })
     }
 

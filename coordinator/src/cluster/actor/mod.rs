@@ -157,7 +157,8 @@ pub fn spawn(
         without_lease_since: None,
         quarantined: BTreeMap::new(),
         frozen: None,
-        adopted: Revision(0),
+        // No store is older than a cluster that was made in it just now, whatever its nodes have seen before.
+        adopted: if resumed { Revision(0) } else { Revision(u64::MAX) },
         look_at: Duration::ZERO,
         again_at: Duration::ZERO,
     };

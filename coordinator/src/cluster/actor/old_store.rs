@@ -10,7 +10,7 @@ use regent_common::{
 
 use super::Actor;
 use crate::{
-    cluster::adoption,
+    cluster::{adoption, judging},
     model::{
         cluster::{ClusterRecord, Phase},
         operation::OperationRecord,
@@ -47,13 +47,19 @@ impl Actor {
             // It was begun from what is not true any more; the log hears of it with the adoption.
             running.task.abort();
         }
-        let Ok(reports) = adoption::reports(record, views) else { return true };
+        let recast = adoption::recast(record, views, &self.environment.agents.members_of(&record.id), self.adopted);
+        let of_recast = judging::views(&self.environment, &recast);
+        let Ok(reports) = adoption::reports(record, &recast, &of_recast) else { return true };
         let reports: BTreeMap<_, _> = reports.into_iter().map(|(member, seen)| (member, seen.clone())).collect();
-        let highest = views.values().map(|view| view.revision.0).max().unwrap_or_default();
+        let highest = views.values().chain(of_recast.values()).map(|view| view.revision.0).max().unwrap_or_default();
         let above = Revision(highest + adoption::LEAP);
         let raised = self.environment.store.raise_revision(above).await;
         if let Err(error) = raised {
             tracing::error!(error = %ErrorChain(&error), "the store's revision cannot be raised");
+            return true;
+        }
+        if recast.members.is_empty() {
+            self.forget(record).await;
             return true;
         }
         let forced = adoption::forced(record, &reports);
@@ -78,7 +84,9 @@ impl Actor {
             }
         };
         let (mut said, now) = (String::new(), self.environment.clock.wall());
+        let transaction = adoption::assignments(record, &recast, transaction);
         let adopted = self.cluster.change(|record| {
+            (record.members, record.next_number) = (recast.members.clone(), recast.next_number);
             said = adoption::adopt(record, &reports);
             if record.phase == Phase::Active {
                 record.ready_at.get_or_insert(now);
@@ -101,6 +109,27 @@ impl Actor {
             Err(error) => tracing::error!(error = %ErrorChain(&error), "what the ledgers say could not be adopted"),
         }
         true
+    }
+
+    /// Every node was released after the backup, which only the removal of the cluster does: its record goes.
+    async fn forget(&mut self, record: &ClusterRecord) {
+        let ended = match self.end_of_operation(record).await {
+            Ok(ended) => ended,
+            Err(error) => {
+                return tracing::error!(error = %ErrorChain(&*error), "the operation of before cannot be ended");
+            }
+        };
+        match self.cluster.remove(executor::dissolve(record, ended)).await {
+            Ok(()) => {
+                let said = "every node was released after this store's backup: the cluster was removed then, and its record goes";
+                tracing::warn!(said);
+                self.write_down("ADOPTED", &record.name.resource(), "decided", said).await;
+                self.tell("ADOPTED", &record.name.resource(), said, BTreeMap::new()).await;
+            }
+            Err(error) => {
+                tracing::error!(error = %ErrorChain(&error), "the record of a removed cluster could not be removed")
+            }
+        }
     }
 
     /// What ends the operation that the record names, in its log.

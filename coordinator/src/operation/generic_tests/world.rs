@@ -194,6 +194,10 @@ impl World {
 
 #[async_trait]
 impl Agents for World {
+    fn members_of(&self, _: &ClusterId) -> BTreeMap<NodeName, NodeView> {
+        BTreeMap::new()
+    }
+
     fn view(&self, node: &NodeName) -> NodeView {
         if self.unheard.lock().unwrap().contains(node) {
             return NodeView::default();
