@@ -64,7 +64,12 @@ impl Simulation<'_> {
 
     /// Judges what steps have removed. Whoever gave its word for a copy had it then: one that is lost later is nobody's fault.
     pub(crate) fn judge_removals(&mut self) {
-        for removed in engine::take_removed() {
+        let removed = engine::take_removed();
+        if self.store.cluster().is_none_or(|cluster| cluster.phase == Phase::Deleting) {
+            // By a person's word.
+            return;
+        }
+        for removed in removed {
             let others = || self.machines.iter().filter(|machine| machine.name != removed.host);
             if others().any(|other| self.lost_at.get(&other.name).is_some_and(|at| *at >= removed.begun)) {
                 continue;

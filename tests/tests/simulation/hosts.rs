@@ -250,6 +250,9 @@ pub(crate) async fn person(nodes: Vec<String>, shown: Shown, seed: u64) -> Ended
             }
             match shown.take_wish() {
                 Some(Wish::Resync(node)) => resync(&connected, &shown, &node).await?,
+                Some(Wish::Promote(node)) => promote(&connected, &node).await?,
+                Some(Wish::Reshape(node)) => reshape(&connected, &shown, &node).await?,
+                Some(Wish::Delete) => delete(&connected).await?,
                 Some(Wish::Profile(profile)) => change_profile(&connected, profile).await?,
                 Some(Wish::Failover { off }) => fail_over(&connected, off).await?,
                 None => {}
@@ -317,6 +320,17 @@ async fn promote(channel: &Channel, node: &str) -> anyhow::Result<()> {
     match ClusterServiceClient::new(channel.clone()).promote_member(request).await {
         Ok(_) => traced!("a promotion of the member on {node} was asked for"),
         Err(status) => traced!("a promotion of the member on {node} was refused: {}", status.message()),
+    }
+    Ok(())
+}
+
+/// Removes the cluster, or is refused. It is made again by who finds none.
+async fn delete(channel: &Channel) -> anyhow::Result<()> {
+    let name = format!("clusters/{CLUSTER}");
+    let request = wire::DeleteClusterRequest { name, confirm_name: CLUSTER.to_owned(), ..Default::default() };
+    match ClusterServiceClient::new(channel.clone()).delete_cluster(request).await {
+        Ok(_) => traced!("the removal of the cluster was asked for"),
+        Err(status) => traced!("the removal of the cluster was refused: {}", status.message()),
     }
     Ok(())
 }

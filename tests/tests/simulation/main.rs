@@ -3,7 +3,7 @@
 //!
 //! `REGENT_TEST_SEED=n` runs one seed and prints its trace; `REGENT_TEST_SEEDS=count` runs that many (500 by default);
 //! `REGENT_TEST_SOAK=minutes` goes on with new seeds for so long; `REGENT_TEST_RULES=names` breaks these rules alone, and in
-//! one seed the one that is named; `REGENT_TEST_THEME=name` plays one theme in every seed, for who writes a script.
+//! one seed the one that is named; `REGENT_TEST_STRIKE=KIND/STEP/FAULT` lets one fault strike one step; `REGENT_TEST_THEME=name` plays one theme in every seed, for who writes a script.
 //!
 //! The order in which tokio polls is part of a run: it follows the seed only where tokio is built with `--cfg tokio_unstable`,
 //! as `tests/run simulation` does.
@@ -32,6 +32,7 @@ mod script;
 mod seeds;
 mod shown;
 mod store;
+mod strikes;
 mod themes;
 mod time;
 mod trace;
@@ -39,6 +40,7 @@ mod world;
 mod writers;
 
 use regent_common::mutation::Rule;
+use regent_coordinator::operation::KINDS;
 
 /// Seeds of a normal run.
 const SEEDS: u64 = 500;
@@ -83,6 +85,28 @@ fn a_seed_repeats_itself_exactly() {
         lines += first.trace.len() as u64;
     }
     assert!(lines > 100 * seeds, "{lines} lines of {seeds} traces: hardly anything is compared");
+}
+
+#[test]
+fn every_step_of_every_operation_withstands_every_fault() {
+    seeds::need_repeatable_runs();
+    let kinds: Vec<_> = KINDS.iter().map(|kind| kind.name()).collect();
+    let first = seeds::number("REGENT_TEST_SEED").unwrap_or(1);
+    if let Some(name) = seeds::text("REGENT_TEST_STRIKE") {
+        let outcome = strikes::run(first, &strikes::Strike::named(&name, &kinds));
+        seeds::print(&outcome.trace.join("\n"));
+        assert!(outcome.violations.is_empty(), "{name} violates what must hold: {:?}", outcome.violations);
+        return;
+    }
+    let steps = strikes::steps(&kinds);
+    let missing: Vec<_> = steps.iter().filter(|(_, steps)| steps.is_empty()).map(|(kind, _)| kind).collect();
+    assert!(missing.is_empty(), "nothing was seen of {missing:?}");
+    let outcomes = strikes::run_all(&strikes::all(&steps), first);
+    seeds::print(&strikes::table(&outcomes));
+    let failed = outcomes.iter().filter(|(_, outcome)| !outcome.violations.is_empty()).count();
+    assert_eq!(failed, 0, "of {} runs so many violate what must hold", outcomes.len());
+    let missed = outcomes.iter().filter(|(_, outcome)| !outcome.marked).count();
+    assert!(missed * 100 <= outcomes.len(), "{missed} of {} faults did not come to their step", outcomes.len());
 }
 
 #[test]

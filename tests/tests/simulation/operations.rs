@@ -12,6 +12,8 @@ pub(crate) struct Operations {
     count: usize,
     /// Members that answered a prepare together: the candidate, then the others.
     pub(crate) prepared: Vec<Vec<String>>,
+    /// Steps that have begun, as `KIND STEP`.
+    pub(crate) begun: BTreeSet<String>,
 }
 
 /// One operation.
@@ -42,7 +44,10 @@ impl Operations {
         let seen = self.by_id.get_mut(id)?;
         let step = |index: &usize| seen.steps.get(*index).cloned().unwrap_or_default();
         let what = match event {
-            Event::Started { step: index, .. } => format!("{} begins", step(index)),
+            Event::Started { step: index, .. } => {
+                self.begun.insert(format!("{} {}", seen.kind, step(index)));
+                format!("{} begins", step(index))
+            }
             Event::Succeeded { step: index, output, report } => {
                 if seen.kind == "failover" && step(index) == "prepare" {
                     let names = |value: &serde_json::Value| value.as_str().map(str::to_owned);

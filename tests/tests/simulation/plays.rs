@@ -1,6 +1,6 @@
 //! The scripts of the themes: who is kept from whom, and when, so that a rule of the protocol matters.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{borrow::Cow, collections::VecDeque, time::Duration};
 
 use regent_common::lease::Profile;
 
@@ -9,6 +9,7 @@ use super::{
     faults::Kind,
     script::{Act, CANDIDATE, Stage},
     shown::Wish,
+    strikes,
     themes::Theme,
     world::COORDINATOR,
 };
@@ -60,7 +61,13 @@ impl<'a> Cast<'a> {
 
     pub(super) fn stage(&mut self, wait: Option<&'static str>, millis: std::ops::Range<u64>, acts: Vec<Act>) {
         let delay = self.chance.millis(millis);
-        self.stages.push_back(Stage { wait, delay, acts });
+        self.stages.push_back(Stage { wait: wait.map(Cow::Borrowed), delay, acts });
+    }
+
+    /// A stage that waits for a word which is put together.
+    pub(super) fn stage_at(&mut self, word: String, millis: std::ops::Range<u64>, acts: Vec<Act>) {
+        let delay = self.chance.millis(millis);
+        self.stages.push_back(Stage { wait: Some(Cow::Owned(word)), delay, acts });
     }
 
     pub(super) fn seconds(&mut self, seconds: std::ops::Range<u64>) -> Duration {
@@ -97,6 +104,7 @@ impl<'a> Cast<'a> {
     pub(crate) fn play(&mut self, theme: Theme) {
         match theme {
             Theme::Free => {}
+            Theme::Struck => strikes::on_this_thread().expect("a run with this theme is a strike").play(self),
             Theme::EndorserRestarts => self.endorser_restarts(),
             Theme::EndorsedAnew => self.endorsed_anew(),
             Theme::PreparedAsked => self.prepared_asked(),

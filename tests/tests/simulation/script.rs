@@ -4,7 +4,7 @@
 //! A script makes such moments frequent and is no judge: what must not happen is the oracle's, as ever. It may say that its faults
 //! leave a writer possible, and then the oracle wants one ([`Act::WantWriter`]).
 
-use std::{collections::VecDeque, time::Duration};
+use std::{borrow::Cow, collections::VecDeque, time::Duration};
 
 use super::{
     engine,
@@ -48,6 +48,8 @@ pub(crate) enum Act {
     Ask(Wish),
     /// Has root of a machine make its member the primary, and name the others as off.
     Force(String),
+    /// Takes note that the script has come so far.
+    Mark,
     /// The faults that stand leave somebody who can take writes: there has to be one by now.
     WantWriter(&'static str),
     /// The same, if the agent of this host has handed its lease over.
@@ -56,7 +58,7 @@ pub(crate) enum Act {
 
 /// A part of a script: waits for word from the store, and a time, and acts.
 pub(crate) struct Stage {
-    pub(crate) wait: Option<&'static str>,
+    pub(crate) wait: Option<Cow<'static, str>>,
     pub(crate) delay: Duration,
     pub(crate) acts: Vec<Act>,
 }
@@ -83,11 +85,11 @@ impl Script {
             simulation.calm();
             return false;
         };
-        let due = *self.due.get_or_insert_with(|| match stage.wait {
+        let due = *self.due.get_or_insert_with(|| match &stage.wait {
             None => now + stage.delay,
             Some(_) => Duration::MAX,
         });
-        if due == Duration::MAX && stage.wait.is_some_and(|wait| words.iter().any(|word| word == wait)) {
+        if due == Duration::MAX && stage.wait.as_ref().is_some_and(|wait| words.iter().any(|word| word == wait)) {
             self.due = Some(now + stage.delay);
         }
         if self.due.is_some_and(|due| now >= due) {
@@ -138,6 +140,7 @@ impl Act {
             Self::ShortOfSpace(host) => {
                 simulation.engines.short_of_space(&simulation.machine(&host).endpoint(), true);
             }
+            Self::Mark => simulation.marked = true,
             Self::BackUp => simulation.store.back_up(),
             Self::Ask(wish) => simulation.wish(wish),
             Self::Force(host) => simulation.force(&host),

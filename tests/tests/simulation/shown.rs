@@ -17,6 +17,12 @@ pub(crate) enum Wish {
     Resync(String),
     /// Give the cluster these times.
     Profile(Profile),
+    /// Ask for a planned promotion of this node's member.
+    Promote(String),
+    /// Take this node's member out, or make a member there.
+    Reshape(String),
+    /// Remove the cluster.
+    Delete,
     /// Ask for a failover whatever it loses, and vouch that this node is off.
     Failover {
         /// The node, if there is one.

@@ -9,7 +9,7 @@ use super::{
     chance::Chance,
     plays::Cast,
     script::Script,
-    seeds,
+    seeds, strikes,
     trace::traced,
     world::{MOST_NODES, Simulation},
 };
@@ -21,10 +21,12 @@ macro_rules! themes {
         pub(crate) enum Theme {
             /// Nothing: any fault at any time.
             Free,
+            /// One fault at one step ([`super::strikes`]); of no seed.
+            Struck,
             $($(#[$doc])* $name,)*
         }
 
-        /// All but [`Theme::Free`].
+        /// Those that seeds have.
         const THEMES: &[Theme] = &[$(Theme::$name,)*];
     };
 }
@@ -107,6 +109,9 @@ themes! {
 impl Theme {
     /// That of a seed: every other has one, in turn.
     pub(crate) fn of(seed: u64) -> Self {
+        if strikes::on_this_thread().is_some() {
+            return Self::Struck;
+        }
         if let Some(name) = seeds::text("REGENT_TEST_THEME") {
             let named = THEMES.iter().chain(&[Self::Free]).copied().find(|theme| format!("{theme:?}") == name);
             return named.unwrap_or_else(|| panic!("there is no theme {name}"));
@@ -145,6 +150,7 @@ impl Theme {
             | Self::OldElectoratePutBack
             | Self::Sides => Profile::Fast,
             Self::Free
+            | Self::Struck
             | Self::MemberJoins
             | Self::GateOfOne
             | Self::ResyncCut
@@ -176,6 +182,7 @@ impl Theme {
         };
         match self {
             Self::Free => any,
+            Self::Struck => strikes::NODES,
             Self::GateOfOne
             | Self::EndorsedAnew
             | Self::ResyncAlone
@@ -223,7 +230,15 @@ impl Theme {
 
     /// Whether the person also asks for a resync now and then, which takes a member away that a script may count on.
     pub(crate) fn is_resynced(self) -> bool {
-        !matches!(self, Self::NeverReigned | Self::LateStep | Self::OldElectoratePutBack | Self::Forced)
+        !matches!(
+            self,
+            Self::Struck
+                | Self::ResyncAlone
+                | Self::NeverReigned
+                | Self::LateStep
+                | Self::OldElectoratePutBack
+                | Self::Forced
+        )
     }
 
     /// The theme that was made for a rule: its seeds are looked at first when the rule is broken.
@@ -262,6 +277,12 @@ impl Theme {
 
     /// Its script for the state that is reached; none without a primary or a theme, or before the cluster is made.
     pub(crate) fn script(self, simulation: &Simulation<'_>, chance: &mut Chance) -> Option<Script> {
+        if let Some(strike) = strikes::on_this_thread().filter(strikes::Strike::is_of_creation) {
+            let names = simulation.machines().iter().map(|machine| machine.name.clone()).collect::<Vec<_>>();
+            let mut cast = Cast::new(names[0].clone(), names[1..].to_vec(), Duration::ZERO, chance);
+            strike.play(&mut cast);
+            return Some(Script::new(cast.into_stages(), simulation.now()));
+        }
         let primary = simulation.primary()?;
         let mut others: Vec<String> =
             simulation.machines().iter().map(|machine| machine.name.clone()).filter(|name| *name != primary).collect();

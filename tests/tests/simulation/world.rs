@@ -31,6 +31,7 @@ use super::{
     script::Script,
     shown::{Shown, Wish},
     store::StoreDisk,
+    strikes,
     themes::Theme,
     time,
     trace::{self, traced},
@@ -72,6 +73,10 @@ pub(crate) struct Outcome {
     pub(crate) reached: BTreeMap<(faults::Kind, &'static str), usize>,
     /// What a person was told to do, when the end was that.
     pub(crate) person: Option<String>,
+    /// Steps of operations that have begun, as `KIND STEP`.
+    pub(crate) steps: BTreeSet<String>,
+    /// Whether a script came to its mark.
+    pub(crate) marked: bool,
 }
 
 /// One simulation.
@@ -100,6 +105,8 @@ pub(crate) struct Simulation<'a> {
     /// How often an agent was told to end and is not to be back yet, and whose process has ended so.
     pub(crate) leaving: BTreeMap<String, u32>,
     pub(crate) left: BTreeSet<String>,
+    /// Whether a script came to its mark.
+    pub(crate) marked: bool,
 }
 
 /// Runs a seed, with rules broken or none.
@@ -200,6 +207,7 @@ impl<'a> Simulation<'a> {
             reached,
             leaving: BTreeMap::new(),
             left: BTreeSet::new(),
+            marked: false,
         }
     }
 
@@ -207,16 +215,21 @@ impl<'a> Simulation<'a> {
         self.follow_network();
         self.shown.disturb(true);
         let mut chance = Chance::of(self.chance.next(), "faults");
-        let early = chance.percent(25);
+        let of_creation = strikes::on_this_thread().is_some_and(|strike| strike.is_of_creation());
+        let early = chance.percent(25) && self.theme != Theme::Struck || of_creation;
         // What is played together takes longer than one fault.
-        let wanted = if self.theme == Theme::Free { chance.within(4..25) } else { chance.within(2..6) };
+        let wanted = match self.theme {
+            Theme::Free => chance.within(4..25),
+            Theme::Struck => 1,
+            _ => chance.within(2..6),
+        };
         let begin = self.live_until(Duration::from_secs(60), |world| early || world.is_active());
         let mut active: Vec<Fault> = Vec::new();
         let mut script: Option<Script> = None;
         let mut struck = 0;
         let mut calm_by = Duration::MAX;
-        let mut next = begin + chance.millis(200..3000);
-        while struck < wanted && self.oracle.violations().is_empty() {
+        let mut next = begin + if of_creation { Duration::ZERO } else { chance.millis(200..3000) };
+        while (struck < wanted || script.is_some()) && self.oracle.violations().is_empty() {
             self.step();
             self.end_faults(&mut active);
             let words = self.store.take_words();
@@ -231,7 +244,11 @@ impl<'a> Simulation<'a> {
             if self.now() >= next {
                 // A script begins at a cluster that is well, mostly: that is waited for.
                 calm_by = calm_by.min(self.now() + CALM);
-                if self.theme != Theme::Free && self.now() < calm_by && !(active.is_empty() && self.is_whole()) {
+                if self.theme != Theme::Free
+                    && !of_creation
+                    && self.now() < calm_by
+                    && !(active.is_empty() && self.is_whole())
+                {
                     continue;
                 }
                 calm_by = Duration::MAX;
@@ -267,6 +284,8 @@ impl<'a> Simulation<'a> {
             failovers: self.store.operations().ended("failover"),
             virtual_time: self.now(),
             reached: self.reached,
+            steps: self.store.operations().begun,
+            marked: self.marked,
             person,
             ..Outcome::default()
         }
