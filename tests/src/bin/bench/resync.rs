@@ -84,7 +84,10 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     };
     let mut runs = Vec::new();
     for number in 1..=arguments.repetitions {
+        // What the run before has written and removed is not the next one's burden.
+        nix::unistd::sync();
         let raw_seconds = bench.raw().await.context("the engine's own copy")?.as_secs_f64();
+        nix::unistd::sync();
         let (took, steps) = bench.resync().await.context("the resync")?;
         let seconds = took.as_secs_f64();
         say(&format!("run {number}: raw {raw_seconds:.2} s, resync {seconds:.2} s"));
@@ -228,7 +231,7 @@ fn upstream(conf: &Path) -> Result<String> {
     let text = fs::read_to_string(conf).with_context(|| format!("cannot read {}", conf.display()))?;
     let line =
         text.lines().find_map(|line| line.strip_prefix("primary_conninfo = '")).context("no primary_conninfo")?;
-    Ok(line.trim_end().trim_end_matches('\'').replace("''", "'"))
+    Ok(line.trim_end().strip_suffix('\'').context("no end of primary_conninfo")?.replace("''", "'"))
 }
 
 /// The role in a connection string, with its password from the file that it names.
