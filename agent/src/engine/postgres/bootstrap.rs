@@ -19,6 +19,9 @@ use super::{
 };
 use crate::{engine::DriverError, supervisor::Status};
 
+/// The engine's own configuration file.
+const MAIN_FILE: &str = "postgresql.conf";
+
 /// What was last configured, as far as later methods need it.
 #[derive(Debug, Clone)]
 pub(super) struct Wanted {
@@ -76,9 +79,6 @@ impl Postgres {
     /// Checks what is wanted, writes the files, and brings a running engine to them.
     pub(super) async fn apply_spec(&self, spec: &ClusterSpec) -> Result<(), DriverError> {
         let wanted = Wanted::of(spec)?;
-        let brief = Duration::from_secs(30);
-        let known = self.runner.must("postgres", &["--describe-config".to_owned()], brief).await?;
-        config::check_names(&spec.settings, &known)?;
         let agent_user = nix::unistd::User::from_uid(nix::unistd::geteuid())
             .ok()
             .flatten()
@@ -94,9 +94,6 @@ impl Postgres {
         let conf = config::postgresql_conf(&place, &spec.settings);
         let ident = config::ident_conf(place.agent_user);
         let member = self.member.clone();
-        let candidate_text = conf.clone();
-        let candidate = self.layout.conf().join("postgresql.conf.candidate");
-        let candidate_path = candidate.clone();
         self.on_disk(move |layout| {
             layout.claim()?;
             layout.make_folders()?;
@@ -104,15 +101,18 @@ impl Postgres {
                 let nobody = config::upstream_conf(layout, &member, None);
                 layout.write_for_engine(&layout.upstream_conf(), nobody.as_bytes())?;
             }
-            layout.write_for_engine(&candidate_path, candidate_text.as_bytes())
+            Ok(())
         })
         .await?;
-        self.check_values(&candidate).await?;
+        // What stands there already was accepted when it was written, by two runs of the engine's program.
+        let standing = fs::read(self.layout.conf().join(MAIN_FILE)).ok();
+        if standing.as_deref() != Some(conf.as_bytes()) {
+            self.check_settings_text(spec, &conf).await?;
+        }
         let stored = wanted.clone();
         self.on_disk(move |layout| {
-            layout.unmark(&candidate)?;
             let files = [
-                ("postgresql.conf", conf),
+                (MAIN_FILE, conf),
                 ("pg_hba.conf", config::hba_conf(config::Applications::Admitted)),
                 ("pg_ident.conf", ident),
                 ("pgpass", config::password_file(&stored.replication)),
@@ -138,11 +138,18 @@ impl Postgres {
         Ok(())
     }
 
-    /// Has the engine itself check the values.
-    async fn check_values(&self, candidate: &std::path::Path) -> Result<(), DriverError> {
+    /// Has the engine itself check the names and the values.
+    async fn check_settings_text(&self, spec: &ClusterSpec, conf: &str) -> Result<(), DriverError> {
+        let brief = Duration::from_secs(30);
+        let known = self.runner.must("postgres", &["--describe-config".to_owned()], brief).await?;
+        config::check_names(&spec.settings, &known)?;
+        let candidate = self.layout.conf().join("postgresql.conf.candidate");
+        let (path, text) = (candidate.clone(), conf.to_owned());
+        self.on_disk(move |layout| layout.write_for_engine(&path, text.as_bytes())).await?;
         let arguments = ["-C", "port", "-c"].map(str::to_owned).into_iter();
         let arguments: Vec<String> = arguments.chain([format!("config_file={}", candidate.display())]).collect();
-        config::accepted(&self.runner, &arguments).await
+        config::accepted(&self.runner, &arguments).await?;
+        self.on_disk(move |layout| layout.unmark(&candidate)).await
     }
 
     /// A new instance with its roles, running as the primary.
