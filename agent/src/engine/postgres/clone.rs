@@ -14,7 +14,7 @@ use super::{
     Postgres, config,
     layout::Layout,
     lifecycle::strip_auto_conf,
-    replication::{drop_slot, make_slot},
+    replication::{drop_slot, drop_slot_soon, make_slot},
     session::{Session, SqlError},
 };
 use crate::engine::{CloneOptions, Cloned, DriverError, Work};
@@ -45,6 +45,7 @@ impl Postgres {
         })
         .await?;
         self.wanted()?;
+        self.runner.end_leftovers(&self.target()).await;
         report(&work.progress, |progress| "preparing".clone_into(&mut progress.phase));
         let session = self.session_with(source).await?;
         let facts = self.look_at_source(&session, source).await?;
@@ -53,7 +54,7 @@ impl Postgres {
         let slot = config::clone_slot_name(&self.member);
         let slot_failed = |error: SqlError| error.refused(format!("make a replication slot on {}", source.member));
         // Left by an attempt that did not end: what it holds back is of no use to this one.
-        drop_slot(&session, &slot).await.map_err(slot_failed)?;
+        drop_slot_soon(&session, &slot).await.map_err(slot_failed)?;
         make_slot(&session, &slot).await.map_err(slot_failed)?;
         self.on_disk(|layout| {
             layout.unmark(&layout.incoming_complete())?;
@@ -140,6 +141,11 @@ impl Postgres {
         self.on_disk(|layout| layout.remove_tree(&layout.data())).await
     }
 
+    /// The argument by which the tool is told where the copy goes.
+    pub(super) fn target(&self) -> String {
+        format!("--pgdata={}", self.layout.incoming().display())
+    }
+
     async fn run_basebackup(
         &self,
         source: &Peer,
@@ -151,7 +157,7 @@ impl Postgres {
         let connection = config::connection_string(&self.layout, &self.member, host, source.engine.port, None);
         let mut arguments = vec![
             format!("--dbname={connection}"),
-            format!("--pgdata={}", self.layout.incoming().display()),
+            self.target(),
             format!("--slot={}", config::clone_slot_name(&self.member)),
         ];
         let fixed = ["--wal-method=stream", "--checkpoint=fast", "--no-password", "--progress"];

@@ -36,6 +36,9 @@ const REPLAY: Duration = Duration::from_secs(30);
 const PROMOTE: Duration = Duration::from_secs(60);
 /// How long a stream may take to come up.
 const STREAM: Duration = Duration::from_secs(30);
+/// How long a server may take to hear that the other end of a stream is gone, and how often to look.
+const SLOT_FREE_WITHIN: Duration = Duration::from_secs(10);
+const SLOT_LOOK: Duration = Duration::from_millis(100);
 /// For one statement.
 const STATEMENT: Duration = Duration::from_secs(5);
 
@@ -417,6 +420,19 @@ pub(super) async fn drop_slot(session: &Session, name: &str) -> Result<(), SqlEr
     match session.execute(&format!("SELECT pg_drop_replication_slot({})", literal(name))).await {
         Err(error) if error.has_code(&SqlState::UNDEFINED_OBJECT) => Ok(()),
         other => other,
+    }
+}
+
+/// As [`drop_slot`] for one whose stream has just been ended at the other side: the server hears of that in a moment.
+pub(super) async fn drop_slot_soon(session: &Session, name: &str) -> Result<(), SqlError> {
+    let started = time::Instant::now();
+    loop {
+        match drop_slot(session, name).await {
+            Err(error) if error.has_code(&SqlState::OBJECT_IN_USE) && started.elapsed() < SLOT_FREE_WITHIN => {
+                time::sleep(SLOT_LOOK).await;
+            }
+            other => return other,
+        }
     }
 }
 

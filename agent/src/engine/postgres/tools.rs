@@ -1,7 +1,8 @@
 //! The engine's programs: where they are, their version, and running the short-lived ones.
 //!
 //! Tools run through `helper attached`, as the engine's user, with a cleared environment, and end with the agent.
-//! Passwords reach them by a password file only.
+//! Passwords reach them by a password file only. What a tool has forked does not end with an agent that is killed, and is ended
+//! by the next one before it touches the same files ([`Runner::end_leftovers`]).
 
 use std::{
     fs,
@@ -25,6 +26,9 @@ use crate::engine::DriverError;
 
 /// Programs that must be there.
 const PROGRAMS: &[&str] = &["postgres", "initdb", "pg_basebackup", "pg_rewind", "pg_controldata"];
+/// How long processes that were killed may take to be gone, and how often to look.
+const LEFTOVERS_END_WITHIN: Duration = Duration::from_secs(5);
+const LEFTOVERS_LOOK: Duration = Duration::from_millis(20);
 /// Lines of a tool's output that are kept for its error text.
 const KEPT_LINES: usize = 12;
 
@@ -151,6 +155,15 @@ impl Tools {
     }
 }
 
+/// Processes whose command line has this argument; those that are dead already have none.
+fn with_argument(argument: &str) -> Vec<i32> {
+    let processes = procfs::process::all_processes().into_iter().flatten().filter_map(Result::ok);
+    let has = |process: &procfs::process::Process| {
+        process.cmdline().is_ok_and(|arguments| arguments.iter().any(|own| own == argument))
+    };
+    processes.filter(has).map(|process| process.pid()).collect()
+}
+
 // === impl Runner ===
 
 impl Runner {
@@ -235,6 +248,26 @@ impl Runner {
             stdout: stdout.await.unwrap_or_default(),
             messages: Vec::from(last).join("; "),
         })
+    }
+
+    /// Ends what tools of an agent that was killed have left behind: processes whose command line has this argument. `pg_basebackup`
+    /// streams the log in a process of its own, which neither the death signal nor the end of its parent reaches: it would
+    /// write into the next copy, and hold the slot of this one.
+    pub(super) async fn end_leftovers(&self, argument: &str) {
+        let started = time::Instant::now();
+        loop {
+            let left = with_argument(argument);
+            if left.is_empty() || started.elapsed() > LEFTOVERS_END_WITHIN {
+                return;
+            }
+            for pid in left {
+                tracing::info!(pid, argument, "a process that an earlier agent's tool has left behind is ended");
+                if let Err(error) = signal::kill(Pid::from_raw(pid), signal::Signal::SIGKILL) {
+                    tracing::debug!(%error, "it had just ended");
+                }
+            }
+            time::sleep(LEFTOVERS_LOOK).await;
+        }
     }
 
     /// As [`Self::run`], for tools that must succeed and that nobody cancels.
