@@ -56,7 +56,7 @@ async fn add(directory: &Directory, stored: Versioned<NodeRecord>, cluster: &Clu
         return;
     }
     let key = keys::node(&stored.value.name);
-    let parameters = add_member::Parameters { node: stored.value.name.clone() };
+    let parameters = add_member::Parameters { node: stored.value.name.clone(), max_bytes_per_second: 0 };
     let reason = format!("node {} joined with a token of this cluster", stored.value.name);
     let new = NewOperation::automatic(&add_member::AddMember, &parameters, reason);
     let node = NodeRecord { join_cluster: None, ..stored.value };

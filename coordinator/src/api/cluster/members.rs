@@ -49,7 +49,8 @@ pub(super) async fn add(
         let node = NodeRecord { join_cluster: None, ..asked.value };
         transaction = transaction.require_version(key.clone(), asked.version).put_json(key, &node);
     }
-    let new = asked_for(&add_member::AddMember, &add_member::Parameters { node }, caller);
+    let parameters = add_member::Parameters { node, max_bytes_per_second: request.max_bytes_per_second };
+    let new = asked_for(&add_member::AddMember, &parameters, caller);
     let transaction = api.0.remember(transaction, caller, "AddMember", &request, &new.id);
     api.begin(&actor, &record, new, request.validate_only, report, transaction).await
 }

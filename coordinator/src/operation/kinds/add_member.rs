@@ -28,6 +28,9 @@ pub struct AddMember;
 pub struct Parameters {
     /// The node.
     pub node: NodeName,
+    /// Most bytes per second for the copy; 0 for no limit.
+    #[serde(default)]
+    pub max_bytes_per_second: u64,
 }
 
 #[async_trait]
@@ -37,13 +40,13 @@ impl Kind for AddMember {
     }
 
     fn plan(&self, cluster: &ClusterRecord, parameters: &Value) -> Vec<PlannedStep> {
-        let Parameters { node } = read(parameters);
+        let Parameters { node, .. } = read(parameters);
         let member = cluster.member_on(&node).cloned();
         ["assign", "configure", "clone", "swap"].map(|name| PlannedStep::new(name, member.clone())).into()
     }
 
     fn begin(&self, cluster: &mut ClusterRecord, parameters: &Value) {
-        let Parameters { node } = read(parameters);
+        let Parameters { node, .. } = read(parameters);
         let name = cluster.take_member_name();
         cluster.members.insert(name, MemberRecord::new(node));
     }
@@ -67,7 +70,8 @@ impl Kind for AddMember {
                 Ok(StepDone::new())
             }
             "clone" => {
-                let bytes = clone_members(context, &step.members, 0, false).await?;
+                let limit = context.parameters::<Parameters>().max_bytes_per_second;
+                let bytes = clone_members(context, &step.members, limit, false).await?;
                 Ok(StepDone::new().say(format!("copied {bytes} bytes")))
             }
             _ => {

@@ -5,7 +5,7 @@ use regent_proto::coordinator::v1 as wire;
 use crate::{
     connection::{Context, request},
     failure::Failure,
-    verbs::arguments::{DryRun, resource},
+    verbs::arguments::{DryRun, resource, size},
     watch::{self, Waiting},
 };
 
@@ -20,6 +20,9 @@ pub struct Arguments {
     /// Add only if the record is still as it was read (`etag` of `cluster show`)
     #[arg(long, default_value = "", hide_default_value = true)]
     etag: String,
+    /// Most bytes per second for the copy, such as 50MiB [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    max_rate: Option<u64>,
     #[command(flatten)]
     waiting: Waiting,
     #[command(flatten)]
@@ -34,6 +37,7 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
         request_id: context.request_id(),
         validate_only: arguments.check.dry_run,
         etag: arguments.etag,
+        max_bytes_per_second: arguments.max_rate.unwrap_or_default(),
     };
     let connection = context.connect(&call).await?;
     let answer = connection.clusters().add_member(request(message)).await.map_err(|status| call.failed(status))?;
