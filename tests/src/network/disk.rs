@@ -18,6 +18,9 @@ use crate::{cluster::run, folder::end_processes_in};
 /// What the file system seems to have; the file grows only by what is written.
 const BYTES: u64 = 2 << 30;
 
+/// Names of the files that fill it begin so.
+const FILLER: &str = "filler";
+
 /// A disk.
 #[derive(Debug)]
 pub struct Disk {
@@ -55,6 +58,35 @@ impl Disk {
         if self.frozen {
             self.fsfreeze("--unfreeze")?;
             self.frozen = false;
+        }
+        Ok(())
+    }
+
+    /// From now on nothing more can be written to it.
+    pub fn fill(&mut self) -> Result<()> {
+        // More may be freed while it is being filled: what is left then is taken as well.
+        for number in 0.. {
+            let left = nix::sys::statvfs::statvfs(&self.mount_point)?;
+            let left = left.blocks_available() * left.fragment_size();
+            if left == 0 {
+                break;
+            }
+            let mut fill = words(&["fallocate", "--length", &left.to_string()]);
+            fill.arg(self.mount_point.join(format!("{FILLER}-{number}")));
+            if run(fill).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// What filled it is taken away.
+    pub fn empty(&mut self) -> Result<()> {
+        for entry in fs::read_dir(&self.mount_point)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(FILLER) {
+                fs::remove_file(entry.path())?;
+            }
         }
         Ok(())
     }
