@@ -96,3 +96,130 @@ async fn visit(store: &dyn Store, agents: &dyn Agents, node: &NodeName, seen: &O
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, sync::Mutex};
+
+    use async_trait::async_trait;
+    use regent_common::{
+        ids::{ClusterId, Epoch, MemberName, OperationToken},
+        lease::Forced,
+    };
+    use regent_proto::agent::v1::{CheckSettingsRequest, StepResult};
+
+    use super::*;
+    use crate::{
+        nodes::{AgentError, NodeView},
+        planner::fixtures::{cluster, name, observation},
+        store::memory::MemoryStore,
+    };
+
+    /// An agent that is told things.
+    #[derive(Default)]
+    struct Told(Mutex<Vec<StepCall>>);
+
+    #[async_trait]
+    impl Agents for Told {
+        fn view(&self, _: &NodeName) -> NodeView {
+            NodeView::default()
+        }
+
+        fn members_of(&self, _: &ClusterId) -> BTreeMap<NodeName, NodeView> {
+            BTreeMap::new()
+        }
+
+        async fn check_settings(&self, _: &NodeName, _: CheckSettingsRequest) -> Result<(), AgentError> {
+            Ok(())
+        }
+
+        async fn wait_for_change(&self, _: &NodeName, at_most: Duration) {
+            tokio::time::sleep(at_most).await;
+        }
+
+        async fn execute(
+            &self,
+            _: &NodeName,
+            call: StepCall,
+            _: &watch::Sender<Progress>,
+        ) -> Result<StepResult, AgentError> {
+            self.0.lock().unwrap().push(call);
+            Ok(StepResult::default())
+        }
+    }
+
+    /// A store with tombstones: of the whole cluster, or of this member.
+    async fn store_with(tombstones: &[(Option<MemberName>, Tombstone)]) -> MemoryStore {
+        let store = MemoryStore::default();
+        let put = |transaction: Transaction, (member, tombstone): &(Option<MemberName>, Tombstone)| {
+            let key = match member {
+                Some(member) => keys::member_tombstone(&tombstone.id, member),
+                None => keys::tombstone(&tombstone.id),
+            };
+            transaction.put_json(key, tombstone)
+        };
+        store.commit(tombstones.iter().fold(Transaction::default(), put)).await.unwrap();
+        store
+    }
+
+    /// What the agent of a node that reports this is told: whether its data is kept, its epoch, and its token.
+    async fn told(store: &MemoryStore, seen: &Observation) -> Option<(bool, u64, u64)> {
+        let agents = Told::default();
+        visit(store, &agents, &"n1".parse().unwrap(), seen).await.unwrap();
+        let calls = agents.0.into_inner().unwrap();
+        let StepCall { header, action } = calls.into_iter().next()?;
+        let Some(action::Action::Release(release)) = action.action else { panic!("{action:?}") };
+        Some((release.keep_data, header.epoch, header.token))
+    }
+
+    fn tombstone(keep_data: bool) -> Tombstone {
+        Tombstone { epoch: Epoch(3), token: OperationToken(7), keep_data, ..Tombstone::of(&cluster()) }
+    }
+
+    fn seen() -> Observation {
+        Observation { epoch: Epoch(2), token: OperationToken(5), ..observation(name(1)) }
+    }
+
+    #[tokio::test]
+    async fn a_node_of_a_removed_cluster_is_released_under_the_tombstones_numbers() {
+        let store = store_with(&[(None, tombstone(false))]).await;
+        assert_eq!(told(&store, &seen()).await, Some((false, 3, 7)));
+        let other = Observation { cluster_id: ClusterId::from_parts(9, 9), ..seen() };
+        assert_eq!(told(&store, &other).await, None, "nobody knows what became of that cluster");
+    }
+
+    #[tokio::test]
+    async fn a_higher_token_is_stored_before_it_is_sent() {
+        let store = store_with(&[(None, tombstone(false))]).await;
+        let later = Observation { token: OperationToken(9), ..seen() };
+        assert_eq!(told(&store, &later).await, Some((false, 3, 9)));
+        let key = keys::tombstone(&seen().cluster_id);
+        assert_eq!(get_json::<Tombstone>(&store, &key).await.unwrap().unwrap().value.token, OperationToken(9));
+    }
+
+    #[tokio::test]
+    async fn what_was_said_of_the_member_goes_before_what_was_said_of_the_cluster() {
+        let store = store_with(&[(Some(name(1)), tombstone(true)), (None, tombstone(false))]).await;
+        assert_eq!(told(&store, &seen()).await, Some((true, 3, 7)), "a person wanted its data to be kept");
+    }
+
+    #[tokio::test]
+    async fn who_has_been_made_a_primary_since_is_left_alone() {
+        let store = store_with(&[(None, tombstone(false))]).await;
+        let promoted = Observation { epoch: Epoch(4), ..seen() };
+        assert_eq!(told(&store, &promoted).await, None);
+        let mut forced = seen();
+        let at = jiff::Timestamp::UNIX_EPOCH;
+        forced.authority.forced = Some(Forced { at, confirmed_off: [].into() });
+        assert_eq!(told(&store, &forced).await, None, "only a person takes away what a person has made");
+    }
+
+    #[tokio::test]
+    async fn a_member_of_a_cluster_is_left_alone() {
+        let store = store_with(&[(None, tombstone(false))]).await;
+        let assignment = Assignment { cluster: cluster().name, member: name(1) };
+        let node: NodeName = "n1".parse().unwrap();
+        store.commit(Transaction::default().put_json(keys::assignment(&node), &assignment)).await.unwrap();
+        assert_eq!(told(&store, &seen()).await, None);
+    }
+}
