@@ -12,6 +12,14 @@ pub(crate) struct DryRun {
     pub(crate) dry_run: bool,
 }
 
+/// Only what was read.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Unchanged {
+    /// Only if the record is still as it was read (`etag` of `cluster show`)
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub(crate) etag: String,
+}
+
 /// The names of the profiles.
 pub(crate) const PROFILES: [&str; 3] = ["fast", "standard", "relaxed"];
 

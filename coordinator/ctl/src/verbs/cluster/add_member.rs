@@ -5,7 +5,7 @@ use regent_proto::coordinator::v1 as wire;
 use crate::{
     connection::{Context, request},
     failure::Failure,
-    verbs::arguments::{DryRun, resource, size},
+    verbs::arguments::{DryRun, Unchanged, resource, size},
     watch::{self, Waiting},
 };
 
@@ -17,9 +17,8 @@ pub struct Arguments {
     /// Node that becomes a replica [default: a spare that can run the engine]
     #[arg(long, value_name = "NODE", default_value = "", hide_default_value = true)]
     node: String,
-    /// Add only if the record is still as it was read (`etag` of `cluster show`)
-    #[arg(long, default_value = "", hide_default_value = true)]
-    etag: String,
+    #[command(flatten)]
+    unchanged: Unchanged,
     /// Most bytes per second for the copy, such as 50MiB [default: no limit]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     max_rate: Option<u64>,
@@ -36,7 +35,7 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
         node: arguments.node,
         request_id: context.request_id(),
         validate_only: arguments.check.dry_run,
-        etag: arguments.etag,
+        etag: arguments.unchanged.etag,
         max_bytes_per_second: arguments.max_rate.unwrap_or_default(),
     };
     let connection = context.connect(&call).await?;

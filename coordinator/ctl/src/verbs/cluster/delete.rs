@@ -5,7 +5,7 @@ use regent_proto::coordinator::v1 as wire;
 use crate::{
     connection::{Context, request},
     failure::Failure,
-    verbs::arguments::{DryRun, resource},
+    verbs::arguments::{DryRun, Unchanged, resource},
     watch::{self, Waiting},
 };
 
@@ -20,9 +20,8 @@ pub struct Arguments {
     /// Leave the data on the nodes
     #[arg(long)]
     keep_data: bool,
-    /// Delete only if the record is still as it was read (`etag` of `cluster show`)
-    #[arg(long, default_value = "", hide_default_value = true)]
-    etag: String,
+    #[command(flatten)]
+    unchanged: Unchanged,
     #[command(flatten)]
     waiting: Waiting,
     #[command(flatten)]
@@ -35,7 +34,7 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
         name: resource("clusters", &arguments.name),
         confirm_name: arguments.confirm,
         keep_data: arguments.keep_data,
-        etag: arguments.etag,
+        etag: arguments.unchanged.etag,
         request_id: context.request_id(),
         validate_only: arguments.check.dry_run,
     };

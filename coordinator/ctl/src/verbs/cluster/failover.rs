@@ -5,7 +5,7 @@ use regent_proto::coordinator::v1 as wire;
 use crate::{
     connection::{Context, request},
     failure::Failure,
-    verbs::arguments::{DryRun, resource},
+    verbs::arguments::{DryRun, Unchanged, resource},
     watch::{self, Waiting},
 };
 
@@ -24,6 +24,8 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME")]
     confirm: Option<String>,
     #[command(flatten)]
+    unchanged: Unchanged,
+    #[command(flatten)]
     waiting: Waiting,
     #[command(flatten)]
     check: DryRun,
@@ -38,7 +40,7 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
         confirm_off: arguments.confirm_off,
         request_id: context.request_id(),
         validate_only: arguments.check.dry_run,
-        etag: String::new(),
+        etag: arguments.unchanged.etag,
     };
     let connection = context.connect(&call).await?;
     let answer =

@@ -5,7 +5,7 @@ use regent_proto::coordinator::v1 as wire;
 use crate::{
     connection::{Context, request},
     failure::Failure,
-    verbs::arguments::{DryRun, resource},
+    verbs::arguments::{DryRun, Unchanged, resource},
     watch::{self, Waiting},
 };
 
@@ -20,6 +20,8 @@ pub struct Arguments {
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 0, hide_default_value = true)]
     drain_within: u64,
     #[command(flatten)]
+    unchanged: Unchanged,
+    #[command(flatten)]
     waiting: Waiting,
     #[command(flatten)]
     check: DryRun,
@@ -33,7 +35,7 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
         drain_within_millis: arguments.drain_within,
         request_id: context.request_id(),
         validate_only: arguments.check.dry_run,
-        etag: String::new(),
+        etag: arguments.unchanged.etag,
     };
     let connection = context.connect(&call).await?;
     let answer = connection.clusters().promote_member(request(message)).await.map_err(|status| call.failed(status))?;

@@ -5,7 +5,7 @@ use regent_proto::coordinator::v1 as wire;
 use crate::{
     connection::{Context, request},
     failure::Failure,
-    verbs::arguments::{DryRun, resource},
+    verbs::arguments::{DryRun, Unchanged, resource},
     watch::{self, Waiting},
 };
 
@@ -31,9 +31,8 @@ pub struct Arguments {
     /// Fewer than two whole copies of the data may be left
     #[arg(long)]
     allow_single: bool,
-    /// Remove only if the record is still as it was read (`etag` of `cluster show`)
-    #[arg(long, default_value = "", hide_default_value = true)]
-    etag: String,
+    #[command(flatten)]
+    unchanged: Unchanged,
     #[command(flatten)]
     waiting: Waiting,
     #[command(flatten)]
@@ -50,7 +49,7 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
         allow_single: arguments.allow_single,
         request_id: context.request_id(),
         validate_only: arguments.check.dry_run,
-        etag: arguments.etag,
+        etag: arguments.unchanged.etag,
     };
     let connection = context.connect(&call).await?;
     let answer = connection.clusters().remove_member(request(message)).await.map_err(|status| call.failed(status))?;
