@@ -7,6 +7,7 @@ pub mod checker;
 pub mod history;
 pub mod pgbench;
 pub mod postgres;
+pub mod readers;
 pub mod writer;
 pub mod writers;
 

@@ -1,11 +1,11 @@
 //! The main job: the primary's engine dies, a replica takes over, the old primary comes back, a replica is restored.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use regent_proto::{coordinator::v1 as wire, types::v1 as types};
 use regent_tests::{
     api,
-    workload::{checker, now_nanos, postgres},
+    workload::{checker, now_nanos, postgres, readers::Readers},
 };
 
 use crate::support::{CLUSTER, SOON, Trio};
@@ -98,6 +98,49 @@ async fn every_replica_is_resynced_one_after_another() {
     assert_eq!(before[0], after[0], "the primary was not touched");
     assert!(before[1] != after[1] && before[2] != after[2], "the replicas started anew");
     trio.check_logs(&[]);
+}
+
+/// The other replicas' clients notice nothing: neither that another member takes over, nor that one of them is made anew, which
+/// itself serves its old data until the new copy is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_serve_reads_and_take_no_writes_whatever_happens_to_the_others() {
+    let trio = Trio::start().await;
+    postgres::add_ballast(&trio.login, &trio.members[0], 32).await.unwrap();
+    let writers = trio.write();
+    writers.acknowledged(0, 20, SOON).await.unwrap();
+    trio.healthy().await;
+    let readers = Readers::start(&trio.login, &[&trio.members[1], &trio.members[2]]).await.unwrap();
+    let old = trio.kill_primary().await.0;
+    let cluster = trio.api().other_primary(CLUSTER, &old, SOON).await.unwrap();
+    trio.healthy().await;
+    writers.acknowledged(now_nanos(), 20, SOON).await.unwrap();
+    let promoted = usize::from(cluster.primary == "db3");
+    let seen = readers.stop().await.unwrap();
+    println!("a failover: {seen:?}");
+    let replica = &seen[1 - promoted];
+    assert!(replica.reads > 20 && replica.refused > 20, "{replica:?}");
+    assert_eq!((replica.sessions, replica.taken), (1, 0), "{replica:?}");
+
+    // The former primary is a replica by now, and is read beside the one that is made anew.
+    let now = trio.healthy().await;
+    let replicas: Vec<_> = now.members.iter().filter(|member| api::plain(&member.name) != now.primary).collect();
+    let endpoint = |member: &wire::Member| {
+        let place = now.members.iter().position(|other| other.name == member.name).unwrap();
+        api::endpoints(&now).unwrap()[place].clone()
+    };
+    let (made_anew, other) = (endpoint(replicas[0]), endpoint(replicas[1]));
+    let readers = Readers::start(&trio.login, &[&made_anew, &other]).await.unwrap();
+    let operation = trio.resync(&[api::plain(&replicas[0].name)], 16 << 20).await;
+    let began = now_nanos();
+    trio.api().succeed(&operation, SOON).await.unwrap();
+    let took = Duration::from_nanos(now_nanos() - began);
+    trio.healthy().await;
+    let seen = readers.stop().await.unwrap();
+    println!("a resync of {took:?}: {seen:?}");
+    let (anew, other) = (&seen[0], &seen[1]);
+    assert_eq!((other.sessions, other.taken, anew.taken), (1, 0, 0), "{seen:?}");
+    assert!(anew.longest_gap < took / 2, "it serves its old data while it is copied: {anew:?}, {took:?}");
+    writers.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

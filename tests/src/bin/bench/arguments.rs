@@ -10,10 +10,10 @@ use regent_tests::{
     scenario::{Fault, SCENARIOS, Scenario, Settings},
 };
 
-use crate::{failover, idle, resync, scenarios};
+use crate::{failover, idle, rejoin, resync, scenarios};
 
 /// Benches that exist.
-const BENCHES: [&str; 5] = ["failover", "switchover", "resync", "scenarios", "idle"];
+const BENCHES: [&str; 6] = ["failover", "switchover", "resync", "rejoin", "scenarios", "idle"];
 /// Engines that exist.
 const ENGINES: [&str; 1] = ["postgresql"];
 /// Load that exists.
@@ -24,7 +24,7 @@ const LOADS: [&str; 2] = ["none", "pgbench"];
 #[command(name = "bench", version)]
 pub(crate) struct Arguments {
     /// What to measure: failover (one fault, many times), switchover (a planned promotion, many times), resync (against the
-    /// engine's own tools), scenarios (a table of all), idle.
+    /// engine's own tools), rejoin (of a primary whose engine was killed), scenarios (a table of all), idle.
     pub(crate) bench: String,
     /// Engine.
     #[arg(long, default_value = "postgresql")]
@@ -115,6 +115,10 @@ fn dispatch(arguments: &Arguments) -> Result<()> {
         "resync" => {
             ensure!(wanted.is_empty(), "--fault has no meaning for resync");
             block_on(resync::run(arguments))
+        }
+        "rejoin" => {
+            ensure!(wanted.is_empty(), "--fault has no meaning for rejoin");
+            block_on(rejoin::run(arguments))
         }
         "scenarios" => {
             ensure!(!arguments.loopback, "scenarios need machines of a network: leave out --loopback");

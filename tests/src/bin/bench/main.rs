@@ -6,6 +6,7 @@
 mod arguments;
 mod failover;
 mod idle;
+mod rejoin;
 mod report;
 mod resync;
 mod scenarios;

@@ -20,7 +20,7 @@ use regent_tests::{
     ports,
     process::{Daemon, as_user},
     wait,
-    workload::{Login, now_nanos, pgbench::Load, postgres},
+    workload::{Login, now_nanos, pgbench::Load, postgres, readers::Readers},
 };
 use serde::Serialize;
 
@@ -47,6 +47,8 @@ struct Report {
     size_mib: u32,
     raw_seconds: Percentiles,
     seconds: Percentiles,
+    /// For how long the replica could not be read.
+    read_outage_ms: Percentiles,
     /// The engine's own time by ours, of the medians.
     ratio_to_raw: f64,
     runs: Vec<Run>,
@@ -56,6 +58,8 @@ struct Report {
 struct Run {
     raw_seconds: f64,
     seconds: f64,
+    /// For how long the replica could not be read meanwhile.
+    read_outage_ms: f64,
     /// What the operation took step by step.
     steps: Vec<String>,
 }
@@ -65,6 +69,8 @@ struct Bench {
     fleet: Fleet,
     /// host:port of the primary.
     primary: String,
+    /// host:port of the replica.
+    replica: String,
     /// The role that members stream with: it sees who streams.
     replication: Login,
     /// How the replica reaches the primary.
@@ -75,11 +81,9 @@ struct Bench {
 pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     say("starting a coordinator and two agents");
     let bench = Bench::start(arguments).await?;
+    let login = bench.fleet.api.login(CLUSTER).await?;
     let load = match arguments.load.as_str() {
-        "pgbench" => {
-            let login = bench.fleet.api.login(CLUSTER).await?;
-            Some(Load::start(&login, std::slice::from_ref(&bench.primary), None).await?)
-        }
+        "pgbench" => Some(Load::start(&login, std::slice::from_ref(&bench.primary), None).await?),
         _ => None,
     };
     let mut runs = Vec::new();
@@ -88,10 +92,15 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
         nix::unistd::sync();
         let raw_seconds = bench.raw().await.context("the engine's own copy")?.as_secs_f64();
         nix::unistd::sync();
+        let readers = Readers::start(&login, &[&bench.replica]).await?;
         let (took, steps) = bench.resync().await.context("the resync")?;
         let seconds = took.as_secs_f64();
-        say(&format!("run {number}: raw {raw_seconds:.2} s, resync {seconds:.2} s"));
-        runs.push(Run { raw_seconds, seconds, steps });
+        let read = readers.stop().await?.into_iter().next().context("there was a reader")?;
+        let read_outage_ms = read.longest_gap.as_secs_f64() * 1e3;
+        say(&format!(
+            "run {number}: raw {raw_seconds:.2} s, resync {seconds:.2} s, not read for {read_outage_ms:.0} ms"
+        ));
+        runs.push(Run { raw_seconds, seconds, read_outage_ms, steps });
     }
     drop(load);
     let of = |value: fn(&Run) -> f64| Percentiles::of(&runs.iter().map(value).collect::<Vec<_>>()).context("no run");
@@ -103,6 +112,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
         load: arguments.load.clone(),
         repetitions: arguments.repetitions,
         size_mib: arguments.size_mib,
+        read_outage_ms: of(|run| run.read_outage_ms)?,
         ratio_to_raw: raw_seconds.p50 / seconds.p50,
         raw_seconds,
         seconds,
@@ -118,14 +128,16 @@ impl Bench {
         let folder = TestFolder::new()?;
         let fleet = Fleet::start(&folder, &["n1", "n2"]).await?;
         let cluster = fleet.create(CLUSTER, &arguments.engine, &["n1", "n2"]).await?;
-        let primary = api::endpoints(&cluster)?[0].clone();
+        let [primary, replica] = <[String; 2]>::try_from(api::endpoints(&cluster)?)
+            .map_err(|members| anyhow::anyhow!("not two members: {members:?}"))?;
         let login = fleet.api.login(CLUSTER).await?;
         say(&format!("filling {} MiB", arguments.size_mib));
+        postgres::create_table(&login, &primary).await?;
         postgres::add_ballast(&login, &primary, arguments.size_mib).await?;
         let root = fleet.agents["n2"].home.join("engines").join(CLUSTER);
         let connection = upstream(&root.join("conf/upstream.conf"))?;
         let replication = replication(&connection)?;
-        let bench = Self { fleet, primary, replication, connection, folder };
+        let bench = Self { fleet, primary, replica, replication, connection, folder };
         bench.caught_up(&format!("{CLUSTER}2")).await?;
         Ok(bench)
     }

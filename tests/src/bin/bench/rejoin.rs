@@ -1,0 +1,109 @@
+//! `bench rejoin`: the primary's engine is killed; how long until the former primary streams again as a replica, and by which way.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use regent_proto::coordinator::v1 as wire;
+use regent_tests::{
+    api,
+    cluster::Fleet,
+    folder::TestFolder,
+    process, wait,
+    workload::{now_nanos, pgbench::Load},
+};
+use serde::Serialize;
+
+use crate::{
+    arguments::Arguments,
+    report::{Percentiles, print, say},
+};
+
+const CLUSTER: &str = "bench";
+const NODES: [&str; 3] = ["n1", "n2", "n3"];
+/// How long a member may take to be back.
+const LONG: Duration = Duration::from_secs(300);
+
+#[derive(Debug, Serialize)]
+struct Report {
+    bench: &'static str,
+    engine: String,
+    build: &'static str,
+    load: String,
+    repetitions: u32,
+    /// From the death of the engine to its copy streaming again.
+    back_ms: Percentiles,
+    /// What of that the operation took.
+    operation_ms: Percentiles,
+    /// How often by which way.
+    ways: BTreeMap<String, u32>,
+    runs: Vec<Run>,
+}
+
+#[derive(Debug, Serialize)]
+struct Run {
+    back_ms: f64,
+    operation_ms: f64,
+    report: Vec<String>,
+}
+
+pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
+    say("starting a coordinator and three agents");
+    let folder = TestFolder::new()?;
+    let fleet = Fleet::start(&folder, &NODES).await?;
+    let cluster = fleet.create(CLUSTER, &arguments.engine, &NODES).await?;
+    let load = match arguments.load.as_str() {
+        "pgbench" => Some(Load::start(&fleet.api.login(CLUSTER).await?, &api::endpoints(&cluster)?, None).await?),
+        _ => None,
+    };
+    let mut runs = Vec::new();
+    for number in 1..=arguments.repetitions {
+        let run = once(&fleet).await?;
+        say(&format!("run {number}: back after {:.0} ms: {}", run.back_ms, run.report.join("; ")));
+        runs.push(run);
+    }
+    drop(load);
+    let of = |value: fn(&Run) -> f64| Percentiles::of(&runs.iter().map(value).collect::<Vec<_>>()).context("no run");
+    let mut ways = BTreeMap::new();
+    for run in &runs {
+        let said = |word: &&str| run.report.iter().any(|line| line.contains(*word));
+        let way = ["cloned", "rewound", "followed"].into_iter().find(said).unwrap_or("unknown");
+        *ways.entry(way.to_owned()).or_default() += 1;
+    }
+    let report = Report {
+        bench: "rejoin",
+        engine: arguments.engine.clone(),
+        build: if cfg!(debug_assertions) { "debug" } else { "release" },
+        load: arguments.load.clone(),
+        repetitions: arguments.repetitions,
+        back_ms: of(|run| run.back_ms)?,
+        operation_ms: of(|run| run.operation_ms)?,
+        ways,
+        runs,
+    };
+    print(&report, arguments.json)
+}
+
+async fn once(fleet: &Fleet) -> Result<Run> {
+    let cluster = fleet.api.healthy(CLUSTER, LONG).await?;
+    let before: Vec<_> = fleet.api.operations_of(CLUSTER, "rejoin").await?.into_iter().map(|seen| seen.name).collect();
+    let primary = api::member(&cluster, &cluster.primary)?;
+    let began = now_nanos();
+    process::signal(api::engine_pid(primary)?, Signal::SIGKILL)?;
+    let back = wait::until("the former primary as a replica", LONG, || async {
+        let all = fleet.api.operations_of(CLUSTER, "rejoin").await?;
+        let mut new = all.into_iter().filter(|seen| !before.contains(&seen.name));
+        let ended = new.next().filter(|seen| seen.done && seen.error.is_empty()).context("it is not back")?;
+        let now = fleet.api.cluster(CLUSTER).await?;
+        let member = api::member(&now, &cluster.primary)?;
+        ensure!(member.state() == wire::MemberState::Ready, "{}", member.reason);
+        Ok(ended)
+    })
+    .await?;
+    let back_ms = Duration::from_nanos(now_nanos() - began).as_secs_f64() * 1e3;
+    let at =
+        |time: Option<prost_types::Timestamp>| time.map_or(0.0, |t| t.seconds as f64 * 1e3 + f64::from(t.nanos) / 1e6);
+    let begin = back.steps.first().map_or(0.0, |step| at(step.start_time));
+    let end = back.steps.last().map_or(0.0, |step| at(step.end_time));
+    Ok(Run { back_ms, operation_ms: end - begin, report: back.report })
+}
