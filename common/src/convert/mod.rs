@@ -2,7 +2,7 @@
 //!
 //! To the wire is `From`, from the wire is `TryFrom`: what is not specified, not a name, or out of range is refused.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use prost_types::Timestamp as WireTimestamp;
@@ -11,13 +11,17 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
     ids::{Epoch, NameError, OperationToken},
-    lease::{Authority, Electorate, FenceStages, Forced, Grant, HeardLease, LeaseReport, LeaseSource},
+    lease::Authority,
     position::{IntervalSet, Position},
     topology::{
-        ClusterSpec, ConnectionFormat, Divergence, Endpoint, EngineObservation, EngineOffer, EngineState,
-        HeardPosition, HostFacts, Observation, Peer, Progress, Role, Ternary,
+        ClusterSpec, ConnectionFormat, Divergence, Endpoint, EngineObservation, EngineOffer, EngineState, HostFacts,
+        Observation, Peer, Progress, Role, Ternary,
     },
 };
+
+mod authority;
+
+pub use self::authority::to_millis;
 
 /// Why a message from the wire was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -231,206 +235,6 @@ impl TryFrom<wire::MemberObservation> for Observation {
     }
 }
 
-// === impl Authority and what it is made of ===
-
-/// A duration to the wire, in whole milliseconds.
-pub fn to_millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-impl From<&Electorate> for wire::Electorate {
-    fn from(electorate: &Electorate) -> Self {
-        Self { version: electorate.version, members: electorate.members.iter().map(ToString::to_string).collect() }
-    }
-}
-
-impl TryFrom<wire::Electorate> for Electorate {
-    type Error = ConvertError;
-    fn try_from(message: wire::Electorate) -> Result<Self, ConvertError> {
-        let members = message.members.iter().map(|member| member.parse()).collect::<Result<_, NameError>>()?;
-        Ok(Self { version: message.version, members })
-    }
-}
-
-impl From<&LeaseReport> for wire::LeaseReport {
-    fn from(lease: &LeaseReport) -> Self {
-        let source = match lease.source {
-            None => wire::LeaseSource::Unspecified,
-            Some(LeaseSource::Coordinator) => wire::LeaseSource::Coordinator,
-            Some(LeaseSource::Endorsement) => wire::LeaseSource::Endorsement,
-            Some(LeaseSource::Alone) => wire::LeaseSource::Alone,
-        };
-        Self {
-            epoch: lease.epoch.0,
-            stands: lease.stands,
-            source: source.into(),
-            remaining_millis: to_millis(lease.remaining),
-        }
-    }
-}
-
-impl From<wire::LeaseReport> for LeaseReport {
-    fn from(message: wire::LeaseReport) -> Self {
-        let source = match message.source() {
-            wire::LeaseSource::Unspecified => None,
-            wire::LeaseSource::Coordinator => Some(LeaseSource::Coordinator),
-            wire::LeaseSource::Endorsement => Some(LeaseSource::Endorsement),
-            wire::LeaseSource::Alone => Some(LeaseSource::Alone),
-        };
-        Self {
-            epoch: Epoch(message.epoch),
-            stands: message.stands,
-            source,
-            remaining: Duration::from_millis(message.remaining_millis),
-        }
-    }
-}
-
-impl From<&HeardLease> for wire::HeardLease {
-    fn from(heard: &HeardLease) -> Self {
-        Self {
-            member: heard.member.to_string(),
-            lease: Some((&heard.lease).into()),
-            position: heard.position.as_ref().map(Into::into),
-            age_millis: to_millis(heard.age),
-        }
-    }
-}
-
-impl TryFrom<wire::HeardLease> for HeardLease {
-    type Error = ConvertError;
-    fn try_from(message: wire::HeardLease) -> Result<Self, ConvertError> {
-        Ok(Self {
-            member: message.member.parse()?,
-            lease: message.lease.ok_or_else(|| missing("lease"))?.into(),
-            position: message.position.map(Into::into),
-            age: Duration::from_millis(message.age_millis),
-        })
-    }
-}
-
-impl From<&HeardPosition> for wire::HeardPosition {
-    fn from(heard: &HeardPosition) -> Self {
-        Self { member: heard.member.to_string(), position: Some((&heard.position).into()) }
-    }
-}
-
-impl TryFrom<wire::HeardPosition> for HeardPosition {
-    type Error = ConvertError;
-    fn try_from(message: wire::HeardPosition) -> Result<Self, ConvertError> {
-        Ok(Self {
-            member: message.member.parse()?,
-            position: message.position.ok_or_else(|| missing("position"))?.into(),
-        })
-    }
-}
-
-impl From<&FenceStages> for wire::FenceStages {
-    fn from(fence: &FenceStages) -> Self {
-        Self {
-            timed_gate: fence.timed_gate,
-            destroys_sockets: fence.destroys_sockets,
-            survives_flush: fence.survives_flush,
-            problems: fence.problems.clone(),
-        }
-    }
-}
-
-impl From<wire::FenceStages> for FenceStages {
-    fn from(message: wire::FenceStages) -> Self {
-        Self {
-            timed_gate: message.timed_gate,
-            destroys_sockets: message.destroys_sockets,
-            survives_flush: message.survives_flush,
-            problems: message.problems,
-        }
-    }
-}
-
-impl From<&Forced> for wire::Forced {
-    fn from(forced: &Forced) -> Self {
-        Self {
-            at: Some(to_wire_time(forced.at)),
-            confirmed_off: forced.confirmed_off.iter().map(ToString::to_string).collect(),
-        }
-    }
-}
-
-impl TryFrom<wire::Forced> for Forced {
-    type Error = ConvertError;
-    fn try_from(message: wire::Forced) -> Result<Self, ConvertError> {
-        let confirmed_off = message.confirmed_off.iter().map(|member| member.parse()).collect::<Result<_, _>>()?;
-        Ok(Self { at: time_or_epoch(message.at.as_ref()), confirmed_off })
-    }
-}
-
-impl From<&Authority> for wire::Authority {
-    fn from(authority: &Authority) -> Self {
-        Self {
-            role: role_to_wire(authority.role),
-            established: authority.established,
-            writable_epoch: authority.writable_epoch.map(|epoch| epoch.0),
-            electorate: authority.electorate.as_ref().map(Into::into),
-            lease: authority.lease.as_ref().map(Into::into),
-            heard: authority.heard.as_ref().map(Into::into),
-            prepare_in_millis: to_millis(authority.prepare_in),
-            fence: Some((&authority.fence).into()),
-            forced: authority.forced.as_ref().map(Into::into),
-            hand_over: authority.hand_over,
-            replaced: authority.replaced,
-        }
-    }
-}
-
-impl TryFrom<wire::Authority> for Authority {
-    type Error = ConvertError;
-    fn try_from(message: wire::Authority) -> Result<Self, ConvertError> {
-        Ok(Self {
-            role: role_from_wire(message.role)?,
-            established: message.established,
-            writable_epoch: message.writable_epoch.map(Epoch),
-            electorate: message.electorate.map(Electorate::try_from).transpose()?,
-            lease: message.lease.map(Into::into),
-            heard: message.heard.map(HeardLease::try_from).transpose()?,
-            prepare_in: Duration::from_millis(message.prepare_in_millis),
-            fence: message.fence.map(Into::into).unwrap_or_default(),
-            forced: message.forced.map(Forced::try_from).transpose()?,
-            hand_over: message.hand_over,
-            replaced: message.replaced,
-        })
-    }
-}
-
-impl From<&Grant> for agent::Grant {
-    /// Without cluster and member, which the sender adds.
-    fn from(grant: &Grant) -> Self {
-        Self {
-            cluster_id: String::new(),
-            member: String::new(),
-            epoch: grant.epoch.0,
-            ttl_millis: u32::try_from(grant.ttl.as_millis()).unwrap_or(u32::MAX),
-            electorate: Some((&grant.electorate).into()),
-            established: true,
-            handed_over: grant.handed_over,
-        }
-    }
-}
-
-impl TryFrom<agent::Grant> for Grant {
-    type Error = ConvertError;
-    fn try_from(message: agent::Grant) -> Result<Self, ConvertError> {
-        if message.ttl_millis == 0 {
-            return Err(ConvertError::OutOfRange { field: "ttl_millis", value: 0 });
-        }
-        Ok(Self {
-            epoch: Epoch(message.epoch),
-            ttl: Duration::from_millis(message.ttl_millis.into()),
-            electorate: message.electorate.ok_or_else(|| missing("electorate"))?.try_into()?,
-            handed_over: message.handed_over,
-        })
-    }
-}
-
 // === impl HostFacts, EngineOffer, Endpoint, Progress ===
 
 impl From<&HostFacts> for wire::HostFacts {
@@ -621,94 +425,4 @@ impl TryFrom<agent::ClusterSpec> for ClusterSpec {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_observation_survives_the_wire() {
-        let seen = Observation {
-            cluster_id: crate::ids::ClusterId::from_parts(1, 2),
-            member: "db1".parse().unwrap(),
-            epoch: Epoch(3),
-            token: OperationToken(4),
-            fenced: true,
-            dirty: true,
-            endpoint: Some(Endpoint { host: "h".to_owned(), port: 8 }),
-            configuration: "c0".to_owned(),
-            observed_at: Timestamp::new(5, 6).unwrap(),
-            engine: EngineObservation {
-                state: EngineState::Hung,
-                role: Some(Role::Replica),
-                storage_writable: Ternary::No,
-                position: Some(Position::new([("a/1".to_owned(), IntervalSet::from(vec![(0, 7)]))], "seven")),
-                streaming: Ternary::Yes,
-                upstream: Some("db2".parse().unwrap()),
-                replay_lag_bytes: Some(8),
-                pid: Some(9),
-                version: "15.1".to_owned(),
-                reason: "hung".to_owned(),
-                details: [("k".to_owned(), "v".to_owned())].into(),
-                data_bytes: 10,
-                stale: "old".to_owned(),
-            },
-            authority: authority(),
-        };
-        assert_eq!(Observation::try_from(wire::MemberObservation::from(&seen)), Ok(seen));
-    }
-
-    fn authority() -> Authority {
-        let millis = Duration::from_millis;
-        let lease = |source| LeaseReport { epoch: Epoch(3), stands: true, source, remaining: millis(900) };
-        Authority {
-            role: Some(Role::Primary),
-            established: true,
-            writable_epoch: Some(Epoch(3)),
-            electorate: Some(Electorate { version: 2, members: ["db2".parse().unwrap()].into() }),
-            lease: Some(lease(Some(LeaseSource::Endorsement))),
-            heard: Some(HeardLease {
-                member: "db2".parse().unwrap(),
-                lease: lease(None),
-                position: None,
-                age: millis(30),
-            }),
-            prepare_in: millis(40),
-            fence: FenceStages {
-                timed_gate: true,
-                destroys_sockets: true,
-                survives_flush: true,
-                problems: vec!["none".to_owned()],
-            },
-            forced: Some(Forced {
-                at: jiff::Timestamp::UNIX_EPOCH,
-                confirmed_off: ["db2", "db3"].map(|member| member.parse().unwrap()).into(),
-            }),
-            hand_over: true,
-            replaced: Some(77),
-        }
-    }
-
-    #[test]
-    fn a_grant_without_a_time_or_an_electorate_is_refused() {
-        let grant = Grant {
-            epoch: Epoch(1),
-            ttl: Duration::from_secs(5),
-            electorate: Electorate::default(),
-            handed_over: Some(9),
-        };
-        let sent = agent::Grant::from(&grant);
-        assert_eq!(Grant::try_from(sent.clone()), Ok(grant));
-        assert!(Grant::try_from(agent::Grant { ttl_millis: 0, ..sent.clone() }).is_err());
-        assert!(Grant::try_from(agent::Grant { electorate: None, ..sent }).is_err());
-    }
-
-    #[test]
-    fn an_unspecified_engine_state_is_refused() {
-        assert_eq!(EngineState::try_from(wire::EngineState::Unspecified), Err(missing("engine_state")));
-        assert!(role_from_wire(99).is_err());
-    }
-
-    #[test]
-    fn a_port_out_of_range_is_refused() {
-        assert!(Endpoint::try_from(wire::Endpoint { host: "h".to_owned(), port: 70_000 }).is_err());
-    }
-}
+mod tests;
