@@ -273,7 +273,7 @@ impl Postgres {
         if !self.on_disk(Layout::is_ours_or_nobodys).await? {
             return Ok(());
         }
-        self.runner.end_leftovers(&self.target()).await;
+        super::tools::end_leftovers(&self.target()).await;
         match self.stop_fast().await {
             Ok(()) => {}
             Err(error) => {

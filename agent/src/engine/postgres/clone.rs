@@ -16,6 +16,7 @@ use super::{
     lifecycle::strip_auto_conf,
     replication::{drop_slot, drop_slot_soon, make_slot},
     session::{Session, SqlError},
+    tools::end_leftovers,
 };
 use crate::engine::{CloneOptions, Cloned, DriverError, Work};
 
@@ -45,7 +46,7 @@ impl Postgres {
         })
         .await?;
         self.wanted()?;
-        self.runner.end_leftovers(&self.target()).await;
+        end_leftovers(&self.target()).await;
         report(&work.progress, |progress| "preparing".clone_into(&mut progress.phase));
         let session = self.session_with(source).await?;
         let facts = self.look_at_source(&session, source).await?;

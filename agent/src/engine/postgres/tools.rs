@@ -2,7 +2,7 @@
 //!
 //! Tools run through `helper attached`, as the engine's user, with a cleared environment, and end with the agent.
 //! Passwords reach them by a password file only. What a tool has forked does not end with an agent that is killed, and is ended
-//! by the next one before it touches the same files ([`Runner::end_leftovers`]).
+//! by the next one before it touches the same files ([`end_leftovers`]).
 
 use std::{
     fs,
@@ -164,6 +164,26 @@ fn with_argument(argument: &str) -> Vec<i32> {
     processes.filter(has).map(|process| process.pid()).collect()
 }
 
+/// Ends what tools of an agent that was killed have left behind: processes whose command line has this argument. `pg_basebackup`
+/// streams the log in a process of its own, which neither the death signal nor the end of its parent reaches: it would
+/// write into the next copy, and hold the slot of this one.
+pub(super) async fn end_leftovers(argument: &str) {
+    let started = time::Instant::now();
+    loop {
+        let left = with_argument(argument);
+        if left.is_empty() || started.elapsed() > LEFTOVERS_END_WITHIN {
+            return;
+        }
+        for pid in left {
+            tracing::info!(pid, argument, "a process that an earlier agent's tool has left behind is ended");
+            if let Err(error) = signal::kill(Pid::from_raw(pid), signal::Signal::SIGKILL) {
+                tracing::debug!(%error, "it had just ended");
+            }
+        }
+        time::sleep(LEFTOVERS_LOOK).await;
+    }
+}
+
 // === impl Runner ===
 
 impl Runner {
@@ -250,26 +270,6 @@ impl Runner {
         })
     }
 
-    /// Ends what tools of an agent that was killed have left behind: processes whose command line has this argument. `pg_basebackup`
-    /// streams the log in a process of its own, which neither the death signal nor the end of its parent reaches: it would
-    /// write into the next copy, and hold the slot of this one.
-    pub(super) async fn end_leftovers(&self, argument: &str) {
-        let started = time::Instant::now();
-        loop {
-            let left = with_argument(argument);
-            if left.is_empty() || started.elapsed() > LEFTOVERS_END_WITHIN {
-                return;
-            }
-            for pid in left {
-                tracing::info!(pid, argument, "a process that an earlier agent's tool has left behind is ended");
-                if let Err(error) = signal::kill(Pid::from_raw(pid), signal::Signal::SIGKILL) {
-                    tracing::debug!(%error, "it had just ended");
-                }
-            }
-            time::sleep(LEFTOVERS_LOOK).await;
-        }
-    }
-
     /// As [`Self::run`], for tools that must succeed and that nobody cancels.
     pub(super) async fn must(&self, name: &str, arguments: &[String], limit: Duration) -> Result<String, DriverError> {
         let ended = self.run(name, arguments, None, limit, &CancellationToken::new(), |_| {}).await?;
@@ -325,4 +325,24 @@ async fn read_some(stream: impl AsyncRead + Unpin) -> String {
     // A tool whose output nobody reads would wait for ever.
     drop(tokio::io::copy(&mut stream.into_inner(), &mut tokio::io::sink()).await);
     String::from_utf8_lossy(&text).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_tool_has_left_behind_is_found_by_its_argument_and_ended() {
+        let argument = format!("--pgdata=/nowhere/of-{}", std::process::id());
+        let start = |last: &str| {
+            let mut child = std::process::Command::new("sh");
+            child.args(["-c", "read -r _", "sh", last]).stdin(Stdio::piped()).spawn().expect("there is a shell")
+        };
+        let (mut left, mut other) = (start(&argument), start(&format!("{argument}-other")));
+        end_leftovers(&argument).await;
+        assert!(!left.wait().unwrap().success());
+        assert_eq!(other.try_wait().unwrap(), None, "another argument");
+        other.kill().unwrap();
+        other.wait().unwrap();
+    }
 }
