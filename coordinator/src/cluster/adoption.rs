@@ -42,7 +42,9 @@ pub fn frozen(record: &ClusterRecord, views: &BTreeMap<MemberName, NodeView>, ad
     if mutation::broken(Rule::T4Stale) {
         return None;
     }
-    let left = views.iter().find(|(_, view)| has_left(view, record, adopted));
+    // One that is only being assigned its node now has not been there yet.
+    let assigned = |member: &MemberName| record.members.get(member).is_some_and(|stored| stored.endpoint.is_some());
+    let left = views.iter().find(|(member, view)| assigned(member) && has_left(view, record, adopted));
     if let Some((member, _)) = left {
         return Some(format!(
             "the node of {member} was released after this store's backup: an old backup was put back"
@@ -479,9 +481,18 @@ mod tests {
         assert_eq!(left(true, ""), Ok((1, 1)));
         let everybody = NodeView { connected: true, stale_store: true, revision: Revision(9), ..NodeView::default() };
         let views = BTreeMap::from([1, 2].map(|n| (name(n), everybody.clone())));
-        assert!(frozen(&record, &views, Revision(0)).unwrap().contains("was released after this store's backup"));
+        assert_eq!(frozen(&record, &views, Revision(0)), None, "members that are only being assigned their nodes");
+        let mut assigned = record.clone();
+        for stored in assigned.members.values_mut() {
+            stored.endpoint = Some(Endpoint { host: "h".to_owned(), port: 1 });
+        }
+        assert!(frozen(&assigned, &views, Revision(0)).unwrap().contains("was released after this store's backup"));
         assert!(recast(&record, &views, &BTreeMap::new(), Revision(0)).members.is_empty(), "it was removed since");
-        assert_eq!(frozen(&record, &views, Revision(9)), None, "members of after the adoption, which are not made yet");
+        assert_eq!(
+            frozen(&assigned, &views, Revision(9)),
+            None,
+            "members of after the adoption, which are not made yet"
+        );
         assert_eq!(left(false, ""), Err(vec![name(2)]), "its ledger has not seen anything newer: it may be lost");
         assert_eq!(left(true, "no ledger"), Err(vec![name(2)]));
     }
