@@ -73,7 +73,9 @@ impl Cast<'_> {
     /// was not prepared then is back, and belonged to the electorate of who reigned.
     pub(super) fn never_reigned(&mut self) {
         let (first, second, primary) = (self.first(), self.others[1].clone(), self.primary.clone());
+        // Who lacked more than the policy lets a failover lose would not take over.
         let acts = vec![
+            Act::CatchUp(first.clone()),
             cut(&first, COORDINATOR, UNTIL_ENDED),
             Act::SlowStore(Duration::from_millis(60)),
             on(Kind::DiskStall, &primary, AWAY * 2),
