@@ -1,6 +1,6 @@
-//! Every kind of operation with a fault in the middle of it, once each: the agent that carries out the step is killed, the engine
-//! that is copied from is, its machine is cut off from everything, the disk that is written to is full. (The coordinator is killed at
-//! every step by the process tests.)
+//! Every kind of operation with a fault in the middle of it, once each: the coordinator is killed, the agent that carries out the
+//! step is, the engine that is copied from is, its machine is cut off from everything, the disk that is written to is full. (The
+//! coordinator is killed at every step of most kinds by the process tests as well.)
 //!
 //! The fault is mended after a while, and nobody does anything else: in the end the cluster is well, no row is lost that did not go
 //! with a failover, and there were never two primaries.
@@ -37,6 +37,8 @@ const LASTS: Duration = Duration::from_secs(4);
 /// What goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
+    /// SIGKILL for the coordinator.
+    Coordinator,
     /// SIGKILL for the agent of the member that the step is about.
     Agent,
     /// SIGKILL for the engine of the primary.
@@ -61,7 +63,7 @@ enum Change {
     Delete,
 }
 
-const FAULTS: [Fault; 4] = [Fault::Agent, Fault::Donor, Fault::DonorCut, Fault::DiskFull];
+const FAULTS: [Fault; 5] = [Fault::Coordinator, Fault::Agent, Fault::Donor, Fault::DonorCut, Fault::DiskFull];
 const CHANGES: [Change; 9] = [
     Change::Add,
     Change::Remove,
@@ -303,6 +305,12 @@ impl Stage {
     async fn strike(&mut self, fault: Fault, node: &str, primary: &wire::Member) -> Result<()> {
         let donor = api::plain(&primary.node).to_owned();
         match fault {
+            Fault::Coordinator => {
+                self.fleet.coordinator.daemon()?.kill()?;
+                tokio::time::sleep(LASTS).await;
+                self.fleet.coordinator.start()?;
+                self.fleet.all_connected().await
+            }
             Fault::Agent => {
                 self.fleet.agent(node).daemon()?.kill()?;
                 tokio::time::sleep(LASTS).await;
@@ -449,10 +457,10 @@ impl Stage {
     }
 }
 
-/// Changes to run: all, or those whose names `REGENT_TEST_CHANGES` lists, such as `Add,Resync`.
-fn wanted(change: Change) -> bool {
-    std::env::var("REGENT_TEST_CHANGES")
-        .map_or(true, |names| names.split(',').any(|name| name == format!("{change:?}")))
+/// Whether one is to be run: all are, or those whose names a variable lists, such as `REGENT_TEST_CHANGES=Add,Resync` or
+/// `REGENT_TEST_FAULTS=Agent`.
+fn wanted(variable: &str, one: impl std::fmt::Debug) -> bool {
+    std::env::var(variable).map_or(true, |names| names.split(',').any(|name| name == format!("{one:?}")))
 }
 
 #[test]
@@ -460,8 +468,8 @@ fn every_operation_ends_well_with_a_fault_in_the_middle_of_it() {
     inside(|| async {
         let mut stage: Option<Stage> = None;
         let mut complaints = Vec::new();
-        for change in CHANGES.into_iter().filter(|change| wanted(*change)) {
-            for fault in FAULTS {
+        for change in CHANGES.into_iter().filter(|change| wanted("REGENT_TEST_CHANGES", change)) {
+            for fault in FAULTS.into_iter().filter(|fault| wanted("REGENT_TEST_FAULTS", fault)) {
                 let mut used = match stage.take() {
                     Some(stage) => stage,
                     None => Stage::new().await.unwrap(),
