@@ -9,7 +9,7 @@ pub fn write(parameters: &impl Serialize) -> Value {
     serde_json::to_value(parameters).expect("parameters are plain data")
 }
 
-/// What [`write`] was given. A newer build reads what an older one wrote: fields that were added since have defaults.
+/// What [`write()`] was given. A newer build reads what an older one wrote: fields that were added since have defaults.
 pub fn read<T: DeserializeOwned>(stored: &Value) -> T {
     serde_json::from_value(stored.clone()).expect("parameters were written by this kind")
 }

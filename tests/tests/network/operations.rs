@@ -201,8 +201,8 @@ impl Stage {
     /// Lets a change begin; the node of the member that it is about.
     async fn begin(&mut self, change: Change, cluster: &wire::Cluster) -> Result<String> {
         let replica = |nth: usize| {
-            let replicas = cluster.members.iter().filter(|member| api::plain(&member.name) != cluster.primary);
-            let replica = replicas.skip(nth).next().context("no replica")?;
+            let mut replicas = cluster.members.iter().filter(|member| api::plain(&member.name) != cluster.primary);
+            let replica = replicas.nth(nth).context("no replica")?;
             anyhow::Ok((api::plain(&replica.name).to_owned(), api::plain(&replica.node).to_owned()))
         };
         let primary = || api::member(cluster, &cluster.primary);
