@@ -105,7 +105,6 @@ async fn every_replica_is_resynced_one_after_another() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_serve_reads_and_take_no_writes_whatever_happens_to_the_others() {
     let trio = Trio::start().await;
-    postgres::add_ballast(&trio.login, &trio.members[0], 32).await.unwrap();
     let writers = trio.write();
     writers.acknowledged(0, 20, SOON).await.unwrap();
     trio.healthy().await;
@@ -123,6 +122,8 @@ async fn replicas_serve_reads_and_take_no_writes_whatever_happens_to_the_others(
 
     // The former primary is a replica by now, and is read beside the one that is made anew.
     let now = trio.healthy().await;
+    let primary = postgres::find_primary(&trio.login, &trio.members).await.unwrap();
+    postgres::add_ballast(&trio.login, &primary, 32).await.unwrap();
     let replicas: Vec<_> = now.members.iter().filter(|member| api::plain(&member.name) != now.primary).collect();
     let endpoint = |member: &wire::Member| {
         let place = now.members.iter().position(|other| other.name == member.name).unwrap();

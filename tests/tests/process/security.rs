@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use nix::sys::signal::Signal;
 use prost::Message;
 use prost_types::{FileDescriptorSet, MethodDescriptorProto};
 use regent_common::{
@@ -110,7 +109,7 @@ async fn a_revoked_user_is_refused_from_then_on_also_on_an_open_connection() {
     let list = wire::ListNodesRequest::default;
     refused(ann.nodes().list_nodes(list()).await, Reason::CertificateRevoked);
     // Revocation is stored.
-    fleet.coordinator.daemon().unwrap().signal(Signal::SIGKILL).unwrap();
+    fleet.coordinator.daemon().unwrap().kill().unwrap();
     fleet.coordinator.start().unwrap();
     fleet.answers().await.unwrap();
     let ann = Api::connect(&fleet.coordinator.address, &identity).await.unwrap();

@@ -116,6 +116,8 @@ pub struct Actor {
     look_at: Duration,
     /// When an operation that stopped without an end is gone on with.
     again_at: Duration,
+    /// When the last operation ended: what members said before that is of what it has changed.
+    ended_at: Duration,
 }
 
 /// What others hold of an actor.
@@ -161,6 +163,7 @@ pub fn spawn(
         adopted: if resumed { Revision(0) } else { Revision(u64::MAX) },
         look_at: Duration::ZERO,
         again_at: Duration::ZERO,
+        ended_at: Duration::ZERO,
     };
     tokio::spawn(actor.run(resumed, stop));
     handle
@@ -272,6 +275,7 @@ impl Actor {
     fn operation_ended(&mut self, outcome: Result<Outcome, RunError>) {
         let Some(running) = self.running.take() else { return };
         self.progress.send_replace(None);
+        self.ended_at = self.environment.clock.boottime();
         let operation = &running.operation;
         let subject = subject(&operation.kind, &operation.parameters);
         let label = match &outcome {

@@ -50,7 +50,14 @@ impl Actor {
                 .map(|new| subject(new.kind.name(), &new.parameters))
         };
         let rests = |subject: String| self.backoff.get(&subject).is_some_and(|(_, not_before)| now < *not_before);
-        let resting = record.members.keys().filter(|member| mends(member).into_iter().any(rests)).cloned().collect();
+        // A member that is connected says in a moment what it is after the last operation: its word of before, that its data is
+        // half-copied say, is no reason to mend it.
+        let stale = |member: &MemberName| {
+            let view = views.get(member).filter(|view| view.connected);
+            view.is_some_and(|view| view.last_contact.is_some_and(|last| last <= self.ended_at))
+        };
+        let rests = |member: &&MemberName| stale(member) || mends(member).into_iter().any(rests);
+        let resting = record.members.keys().filter(rests).cloned().collect();
         let fingerprint = self.environment.fingerprint(record);
         let drifted = fingerprint.map(|fingerprint| planner::drifted(record, views, &fingerprint)).unwrap_or_default();
         Upkeep { resting, drifted }
