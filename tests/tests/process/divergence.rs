@@ -2,16 +2,17 @@
 
 use std::{fs, process::Command};
 
+use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
 use regent_proto::coordinator::v1 as wire;
 use regent_tests::{
     api,
     cluster::run,
-    engines, process,
+    engines, process, wait,
     workload::{checker::Stored, postgres},
 };
 
-use crate::support::{CLUSTER, SOON, Trio, how_it_was_started, write_by_hand};
+use crate::support::{CLUSTER, SOON, Trio, as_superuser, how_it_was_started, write_by_hand};
 
 /// Kills the primary's engine, then its agent before the engine is brought back; starts the engine by hand and writes to
 /// it. Returns the old primary's member and node. `spoil` is done to the stopped data before the agent is back.
@@ -21,7 +22,9 @@ async fn diverge(trio: &mut Trio, spoil: impl FnOnce(&std::path::Path)) -> (Stri
     let member = api::member(&cluster, &old).unwrap();
     let (node, pid) = (api::plain(&member.node).to_owned(), api::engine_pid(member).unwrap());
     let address = format!("127.0.0.1:{}", member.endpoint.as_ref().unwrap().port);
-    let (command, data) = how_it_was_started(pid);
+    let (mut command, data) = how_it_was_started(pid);
+    // However many checkpoints it makes by hand, its log of before stays.
+    command.extend(["-c".to_owned(), "wal_keep_size=1GB".to_owned()]);
     process::signal(pid, Signal::SIGKILL).unwrap();
     trio.api().other_primary(CLUSTER, &old, SOON).await.unwrap();
     trio.fleet.agent(&node).daemon().unwrap().kill().unwrap();
@@ -32,6 +35,32 @@ async fn diverge(trio: &mut Trio, spoil: impl FnOnce(&std::path::Path)) -> (Stri
     spoil(&data);
     trio.fleet.agent(&node).start().unwrap();
     (old, node)
+}
+
+/// Makes a checkpoint of which the end is written into a later file of the log than that with which recovery from it
+/// begins. Returns the name of that.
+async fn checkpoint_over_two_files(trio: &Trio, engine: u32) -> String {
+    let files = "SELECT redo_wal_file, pg_walfile_name(checkpoint_lsn) FROM pg_control_checkpoint()";
+    wait::until("a checkpoint over two files", SOON, || async {
+        postgres::add_ballast(&trio.login, &trio.members[0], 1).await?;
+        let backup = std::thread::spawn(move || as_superuser(engine, "SELECT pg_backup_start('slow', false)"));
+        wait::until("its begin", SOON, || async {
+            let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'CheckpointDone'";
+            ensure!(as_superuser(engine, waits) == "1", "it has not begun");
+            Ok(())
+        })
+        .await?;
+        // A file of the log into which nothing was written yet is not left.
+        postgres::add_ballast(&trio.login, &trio.members[0], 1).await?;
+        as_superuser(engine, "SELECT pg_switch_wal()");
+        tokio::task::spawn_blocking(|| backup.join()).await?.expect("psql does not panic");
+        let files = as_superuser(engine, files);
+        let (first, last) = files.split_once('|').context("two files")?;
+        ensure!(first < last, "it is all in {first}");
+        Ok(first.to_owned())
+    })
+    .await
+    .unwrap()
 }
 
 fn by_hand(stored: &Stored) -> usize {
@@ -81,4 +110,31 @@ async fn a_diverged_primary_comes_back_by_rewind_and_by_clone_when_rewind_cannot
     })
     .await;
     comes_back(&mut trio, &old, "cloned").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_diverged_primary_is_rewound_by_its_own_log_where_the_new_one_has_removed_it() {
+    // A checkpoint takes three seconds.
+    let settings = [("wal_keep_size", "0"), ("checkpoint_completion_target", "0.01")];
+    let mut trio = Trio::start_with(&settings).await;
+    let cluster = trio.healthy().await;
+    let engines = trio.engine_pids().await;
+    let primary = api::engine_pid(api::member(&cluster, &cluster.primary).unwrap()).unwrap();
+    let first = checkpoint_over_two_files(&trio, primary).await;
+    as_superuser(primary, "SELECT pg_switch_wal()");
+    postgres::add_ballast(&trio.login, &trio.members[0], 1).await.unwrap();
+    let has = |data: &std::path::Path| data.join("pg_wal").join(&first).exists();
+    let (old, _) = diverge(&mut trio, |data| {
+        // Every other engine forgets what only the dead one would still need.
+        for pid in engines.iter().filter(|pid| **pid != primary) {
+            let unused = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active";
+            as_superuser(*pid, unused);
+            as_superuser(*pid, "CHECKPOINT");
+            let (_, theirs) = how_it_was_started(*pid);
+            assert!(!has(&theirs), "{first} is still in {}", theirs.display());
+        }
+        assert!(has(data), "{first} is gone from {}", data.display());
+    })
+    .await;
+    comes_back(&mut trio, &old, "rewound").await;
 }

@@ -13,6 +13,7 @@ use regent_proto::coordinator::v1 as wire;
 use regent_tests::{
     api::{self, Api, request_id},
     cluster::{Fleet, run},
+    engines::postgres_bin,
     folder::TestFolder,
     logcheck,
     process::{self, Daemon, as_user},
@@ -40,9 +41,17 @@ pub(crate) struct Trio {
 
 impl Trio {
     pub(crate) async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// The same with settings of the engine.
+    pub(crate) async fn start_with(settings: &[(&str, &str)]) -> Self {
         let folder = TestFolder::new().unwrap();
-        let fleet = Fleet::start(&folder, &["n1", "n2", "n3"]).await.unwrap();
-        let cluster = fleet.create(CLUSTER, ENGINE, &["n1", "n2", "n3"]).await.unwrap();
+        let nodes = ["n1", "n2", "n3"];
+        let fleet = Fleet::start(&folder, &nodes).await.unwrap();
+        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let request = wire::CreateClusterRequest { settings, ..create(CLUSTER, &nodes) };
+        let cluster = fleet.api.create(request, SOON).await.unwrap();
         assert_eq!(cluster.primary, "db1", "the first node becomes the primary");
         let (login, members) = (fleet.api.login(CLUSTER).await.unwrap(), api::endpoints(&cluster).unwrap());
         postgres::create_table(&login, &members[0]).await.unwrap();
@@ -104,6 +113,17 @@ pub(crate) fn how_it_was_started(pid: u32) -> (Vec<String>, PathBuf) {
     let mut words: Vec<String> = words;
     words[0] = program.to_str().unwrap().to_owned();
     (words, fs::read_link(format!("/proc/{pid}/cwd")).unwrap())
+}
+
+/// Runs statements as the owner of the engine's instance, over its socket; what they say.
+pub(crate) fn as_superuser(pid: u32, sql: &str) -> String {
+    let (_, data) = how_it_was_started(pid);
+    // The fifth line of this file is the folder of the socket, the fourth the port.
+    let facts = fs::read_to_string(data.join("postmaster.pid")).unwrap();
+    let facts: Vec<&str> = facts.lines().collect();
+    let mut psql = Command::new(postgres_bin().unwrap().join("psql"));
+    psql.args(["-X", "-A", "-t", "-U", "postgres", "-d", "postgres", "-h", facts[4], "-p", facts[3], "-c", sql]);
+    run(psql).unwrap().trim().to_owned()
 }
 
 /// Starts the dead engine of a node whose agent does not run, with nobody's leave, writes to it as `by hand`, and stops it.

@@ -294,7 +294,7 @@ impl Postgres {
             {
                 tracing::warn!(%error, "the data that is being removed could not be marked");
             }
-            for folder in [layout.data(), layout.incoming(), layout.conf(), layout.log()] {
+            for folder in [layout.data(), layout.incoming(), layout.own_log(), layout.conf(), layout.log()] {
                 layout.remove_tree(&folder)?;
             }
             let marks = [

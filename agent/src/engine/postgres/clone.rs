@@ -42,6 +42,8 @@ impl Postgres {
         self.on_disk(|layout| {
             layout.claim()?;
             layout.make_folders()?;
+            // Of a rewind that did not end.
+            layout.remove_tree(&layout.own_log())?;
             super::swap::conclude(layout)
         })
         .await?;

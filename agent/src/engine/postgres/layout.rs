@@ -5,6 +5,7 @@
 //! ROOT/data                PGDATA
 //! ROOT/incoming            a clone in the making; complete only when ROOT/incoming-complete stands
 //! ROOT/kept/data-N         what a swap put aside
+//! ROOT/own-log             log of the engine that a rewind under way must not lose (see `rewind/own_log.rs`)
 //! ROOT/conf, ROOT/log      our configuration and the engine's log: outside PGDATA, so that no clone or rewind brings them
 //! ROOT/initializing        an initialization began and did not end
 //! ROOT/dirty               the data must not be started
@@ -91,6 +92,12 @@ impl Layout {
     }
     pub(super) fn incoming_complete(&self) -> PathBuf {
         self.root.join("incoming-complete")
+    }
+    pub(super) fn log_segments(&self) -> PathBuf {
+        self.data().join("pg_wal")
+    }
+    pub(super) fn own_log(&self) -> PathBuf {
+        self.root.join("own-log")
     }
     pub(super) fn kept(&self) -> PathBuf {
         self.root.join("kept")

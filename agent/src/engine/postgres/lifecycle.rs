@@ -174,7 +174,7 @@ impl Postgres {
     /// Waits until a new connection is accepted. As long as recovery makes progress the wait goes on.
     pub(super) async fn wait_accepting(&self) -> Result<(), DriverError> {
         let started = time::Instant::now();
-        let (mut progress, mut progressed) = (0, started);
+        let (mut done, mut progressed) = (Effort::default(), started);
         let mut pause = Duration::from_millis(3);
         loop {
             let seen = match self.connect(Who::Agent, Duration::from_secs(2)).await {
@@ -201,14 +201,14 @@ impl Postgres {
                     stderr: self.last_log_lines().await,
                 });
             };
-            let now = (time::Instant::now(), work_of_children(pid));
-            if now.1 != progress {
-                (progress, progressed) = (now.1, now.0);
+            let (now, effort) = (time::Instant::now(), Effort::of_recovery(pid));
+            if effort.is_progress_after(done) {
+                (done, progressed) = (effort, now);
             }
-            if now.0 - progressed > STALL || now.0 - started > START {
+            if now - progressed > STALL || now - started > START {
                 return Err(DriverError::Deadline {
                     doing: "starting the engine".to_owned(),
-                    seconds: (now.0 - started).as_secs(),
+                    seconds: (now - started).as_secs(),
                     last: format!("{seen}; {}", self.last_log_lines().await),
                 });
             }
@@ -330,15 +330,37 @@ pub(super) fn strip_auto_conf(layout: &Layout) -> Result<(), DriverError> {
     if stripped == text { Ok(()) } else { layout.write_for_engine(&path, stripped.as_bytes()) }
 }
 
-/// Processor time that the children of the postmaster have used, in ticks: it grows as long as recovery gets on.
-fn work_of_children(pid: u32) -> u64 {
-    let Ok(processes) = procfs::process::all_processes() else { return 0 };
-    processes
-        .filter_map(Result::ok)
-        .filter_map(|process| process.stat().ok())
-        .filter(|stat| u32::try_from(stat.ppid) == Ok(pid))
-        .map(|stat| stat.utime + stat.stime)
-        .sum()
+/// What the processes of recovery have done. Others do not count: a receiver that is refused by its upstream begins anew ten
+/// times a second, and gets nobody any further.
+#[derive(Debug, Clone, Copy, Default)]
+struct Effort {
+    /// Processor time, in ticks of 10 ms.
+    ticks: u64,
+    /// Bytes read and written.
+    bytes: u64,
+}
+
+impl Effort {
+    fn of_recovery(postmaster: u32) -> Self {
+        let Ok(processes) = procfs::process::all_processes() else { return Self::default() };
+        let mut sum = Self::default();
+        for process in processes.filter_map(Result::ok) {
+            let Ok(stat) = process.stat() else { continue };
+            let title = || process.cmdline().unwrap_or_default().into_iter().next().unwrap_or_default();
+            let is_part = |title: String| [": startup", ": checkpointer"].iter().any(|part| title.contains(part));
+            if u32::try_from(stat.ppid) != Ok(postmaster) || !is_part(title()) {
+                continue;
+            }
+            sum.ticks += stat.utime + stat.stime;
+            sum.bytes += process.io().map_or(0, |io| io.rchar + io.wchar);
+        }
+        sum
+    }
+
+    /// Whether more was done than looking whether there is something to do.
+    fn is_progress_after(self, before: Self) -> bool {
+        self.ticks >= before.ticks + 50 || self.bytes >= before.bytes + (1 << 20)
+    }
 }
 
 /// The last few kilobytes of a file.

@@ -88,6 +88,22 @@ impl Place {
         Position::new(origins, format!("timeline {} at {}", self.timeline, self.lsn))
     }
 
+    /// Where this copy and another parted: the end of what both have of the newest timeline that both know. `None` when they
+    /// have none in common. Asked of copies without a [`namesake`](Self::namesake).
+    pub(super) fn parted_from(&self, other: &Self) -> Option<Lsn> {
+        let end = |place: &Self, timeline| {
+            if place.timeline == timeline { Some(place.lsn) } else { place.history.left_at(timeline) }
+        };
+        let newest_first =
+            std::iter::once(self.timeline).chain(self.history.0.iter().rev().map(|(timeline, _)| *timeline));
+        newest_first.into_iter().find_map(|timeline| Some(end(self, timeline)?.min(end(other, timeline)?)))
+    }
+
+    /// The timeline on which this copy wrote the last of its log before `end`.
+    pub(super) fn timeline_before(&self, end: Lsn) -> u32 {
+        self.history.0.iter().find(|(_, left)| *left >= end).map_or(self.timeline, |(timeline, _)| *timeline)
+    }
+
     /// A timeline that both have under one number, and that is not the same.
     pub(super) fn namesake(&self, other: &Self) -> Option<u32> {
         let has = |place: &Self, timeline| place.timeline == timeline || place.history.left_at(timeline).is_some();
@@ -142,6 +158,19 @@ mod tests {
         assert_eq!(history, History(vec![(1, Lsn(0x300_0148)), (2, Lsn(0x16_B374_D848))]));
         assert_eq!(history.left_at(2).unwrap().to_string(), "16/B374D848");
         assert_eq!(History::parse("1\tnonsense\n"), None);
+    }
+
+    #[test]
+    fn where_two_copies_parted() {
+        // Both were once replicas on timeline 2, which one went on with and the other left for timeline 3.
+        let (left, stayed) = (place(3, 400, &[(1, 100), (2, 200)]), place(2, 250, &[(1, 100)]));
+        assert_eq!(stayed.parted_from(&left), Some(Lsn(200)));
+        assert_eq!(left.parted_from(&stayed), Some(Lsn(200)));
+        assert_eq!(place(2, 150, &[(1, 100)]).parted_from(&left), Some(Lsn(150)));
+        assert_eq!(place(4, 150, &[(1, 80)]).parted_from(&left), Some(Lsn(80)));
+        assert_eq!(place(7, 10, &[]).parted_from(&left), None);
+        let on = |end| left.timeline_before(Lsn(end));
+        assert_eq!([on(50), on(100), on(101), on(200), on(201), on(900)], [1, 1, 2, 2, 3, 3]);
     }
 
     #[test]

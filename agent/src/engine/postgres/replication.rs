@@ -318,7 +318,7 @@ impl Postgres {
     }
 
     /// This member's slot on its upstream: there, and not lost.
-    async fn ensure_slot(&self, upstream: &Peer) -> Result<(), DriverError> {
+    pub(super) async fn ensure_slot(&self, upstream: &Peer) -> Result<(), DriverError> {
         let session = self.session_with(upstream).await?;
         make_slot(&session, &config::slot_name(&self.member))
             .await

@@ -1,6 +1,10 @@
-//! `bench rejoin`: the primary's engine is killed; how long until the former primary streams again as a replica, and by which way.
+//! `bench rejoin`: the primary's engine is killed; how long until the former primary is in service again, and by which way: as
+//! a replica that follows, is rewound or cloned, or restarted as the primary, where no replica was near enough to take over.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -21,6 +25,8 @@ use crate::{
 
 const CLUSTER: &str = "bench";
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
+/// How long the cluster is left alone, and loaded, before the next run.
+const AT_REST: Duration = Duration::from_secs(5);
 /// How long a member may take to be back.
 const LONG: Duration = Duration::from_secs(300);
 
@@ -31,7 +37,7 @@ struct Report {
     build: &'static str,
     load: String,
     repetitions: u32,
-    /// From the death of the engine to its copy streaming again.
+    /// From the death of the engine until its copy is in service again.
     back_ms: Percentiles,
     /// What of that the operation took.
     operation_ms: Percentiles,
@@ -44,6 +50,8 @@ struct Report {
 struct Run {
     back_ms: f64,
     operation_ms: f64,
+    /// Each step of it.
+    steps_ms: Vec<(String, f64)>,
     report: Vec<String>,
 }
 
@@ -67,7 +75,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     let mut ways = BTreeMap::new();
     for run in &runs {
         let said = |word: &&str| run.report.iter().any(|line| line.contains(*word));
-        let way = ["cloned", "rewound", "followed"].into_iter().find(said).unwrap_or("unknown");
+        let way = ["cloned", "rewound", "followed", "restarted"].into_iter().find(said).unwrap_or("unknown");
         *ways.entry(way.to_owned()).or_default() += 1;
     }
     let report = Report {
@@ -85,25 +93,45 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
 }
 
 async fn once(fleet: &Fleet) -> Result<Run> {
-    let cluster = fleet.api.healthy(CLUSTER, LONG).await?;
-    let before: Vec<_> = fleet.api.operations_of(CLUSTER, "rejoin").await?.into_iter().map(|seen| seen.name).collect();
-    let primary = api::member(&cluster, &cluster.primary)?;
+    tokio::time::sleep(AT_REST).await;
+    let cluster = wait::until("everybody fit to take over", LONG, || async {
+        let cluster = fleet.api.healthy(CLUSTER, LONG).await?;
+        let electorate = cluster.electorate.clone().unwrap_or_default().members;
+        ensure!(electorate.len() + 1 == NODES.len() && cluster.electorate_acknowledged, "it is {electorate:?}");
+        Ok(cluster)
+    })
+    .await?;
+    let before: BTreeSet<_> = names(fleet, "failover").await?.union(&names(fleet, "rejoin").await?).cloned().collect();
+    let old = &cluster.primary;
     let began = now_nanos();
-    process::signal(api::engine_pid(primary)?, Signal::SIGKILL)?;
-    let back = wait::until("the former primary as a replica", LONG, || async {
-        let all = fleet.api.operations_of(CLUSTER, "rejoin").await?;
-        let mut new = all.into_iter().filter(|seen| !before.contains(&seen.name));
-        let ended = new.next().filter(|seen| seen.done && seen.error.is_empty()).context("it is not back")?;
+    process::signal(api::engine_pid(api::member(&cluster, old)?)?, Signal::SIGKILL)?;
+    // The last operation that brought it back: a failover that found no better copy restarts it in place.
+    let last = wait::until("the former primary in service", LONG, || async {
+        let newest = async |kind: &str| {
+            let all = fleet.api.operations_of(CLUSTER, kind).await?;
+            let new = all.into_iter().find(|seen| !before.contains(&seen.name));
+            anyhow::Ok(new.filter(|seen| seen.done && seen.error.is_empty()))
+        };
+        let failover = newest("failover").await?.context("the failover has not ended")?;
         let now = fleet.api.cluster(CLUSTER).await?;
-        let member = api::member(&now, &cluster.primary)?;
+        let member = api::member(&now, old)?;
         ensure!(member.state() == wire::MemberState::Ready, "{}", member.reason);
-        Ok(ended)
+        match now.primary == *old {
+            true => Ok(failover),
+            false => newest("rejoin").await?.context("the rejoin has not ended"),
+        }
     })
     .await?;
     let back_ms = Duration::from_nanos(now_nanos() - began).as_secs_f64() * 1e3;
     let at =
         |time: Option<prost_types::Timestamp>| time.map_or(0.0, |t| t.seconds as f64 * 1e3 + f64::from(t.nanos) / 1e6);
-    let begin = back.steps.first().map_or(0.0, |step| at(step.start_time));
-    let end = back.steps.last().map_or(0.0, |step| at(step.end_time));
-    Ok(Run { back_ms, operation_ms: end - begin, report: back.report })
+    let steps_ms: Vec<_> =
+        last.steps.iter().map(|step| (step.name.clone(), at(step.end_time) - at(step.start_time))).collect();
+    let operation_ms = steps_ms.iter().map(|(_, took)| took).sum();
+    Ok(Run { back_ms, operation_ms, steps_ms, report: last.report })
+}
+
+/// Names of the cluster's operations of one kind.
+async fn names(fleet: &Fleet, kind: &str) -> Result<BTreeSet<String>> {
+    Ok(fleet.api.operations_of(CLUSTER, kind).await?.into_iter().map(|seen| seen.name).collect())
 }

@@ -1,14 +1,18 @@
 //! Bringing a diverged copy back by `pg_rewind`.
 //!
 //! The checklist that makes it sound: the source was flushed after its promotion (a step of the operation does that); this
-//! copy was shut down cleanly, which a crashed one is by recovering it isolated first; page checksums and hints are on; a
-//! dry run comes first; the data is marked as dirty before the first byte changes and until it streams; settings of the
+//! copy was shut down cleanly, which a crashed one is by recovering it isolated first; page checksums and hints are on; the
+//! source holds its log back from here on; a dry run comes first; the data is marked as dirty before the first byte changes
+//! and until it streams; the log of before the parting stays ([`own_log`]), and is whole before the start; settings of the
 //! source that came along are removed. Our configuration is outside the data directory and stays.
+
+mod own_log;
 
 use std::time::Duration;
 
 use regent_common::topology::{Peer, Progress};
 
+use self::own_log::Segments;
 use super::{
     Postgres, config,
     lifecycle::{Force, strip_auto_conf},
@@ -45,25 +49,37 @@ impl Postgres {
             self.follow_upstream(source).await?;
             return Ok("this copy had nothing that the source has not: it follows without a rewind".to_owned());
         };
+        let Some(parted) = own.parted_from(&theirs) else {
+            return Err(DriverError::CannotRewind {
+                reason: format!("it and {} never had a timeline in common", source.member),
+            });
+        };
+        self.ensure_slot(source).await?;
         self.stop_fast().await?;
-        self.check_stopped_cleanly().await?;
+        let segments = self.check_stopped_cleanly().await?;
         phase("checking");
         self.run_rewind(source, work, true).await?;
         let why = format!("rewinding to {}: {detail}", source.member);
-        self.on_disk(move |layout| layout.mark_dirty(&why)).await?;
-        phase("rewinding");
-        self.run_rewind(source, work, false).await?;
-        self.on_disk(|layout| {
-            strip_auto_conf(layout)?;
-            layout.make_standby()
+        self.on_disk(move |layout| {
+            segments.set_aside(layout, parted)?;
+            layout.mark_dirty(&why)
         })
         .await?;
+        phase("rewinding");
+        self.run_rewind(source, work, false).await?;
+        let missing = self.on_disk(move |layout| {
+            let brought = segments.bring_back(layout)?;
+            tracing::info!(segments = brought, "log of before the parting that the source has no more was kept");
+            strip_auto_conf(layout)?;
+            layout.make_standby()?;
+            segments.first_missing(layout, &theirs)
+        });
+        if let Some(name) = missing.await? {
+            let reason =
+                format!("the log that it would recover with begins with {name}, which {} has no more", source.member);
+            return Err(DriverError::CannotRewind { reason });
+        }
         phase("starting");
-        // Made before the start, so that the log that the copy needs from here on is held back.
-        let session = self.session_with(source).await?;
-        super::replication::make_slot(&session, &config::slot_name(&self.member))
-            .await
-            .map_err(|error| error.refused(format!("make a replication slot on {}", source.member)))?;
         self.write_upstream(Some(source)).await?;
         let started = match self.launch(Force::Dirty).await {
             Ok(()) => self.wait_streaming(source).await,
@@ -84,13 +100,19 @@ impl Postgres {
         self.place().await
     }
 
-    async fn check_stopped_cleanly(&self) -> Result<(), DriverError> {
+    /// Refuses data that was not shut down cleanly. Returns how its log is cut into files.
+    async fn check_stopped_cleanly(&self) -> Result<Segments, DriverError> {
         let facts = self.runner.control_data(&self.layout.data()).await?;
-        let state = control_field(&facts, "Database cluster state").unwrap_or_default();
-        if ["shut down", "shut down in recovery"].contains(&state) {
-            return Ok(());
+        let field = |name| control_field(&facts, name).unwrap_or_default();
+        let state = field("Database cluster state");
+        if !["shut down", "shut down in recovery"].contains(&state) {
+            return Err(DriverError::CannotRewind {
+                reason: format!("it was not shut down cleanly, its state is {state:?}"),
+            });
         }
-        Err(DriverError::CannotRewind { reason: format!("it was not shut down cleanly, its state is {state:?}") })
+        let size = field("Bytes per WAL segment");
+        Segments::of_size(size)
+            .ok_or_else(|| DriverError::CannotRewind { reason: format!("its segments of the log have {size:?} bytes") })
     }
 
     async fn run_rewind(&self, source: &Peer, work: &Work, dry: bool) -> Result<(), DriverError> {
