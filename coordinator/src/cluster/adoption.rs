@@ -526,6 +526,25 @@ mod tests {
     }
 
     #[test]
+    fn nodes_are_assigned_to_whom_the_recast_record_names() {
+        let (record, mut recast) = (cluster(), cluster());
+        let (released, kept) = (record.members[&name(1)].node.clone(), record.members[&name(2)].node.clone());
+        recast.members.remove(&name(1));
+        recast.members.remove(&name(2));
+        let came: NodeName = "n9".parse().unwrap();
+        for (number, node) in [(5, &kept), (9, &came)] {
+            recast.members.insert(name(number), MemberRecord::new(node.clone()));
+        }
+        let member = |number| Assignment { cluster: record.name.clone(), member: name(number) };
+        let expected = Transaction::default()
+            .delete(keys::assignment(&released))
+            .put_json(keys::assignment(&kept), &member(5))
+            .put_json(keys::assignment(&came), &member(9));
+        assert_eq!(assignments(&record, &recast, Transaction::default()), expected);
+        assert_eq!(assignments(&record, &record, Transaction::default()), Transaction::default());
+    }
+
+    #[test]
     fn it_waits_for_everybody() {
         let (record, mut views) = (cluster(), BTreeMap::from([(name(2), view(observation(name(2))))]));
         assert_eq!(reports(&record, &record, &views), Err(vec![name(1)]));

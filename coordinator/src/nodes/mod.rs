@@ -22,6 +22,8 @@ use self::identity::{KeptOut, Mark, Rival};
 use crate::model::shown::Shown;
 
 pub mod contest;
+#[cfg(test)]
+pub(crate) mod double;
 pub mod identity;
 pub mod joiner;
 pub mod link;

@@ -99,54 +99,17 @@ async fn visit(store: &dyn Store, agents: &dyn Agents, node: &NodeName, seen: &O
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, sync::Mutex};
-
-    use async_trait::async_trait;
     use regent_common::{
         ids::{ClusterId, Epoch, MemberName, OperationToken},
         lease::Forced,
     };
-    use regent_proto::agent::v1::{CheckSettingsRequest, StepResult};
 
     use super::*;
     use crate::{
-        nodes::{AgentError, NodeView},
+        nodes::double::Unheard,
         planner::fixtures::{cluster, name, observation},
         store::memory::MemoryStore,
     };
-
-    /// An agent that is told things.
-    #[derive(Default)]
-    struct Told(Mutex<Vec<StepCall>>);
-
-    #[async_trait]
-    impl Agents for Told {
-        fn view(&self, _: &NodeName) -> NodeView {
-            NodeView::default()
-        }
-
-        fn members_of(&self, _: &ClusterId) -> BTreeMap<NodeName, NodeView> {
-            BTreeMap::new()
-        }
-
-        async fn check_settings(&self, _: &NodeName, _: CheckSettingsRequest) -> Result<(), AgentError> {
-            Ok(())
-        }
-
-        async fn wait_for_change(&self, _: &NodeName, at_most: Duration) {
-            tokio::time::sleep(at_most).await;
-        }
-
-        async fn execute(
-            &self,
-            _: &NodeName,
-            call: StepCall,
-            _: &watch::Sender<Progress>,
-        ) -> Result<StepResult, AgentError> {
-            self.0.lock().unwrap().push(call);
-            Ok(StepResult::default())
-        }
-    }
 
     /// A store with tombstones: of the whole cluster, or of this member.
     async fn store_with(tombstones: &[(Option<MemberName>, Tombstone)]) -> MemoryStore {
@@ -164,10 +127,9 @@ mod tests {
 
     /// What the agent of a node that reports this is told: whether its data is kept, its epoch, and its token.
     async fn told(store: &MemoryStore, seen: &Observation) -> Option<(bool, u64, u64)> {
-        let agents = Told::default();
+        let agents = Unheard::obedient();
         visit(store, &agents, &"n1".parse().unwrap(), seen).await.unwrap();
-        let calls = agents.0.into_inner().unwrap();
-        let StepCall { header, action } = calls.into_iter().next()?;
+        let StepCall { header, action } = agents.told().into_iter().next()?;
         let Some(action::Action::Release(release)) = action.action else { panic!("{action:?}") };
         Some((release.keep_data, header.epoch, header.token))
     }

@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
-use regent_common::{clock::ManualClock, error::reason_of, lease::Profile, topology::Progress};
-use regent_proto::agent::v1::StepResult;
-use tokio::sync::{broadcast, watch};
+use regent_common::{clock::ManualClock, error::reason_of, lease::Profile};
+use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -16,39 +14,11 @@ use crate::{
     environment::Environment,
     events::EventLog,
     model::cluster::MemberState,
-    nodes::{Agents, StepCall},
+    nodes::double::Unheard,
     planner::fixtures::{cluster, name},
     secrets::Secrets,
     store::{Store, get_json, memory::MemoryStore},
 };
-
-/// Agents of which nothing is heard.
-struct Silent;
-
-#[async_trait]
-impl Agents for Silent {
-    fn members_of(&self, _: &ClusterId) -> BTreeMap<NodeName, NodeView> {
-        BTreeMap::new()
-    }
-
-    fn view(&self, _: &NodeName) -> NodeView {
-        NodeView::default()
-    }
-    async fn check_settings(&self, _: &NodeName, _: CheckSettingsRequest) -> Result<(), AgentError> {
-        Ok(())
-    }
-    async fn wait_for_change(&self, _: &NodeName, at_most: Duration) {
-        tokio::time::sleep(at_most).await;
-    }
-    async fn execute(
-        &self,
-        node: &NodeName,
-        _: StepCall,
-        _: &watch::Sender<Progress>,
-    ) -> Result<StepResult, AgentError> {
-        Err(AgentError::Unreachable { node: node.clone(), detail: "nobody is there".to_owned() })
-    }
-}
 
 struct Bench {
     api: ClusterApi,
@@ -70,7 +40,7 @@ async fn bench(change: impl FnOnce(&mut ClusterRecord)) -> Bench {
         clock: clock.clone(),
         started_at: Duration::ZERO,
         store: Arc::clone(&shared),
-        agents: Arc::new(Silent),
+        agents: Arc::<Unheard>::default(),
         secrets: Arc::new(Secrets::ephemeral()),
         audit: AuditLog::new(Arc::clone(&shared), clock.clone()),
         events: EventLog::new(Arc::clone(&shared), clock.clone()),

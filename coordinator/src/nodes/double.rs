@@ -1,0 +1,70 @@
+//! Agents of the tests that want none: nothing is ever heard of them, and what they are told is kept.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use regent_common::{
+    ids::{ClusterId, NodeName},
+    topology::Progress,
+};
+use regent_proto::agent::v1::{CheckSettingsRequest, StepResult};
+use tokio::sync::watch;
+
+use super::{AgentError, Agents, NodeView, StepCall};
+
+/// Agents of which nothing is heard.
+#[derive(Debug, Default)]
+pub(crate) struct Unheard {
+    obedient: bool,
+    told: Mutex<Vec<StepCall>>,
+}
+
+// === impl Unheard ===
+
+impl Unheard {
+    /// They do what they are told, whatever it is.
+    pub(crate) fn obedient() -> Self {
+        Self { obedient: true, ..Self::default() }
+    }
+
+    /// What they were told, in order.
+    pub(crate) fn told(&self) -> Vec<StepCall> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[async_trait]
+impl Agents for Unheard {
+    fn view(&self, _: &NodeName) -> NodeView {
+        NodeView::default()
+    }
+
+    fn members_of(&self, _: &ClusterId) -> BTreeMap<NodeName, NodeView> {
+        BTreeMap::new()
+    }
+
+    async fn check_settings(&self, _: &NodeName, _: CheckSettingsRequest) -> Result<(), AgentError> {
+        Ok(())
+    }
+
+    async fn wait_for_change(&self, _: &NodeName, at_most: Duration) {
+        tokio::time::sleep(at_most).await;
+    }
+
+    async fn execute(
+        &self,
+        node: &NodeName,
+        call: StepCall,
+        _: &watch::Sender<Progress>,
+    ) -> Result<StepResult, AgentError> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).push(call);
+        match self.obedient {
+            true => Ok(StepResult::default()),
+            false => Err(AgentError::Unreachable { node: node.clone(), detail: "nobody is there".to_owned() }),
+        }
+    }
+}
