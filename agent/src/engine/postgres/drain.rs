@@ -1,8 +1,9 @@
 //! Handing everything over to a successor before a planned promotion, and letting applications in again.
 //!
 //! New logins are rejected by the access rules, sessions that there are are ended, and so is every process that is in the midst of a
-//! login by the rules of before: after that nobody is left who could be told that a write is done. What stays is the agent, over
-//! the socket, and the stream.
+//! login by the rules of before: after that nobody is left who could be told that a write is done. Workers of autovacuum are ended
+//! too: what they write after the hand-over the successor has not, and this copy would have to be rewound to follow it. What stays
+//! is the agent, over the socket, and the stream.
 //!
 //! **Invariant:** the rules that keep applications out are undone by every start of the engine, as by [`Postgres::admit`].
 
@@ -18,6 +19,7 @@ use tokio::time;
 use super::{
     Postgres,
     config::{self, AGENT, REPLICATOR, SUPERUSER},
+    position::{Place, parse_lsn},
     refused,
     session::{Session, SqlError, literal},
 };
@@ -61,9 +63,14 @@ impl Postgres {
             }
             time::sleep(POLL).await;
         }
-        // A commit that is flushed, and with it all that was acknowledged before it was.
+        // A commit that is flushed, and with it all that was acknowledged before it was. The place of the message, not where the
+        // log has been flushed to: that may be in the midst of a record of the engine's own, which nobody else can replay.
         let commit = "SELECT pg_logical_emit_message(true, 'regent', 'handed over')";
-        superuser.execute(commit).await.map_err(failed)?;
+        let message = superuser.value(commit, STATEMENT).await.map_err(failed)?.as_deref().and_then(parse_lsn);
+        let last = message.ok_or_else(|| DriverError::Refused {
+            doing: "hand over".to_owned(),
+            detail: "the engine did not say where it wrote its last message".to_owned(),
+        })?;
         let place = self.place().await?;
         let behind = format!(
             "SELECT pg_wal_lsn_diff({}, flush_lsn) FROM pg_stat_replication WHERE application_name = {}",
@@ -73,7 +80,7 @@ impl Postgres {
         loop {
             let behind = superuser.value(&behind, STATEMENT).await.map_err(failed)?;
             if behind.and_then(|bytes| bytes.parse::<i64>().ok()).is_some_and(|bytes| bytes <= 0) {
-                return Ok(place.position());
+                return Ok(Place { lsn: last, ..place }.position());
             }
             time::sleep(POLL).await;
         }
@@ -118,21 +125,21 @@ impl Postgres {
     }
 }
 
-/// All processes that the engine lists, and of them the sessions of applications.
+/// All processes that the engine lists, and of them those that are to end.
 async fn listed(superuser: &Session) -> Result<(BTreeSet<i32>, BTreeSet<i32>), DriverError> {
     let sql = format!(
-        "SELECT pid, backend_type IN ('client backend', 'walsender') \
+        "SELECT pid, backend_type IN ('client backend', 'walsender', 'autovacuum worker') \
          AND coalesce(usename, '') NOT IN ('{AGENT}', '{SUPERUSER}', '{REPLICATOR}') FROM pg_stat_activity"
     );
     let rows = superuser.rows(&sql, STATEMENT).await.map_err(|error| error.refused("list the sessions"))?;
-    let (mut all, mut applications) = (BTreeSet::new(), BTreeSet::new());
+    let (mut all, mut ending) = (BTreeSet::new(), BTreeSet::new());
     for row in &rows {
-        let [Some(pid), application] = row.as_slice() else { continue };
+        let [Some(pid), ends] = row.as_slice() else { continue };
         let Ok(pid) = pid.parse() else { continue };
         all.insert(pid);
-        if application.as_deref() == Some("t") {
-            applications.insert(pid);
+        if ends.as_deref() == Some("t") {
+            ending.insert(pid);
         }
     }
-    Ok((all, applications))
+    Ok((all, ending))
 }
