@@ -3,7 +3,8 @@
 //! The primary is drained under its own lease; a drain that does not succeed in time is taken back, and nothing has happened. Then
 //! the epoch is raised, and everything goes on as in a failover, with three differences: nothing at all may be lost, the chosen
 //! member is preferred among equals, and the final position is the drain's, if the fence's answer says that nobody was let in
-//! since. If it says otherwise the old primary's own data is asked, and it is restarted in place when nobody has all of it.
+//! since. If it says otherwise the old primary's own data is asked, and it is restarted in place when nobody has all of it: then
+//! the operation fails, and says so.
 //!
 //! **Invariant:** the epoch is raised in the commit that ends the drain, and only the fence's answer ends the reign.
 
@@ -66,6 +67,7 @@ impl Kind for Promote {
             PlannedStep::new("prepare", ready()),
             PlannedStep::new("promote", []),
             PlannedStep::new("follow", ready()),
+            PlannedStep::new("verify", []),
         ]
     }
 
@@ -78,7 +80,8 @@ impl Kind for Promote {
             "fence" => failover::fence(context, &step.members).await,
             "prepare" => failover::prepare(context, &step.members).await,
             "promote" => failover::promote(context).await,
-            _ => failover::follow(context).await,
+            "follow" => failover::follow(context).await,
+            _ => verify(context),
         }
     }
 
@@ -135,6 +138,20 @@ async fn check(context: &StepContext<'_>) -> Result<StepDone, StepError> {
     let flush = context.call(&primary, Action::Checkpoint(wire::Checkpoint {}), PATIENCE);
     within(FLUSH_WITHIN, "to flush", flush).await?;
     Ok(StepDone::new())
+}
+
+/// Says so where somebody else had to become the primary: nobody is to read of a success that was none.
+fn verify(context: &StepContext<'_>) -> Result<StepDone, StepError> {
+    let Parameters { member, .. } = context.parameters();
+    let primary = primary_of(context)?;
+    if primary == member {
+        return Ok(StepDone::new());
+    }
+    let message = format!(
+        "{member} could not be shown to have everything, so that {primary} is the primary; nothing is lost, and it can be \
+         asked for again"
+    );
+    Err(StepError::new(Reason::NoReplica, message))
 }
 
 /// A call that may not take longer: while this operation runs no failover begins.
