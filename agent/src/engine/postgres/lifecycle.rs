@@ -21,6 +21,9 @@ use crate::{
 
 /// How long a start may go on without any progress of recovery.
 const STALL: Duration = Duration::from_secs(60);
+/// So many looks, of ten a second, at which recovery was busy are progress: one that only looks again and again whether there is
+/// log to replay is seen so once in two hundred.
+const BUSY_LOOKS: u32 = 30;
 /// How long a start may take in all; the engine goes on recovering after it.
 const START: Duration = Duration::from_secs(300);
 /// How long a clean stop may take.
@@ -174,7 +177,7 @@ impl Postgres {
     /// Waits until a new connection is accepted. As long as recovery makes progress the wait goes on.
     pub(super) async fn wait_accepting(&self) -> Result<(), DriverError> {
         let started = time::Instant::now();
-        let (mut done, mut progressed) = (Effort::default(), started);
+        let (mut file, mut busy, mut progressed) = (String::new(), 0, started);
         let mut pause = Duration::from_millis(3);
         loop {
             let seen = match self.connect(Who::Agent, Duration::from_secs(2)).await {
@@ -201,11 +204,22 @@ impl Postgres {
                     stderr: self.last_log_lines().await,
                 });
             };
-            let (now, effort) = (time::Instant::now(), Effort::of_recovery(pid));
-            if effort.is_progress_after(done) {
-                (done, progressed) = (effort, now);
+            let (now, seen_of_it) = (time::Instant::now(), Recovery::of(pid));
+            busy += u32::from(seen_of_it.busy);
+            if seen_of_it.file != file || busy >= BUSY_LOOKS {
+                (file, busy, progressed) = (seen_of_it.file, 0, now);
             }
-            if now - progressed > STALL || now - started > START {
+            if now - progressed > STALL {
+                return Err(DriverError::Refused {
+                    doing: "start the engine".to_owned(),
+                    detail: format!(
+                        "recovery has not got on for {} s: {seen}; {}",
+                        STALL.as_secs(),
+                        self.last_log_lines().await
+                    ),
+                });
+            }
+            if now - started > START {
                 return Err(DriverError::Deadline {
                     doing: "starting the engine".to_owned(),
                     seconds: (now - started).as_secs(),
@@ -330,36 +344,35 @@ pub(super) fn strip_auto_conf(layout: &Layout) -> Result<(), DriverError> {
     if stripped == text { Ok(()) } else { layout.write_for_engine(&path, stripped.as_bytes()) }
 }
 
-/// What the processes of recovery have done. Others do not count: a receiver that is refused by its upstream begins anew ten
-/// times a second, and gets nobody any further.
-#[derive(Debug, Clone, Copy, Default)]
-struct Effort {
-    /// Processor time, in ticks of 10 ms.
-    ticks: u64,
-    /// Bytes read and written.
-    bytes: u64,
+/// What is seen of recovery while it cannot be asked. Others do not count: a receiver that is refused by its upstream begins anew
+/// ten times a second, and gets nobody any further.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Recovery {
+    /// Whether one of its processes computes or waits for the disk; one that waits for log does neither.
+    busy: bool,
+    /// The file of the log that it is at, as the process's title ends.
+    file: String,
 }
 
-impl Effort {
-    fn of_recovery(postmaster: u32) -> Self {
+impl Recovery {
+    fn of(postmaster: u32) -> Self {
         let Ok(processes) = procfs::process::all_processes() else { return Self::default() };
-        let mut sum = Self::default();
+        let mut seen = Self::default();
         for process in processes.filter_map(Result::ok) {
             let Ok(stat) = process.stat() else { continue };
-            let title = || process.cmdline().unwrap_or_default().into_iter().next().unwrap_or_default();
-            let is_part = |title: String| [": startup", ": checkpointer"].iter().any(|part| title.contains(part));
-            if u32::try_from(stat.ppid) != Ok(postmaster) || !is_part(title()) {
+            if u32::try_from(stat.ppid) != Ok(postmaster) {
                 continue;
             }
-            sum.ticks += stat.utime + stat.stime;
-            sum.bytes += process.io().map_or(0, |io| io.rchar + io.wchar);
+            let title = process.cmdline().unwrap_or_default().join(" ");
+            let is_startup = title.contains(": startup");
+            if is_startup || title.contains(": checkpointer") {
+                seen.busy |= ['R', 'D'].contains(&stat.state);
+            }
+            if is_startup {
+                seen.file = title.split_whitespace().last().unwrap_or_default().to_owned();
+            }
         }
-        sum
-    }
-
-    /// Whether more was done than looking whether there is something to do.
-    fn is_progress_after(self, before: Self) -> bool {
-        self.ticks >= before.ticks + 50 || self.bytes >= before.bytes + (1 << 20)
+        seen
     }
 }
 

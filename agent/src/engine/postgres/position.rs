@@ -140,16 +140,18 @@ impl Place {
     }
 }
 
+/// A place without names, for tests.
+#[cfg(test)]
+pub(super) fn fixture(timeline: u32, lsn: u64, history: &[(u32, u64)]) -> Place {
+    let history = History(history.iter().map(|(timeline, at)| (*timeline, Lsn(*at))).collect());
+    Place { system_id: 7, timeline, lsn: Lsn(lsn), history, names: Names::new() }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
-
-    fn place(timeline: u32, lsn: u64, history: &[(u32, u64)]) -> Place {
-        let history = History(history.iter().map(|(timeline, at)| (*timeline, Lsn(*at))).collect());
-        Place { system_id: 7, timeline, lsn: Lsn(lsn), history, names: Names::new() }
-    }
+    use super::{fixture as place, *};
 
     #[test]
     fn a_history_file_is_read() {

@@ -181,6 +181,7 @@ fn says_nothing_of_the_data(reason: Reason) -> bool {
             | Reason::StaleToken
             | Reason::StepSuperseded
             | Reason::Cancelled
+            | Reason::Deadline
     )
 }
 

@@ -8,7 +8,7 @@
 
 mod own_log;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use regent_common::topology::{Peer, Progress};
 
@@ -58,27 +58,26 @@ impl Postgres {
         self.stop_fast().await?;
         let segments = self.check_stopped_cleanly().await?;
         phase("checking");
+        let gone = segments.gone_from_source(&self.log_of(source).await?, parted, &theirs);
+        gone.map_or(Ok(()), |name| Err(no_log(&name, source)))?;
         self.run_rewind(source, work, true).await?;
         let why = format!("rewinding to {}: {detail}", source.member);
         self.on_disk(move |layout| {
-            segments.set_aside(layout, parted)?;
-            layout.mark_dirty(&why)
+            layout.mark_dirty(&why)?;
+            segments.set_aside(layout, parted)
         })
         .await?;
         phase("rewinding");
         self.run_rewind(source, work, false).await?;
-        let missing = self.on_disk(move |layout| {
-            let brought = segments.bring_back(layout)?;
-            tracing::info!(segments = brought, "log of before the parting that the source has no more was kept");
+        let brought = self.on_disk(move |layout| {
             strip_auto_conf(layout)?;
             layout.make_standby()?;
-            segments.first_missing(layout, &theirs)
+            segments.bring_back(layout, &theirs)
         });
-        if let Some(name) = missing.await? {
-            let reason =
-                format!("the log that it would recover with begins with {name}, which {} has no more", source.member);
-            return Err(DriverError::CannotRewind { reason });
-        }
+        let brought = brought.await?.map_err(|name| no_log(&name, source))?;
+        tracing::info!(files = brought, "log of before the parting that the source has no more was kept");
+        // What it holds back may have been too much meanwhile; then it is made anew.
+        self.ensure_slot(source).await?;
         phase("starting");
         self.write_upstream(Some(source)).await?;
         let started = match self.launch(Force::Dirty).await {
@@ -98,6 +97,14 @@ impl Postgres {
     async fn recovered_place(&self) -> Result<super::position::Place, DriverError> {
         self.start_as(&crate::engine::StartAs::Isolated).await?;
         self.place().await
+    }
+
+    /// Names of the files of the source's log.
+    async fn log_of(&self, source: &Peer) -> Result<BTreeSet<String>, DriverError> {
+        let session = self.session_with(source).await?;
+        let rows = session.rows("SELECT pg_ls_dir('pg_wal', true, false)", Duration::from_secs(30)).await;
+        let rows = rows.map_err(|error| error.refused(format!("list the log of {}", source.member)))?;
+        Ok(rows.into_iter().filter_map(|row| row.into_iter().next()?).collect())
     }
 
     /// Refuses data that was not shut down cleanly. Returns how its log is cut into files.
@@ -129,6 +136,10 @@ impl Postgres {
             arguments.push("--dry-run".to_owned());
         }
         let ended = self.runner.run("pg_rewind", &arguments, None, LONGEST, &work.cancel, |_| {}).await?;
+        if ended.success && ended.messages.contains("no rewind required") {
+            let reason = "the tool does not see that the two have parted".to_owned();
+            return Err(DriverError::CannotRewind { reason });
+        }
         if ended.success {
             return Ok(());
         }
@@ -140,6 +151,12 @@ impl Postgres {
         } else {
             ended.failure("pg_rewind")
         })
+    }
+}
+
+fn no_log(name: &str, source: &Peer) -> DriverError {
+    DriverError::CannotRewind {
+        reason: format!("it would have to recover with {name} of the log, which {} has no more", source.member),
     }
 }
 

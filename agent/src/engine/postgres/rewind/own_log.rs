@@ -3,11 +3,12 @@
 //! A rewound copy recovers from the last checkpoint that both had. The log from there to where the two parted is the same on
 //! both, but the source may have removed it long ago, and the tool makes `pg_wal` a mirror of the source's: what is not there
 //! goes here too, and the engine then asks its upstream for it for ever. Newer versions of the tool keep what they have read
-//! themselves, which is from the checkpoint's record on (15.18: "Not removing file because it is required for recovery"). But
+//! to find that checkpoint, which is from its record on (15.18: "Not removing file because it is required for recovery"). But
 //! recovery begins where the checkpoint began, and under load that is some files earlier. So the copy's own log is set aside by
 //! links before the rewind, and what is missing comes back after it. From where they parted nothing of it may come back.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io,
     path::Path,
@@ -70,34 +71,18 @@ impl Segments {
     pub(super) fn set_aside(self, layout: &Layout, parted: Lsn) -> Result<(), DriverError> {
         let aside = layout.own_log();
         layout.remove_tree(&aside)?;
-        layout.make_folder(&aside, 0o700, true)?;
+        layout.make_folder(&aside, 0o700, false)?;
         for name in names_in(&layout.log_segments())? {
             if self.parse(&name).is_some_and(|segment| segment.number < self.with(parted)) {
-                // The tool writes through links, into files that the source has too: those come from there, not from here.
                 link(&layout.log_segments().join(&name), &aside.join(&name))?;
             }
         }
         Ok(())
     }
 
-    /// Brings back what the tool has removed of what was set aside; flushed. Returns how many segments that were.
-    pub(super) fn bring_back(self, layout: &Layout) -> Result<usize, DriverError> {
-        let (aside, log) = (layout.own_log(), layout.log_segments());
-        let mut brought = 0;
-        for name in names_in(&aside)? {
-            if !log.join(&name).exists() {
-                link(&aside.join(&name), &log.join(&name))?;
-                brought += 1;
-            }
-        }
-        File::open(&log).and_then(|log| log.sync_all()).map_err(io_error("flush", &log))?;
-        layout.remove_tree(&aside)?;
-        Ok(brought)
-    }
-
-    /// The first file that recovery needs and that is not there, from the checkpoint that it begins at to where the source
-    /// was at `source`.
-    pub(super) fn first_missing(self, layout: &Layout, source: &Place) -> Result<Option<String>, DriverError> {
+    /// Brings back what recovery needs of what was set aside; flushed. Returns how many files that were, or the first that is
+    /// neither here nor there: such a copy must not be started, as recovery would take the file of another timeline for it.
+    pub(super) fn bring_back(self, layout: &Layout, source: &Place) -> Result<Result<usize, String>, DriverError> {
         let path = layout.data().join("backup_label");
         let label = fs::read_to_string(&path).map_err(io_error("read", &path))?;
         let Some(first) = first_file(&label).and_then(|name| self.parse(name)) else {
@@ -105,12 +90,39 @@ impl Segments {
                 reason: "the tool left no word of where recovery begins".to_owned(),
             });
         };
+        let (aside, log) = (layout.own_log(), layout.log_segments());
+        // The tool writes through links, into files that the source has too, and leaves them cut short where the source removes
+        // them meanwhile.
+        let is_whole = |path: &Path| fs::metadata(path).is_ok_and(|facts| facts.len() == self.bytes);
+        let mut brought = 0;
+        for name in self.names(first.number, source) {
+            if is_whole(&log.join(&name)) {
+                continue;
+            }
+            if !is_whole(&aside.join(&name)) {
+                return Ok(Err(name));
+            }
+            layout.unmark(&log.join(&name))?;
+            link(&aside.join(&name), &log.join(&name))?;
+            brought += 1;
+        }
+        File::open(&log).and_then(|log| log.sync_all()).map_err(io_error("flush", &log))?;
+        layout.remove_tree(&aside)?;
+        Ok(Ok(brought))
+    }
+
+    /// The first file from where the two parted on that the source, which has these, has no more.
+    pub(super) fn gone_from_source(self, has: &BTreeSet<String>, parted: Lsn, source: &Place) -> Option<String> {
+        self.names(self.with(parted), source).find(|name| !has.contains(name))
+    }
+
+    /// Files of the source's history, from a number to where the source was.
+    fn names(self, first: u64, source: &Place) -> impl Iterator<Item = String> {
         let last = self.with(Lsn(source.lsn.0.saturating_sub(1)));
-        let names = (first.number..=last).map(|number| {
+        (first..=last).map(move |number| {
             let end = Lsn((number + 1).saturating_mul(self.bytes));
             self.name(Segment { timeline: source.timeline_before(end), number })
-        });
-        Ok(names.into_iter().find(|name| !layout.log_segments().join(name).exists()))
+        })
     }
 }
 
@@ -151,6 +163,23 @@ mod tests {
         }
         assert_eq!(Segments::of_size("16777216"), Some(USUAL));
         assert_eq!(Segments::of_size("17"), None);
+    }
+
+    #[test]
+    fn what_the_source_has_to_have_begins_where_the_two_parted() {
+        let history = [(1, 0x280_0000)];
+        let source = super::super::super::position::fixture(2, 0x400_0000, &history);
+        let named = |first| USUAL.names(first, &source).collect::<Vec<_>>();
+        let on_two = ["000000020000000000000002", "000000020000000000000003"].map(str::to_owned);
+        assert_eq!(named(1)[0], "000000010000000000000001");
+        assert_eq!(
+            named(2),
+            on_two,
+            "it ends where the fourth would begin, and the switch is in the file of the newer one"
+        );
+        let parted = Lsn(0x280_0000);
+        assert_eq!(USUAL.gone_from_source(&BTreeSet::from(on_two.clone()), parted, &source), None);
+        assert_eq!(USUAL.gone_from_source(&[on_two[0].clone()].into(), parted, &source), Some(on_two[1].clone()));
     }
 
     #[test]
