@@ -12,17 +12,15 @@ use serde::Serialize;
 
 use crate::{
     arguments::Arguments,
-    report::{Percentiles, print, say},
+    report::{Head, Percentiles, print, say},
 };
 
 #[derive(Debug, Serialize)]
 struct Report {
-    bench: &'static str,
-    engine: String,
+    #[serde(flatten)]
+    head: Head,
     fault: &'static str,
     profile: Profile,
-    load: String,
-    repetitions: u32,
     write_outage_ms: Percentiles,
     #[serde(skip_serializing_if = "Option::is_none")]
     elsewhere_ms: Option<Percentiles>,
@@ -86,12 +84,9 @@ pub(crate) async fn run(arguments: &Arguments, scenario: &'static Scenario, prof
     drop(load);
     let summary = summary(scenario, profile, &runs)?;
     let report = Report {
-        bench: if scenario.is_planned() { "switchover" } else { "failover" },
-        engine: arguments.engine.clone(),
+        head: Head::of(if scenario.is_planned() { "switchover" } else { "failover" }, arguments),
         fault: scenario.name,
         profile,
-        load: arguments.load.clone(),
-        repetitions: arguments.repetitions,
         write_outage_ms: summary.write_outage_ms,
         elsewhere_ms: summary.elsewhere_ms,
         acknowledged: summary.acknowledged,

@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use crate::{
     arguments::Arguments,
-    report::{Percentiles, print, say},
+    report::{Head, Percentiles, print, say},
 };
 
 const CLUSTER: &str = "bench";
@@ -32,11 +32,8 @@ const LONG: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Serialize)]
 struct Report {
-    bench: &'static str,
-    engine: String,
-    build: &'static str,
-    load: String,
-    repetitions: u32,
+    #[serde(flatten)]
+    head: Head,
     /// From the death of the engine until its copy is in service again.
     back_ms: Percentiles,
     /// What of that the operation took.
@@ -79,11 +76,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
         *ways.entry(way.to_owned()).or_default() += 1;
     }
     let report = Report {
-        bench: "rejoin",
-        engine: arguments.engine.clone(),
-        build: if cfg!(debug_assertions) { "debug" } else { "release" },
-        load: arguments.load.clone(),
-        repetitions: arguments.repetitions,
+        head: Head::of("rejoin", arguments),
         back_ms: of(|run| run.back_ms)?,
         operation_ms: of(|run| run.operation_ms)?,
         ways,

@@ -5,12 +5,38 @@ use std::io::Write;
 use anyhow::Result;
 use serde::Serialize;
 
+use crate::arguments::Arguments;
+
+/// What a report of repeated runs begins with.
+#[derive(Debug, Serialize)]
+pub(crate) struct Head {
+    bench: &'static str,
+    engine: String,
+    build: &'static str,
+    load: String,
+    repetitions: u32,
+}
+
 /// Percentiles of a sample, by the nearest rank.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Percentiles {
     pub(crate) p50: f64,
     pub(crate) p95: f64,
     pub(crate) max: f64,
+}
+
+// === impl Head ===
+
+impl Head {
+    pub(crate) fn of(bench: &'static str, arguments: &Arguments) -> Self {
+        Self {
+            bench,
+            engine: arguments.engine.clone(),
+            build: if cfg!(debug_assertions) { "debug" } else { "release" },
+            load: arguments.load.clone(),
+            repetitions: arguments.repetitions,
+        }
+    }
 }
 
 // === impl Percentiles ===

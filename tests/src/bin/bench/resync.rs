@@ -26,7 +26,7 @@ use serde::Serialize;
 
 use crate::{
     arguments::Arguments,
-    report::{Percentiles, print, say},
+    report::{Head, Percentiles, print, say},
 };
 
 const CLUSTER: &str = "bench";
@@ -39,11 +39,8 @@ const RAW: &str = "raw";
 
 #[derive(Debug, Serialize)]
 struct Report {
-    bench: &'static str,
-    engine: String,
-    build: &'static str,
-    load: String,
-    repetitions: u32,
+    #[serde(flatten)]
+    head: Head,
     size_mib: u32,
     raw_seconds: Percentiles,
     seconds: Percentiles,
@@ -88,9 +85,11 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     };
     let mut runs = Vec::new();
     for number in 1..=arguments.repetitions {
-        // What the run before has written and removed is not the next one's burden.
+        // What the run before has written and removed is not the next one's burden. The replica is read during either copy.
         nix::unistd::sync();
+        let readers = Readers::start(&login, &[&bench.replica]).await?;
         let raw_seconds = bench.raw().await.context("the engine's own copy")?.as_secs_f64();
+        readers.stop().await?;
         nix::unistd::sync();
         let readers = Readers::start(&login, &[&bench.replica]).await?;
         let (took, steps) = bench.resync().await.context("the resync")?;
@@ -106,11 +105,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     let of = |value: fn(&Run) -> f64| Percentiles::of(&runs.iter().map(value).collect::<Vec<_>>()).context("no run");
     let (raw_seconds, seconds) = (of(|run| run.raw_seconds)?, of(|run| run.seconds)?);
     let report = Report {
-        bench: "resync",
-        engine: arguments.engine.clone(),
-        build: if cfg!(debug_assertions) { "debug" } else { "release" },
-        load: arguments.load.clone(),
-        repetitions: arguments.repetitions,
+        head: Head::of("resync", arguments),
         size_mib: arguments.size_mib,
         read_outage_ms: of(|run| run.read_outage_ms)?,
         ratio_to_raw: raw_seconds.p50 / seconds.p50,

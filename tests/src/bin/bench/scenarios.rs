@@ -12,15 +12,13 @@ use serde::Serialize;
 use crate::{
     arguments::Arguments,
     failover::summary,
-    report::{Percentiles, print, say},
+    report::{Head, Percentiles, print, say},
 };
 
 #[derive(Debug, Serialize)]
 struct Report {
-    bench: &'static str,
-    engine: String,
-    load: String,
-    repetitions: u32,
+    #[serde(flatten)]
+    head: Head,
     scenarios: Vec<Row>,
 }
 
@@ -102,13 +100,7 @@ pub(crate) async fn run(arguments: &Arguments, wanted: &[&'static Scenario]) -> 
             rows.push(Row { complaints, runs, ..row });
         }
     }
-    let report = Report {
-        bench: "scenarios",
-        engine: arguments.engine.clone(),
-        load: arguments.load.clone(),
-        repetitions: arguments.repetitions,
-        scenarios: rows,
-    };
+    let report = Report { head: Head::of("scenarios", arguments), scenarios: rows };
     if arguments.json {
         print(&report, true)?
     } else {
