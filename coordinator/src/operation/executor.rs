@@ -303,6 +303,10 @@ impl<'a> Runner<'a> {
         match outcome {
             Ok(done) => {
                 let StepDone { output, report, change, remove_cluster } = done;
+                if !report.is_empty() {
+                    tracing::info!(operation = %self.operation.id, kind = self.kind.name(),
+                        step = self.operation.steps[step].name, "{}", report.join("; "));
+                }
                 let mut events = vec![Event::Succeeded { step, output, report }];
                 if remove_cluster {
                     events.push(Event::Ended { outcome: Outcome::Succeeded });

@@ -80,7 +80,10 @@ impl Postgres {
         loop {
             let behind = superuser.value(&behind, STATEMENT).await.map_err(failed)?;
             if behind.and_then(|bytes| bytes.parse::<i64>().ok()).is_some_and(|bytes| bytes <= 0) {
-                return Ok(Place { lsn: last, ..place }.position());
+                let flushed = place.lsn;
+                let place = Place { lsn: last, ..place }.position();
+                tracing::info!(%place, %flushed, %successor, "everything is handed over");
+                return Ok(place);
             }
             time::sleep(POLL).await;
         }
