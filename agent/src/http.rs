@@ -196,6 +196,7 @@ mod tests {
             endpoint: None,
             configuration: String::new(),
             observed_at: jiff::Timestamp::UNIX_EPOCH,
+            observed_ago: Default::default(),
         }
     }
 

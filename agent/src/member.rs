@@ -6,6 +6,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use regent_common::{
@@ -13,7 +14,7 @@ use regent_common::{
     position::Position,
     topology::{EngineObservation, EngineOffer, EngineState},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     config::PortRange,
@@ -86,10 +87,11 @@ pub struct Member {
     place: Place,
     driver: watch::Sender<Option<Arc<dyn Driver>>>,
     seen: watch::Sender<Option<EngineObservation>>,
-    /// The last position that was seen, kept when the engine no longer answers (rule P4).
+    seen_at: Mutex<Option<Instant>>,
     /// How far this primary has come, while the drain that found it out stands (rule P6); held while one is made or taken back, so
     /// that these follow one another.
     pub(crate) handed_over: tokio::sync::Mutex<Option<Position>>,
+    /// The last position that was seen, kept when the engine no longer answers (rule P4).
     last_position: Mutex<Option<Position>>,
 }
 
@@ -120,6 +122,7 @@ impl Member {
             place,
             driver,
             seen,
+            seen_at: Mutex::default(),
             last_position: Mutex::default(),
             handed_over: tokio::sync::Mutex::default(),
         }
@@ -232,6 +235,14 @@ impl Member {
             *self.last_position.lock().unwrap_or_else(PoisonError::into_inner) = Some(position);
         }
         self.seen.send_replace(seen);
+        // After it: what is reported between the two is called too old, not too new.
+        *self.seen_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// How long ago that was; zero before the first look.
+    pub fn seen_ago(&self) -> Duration {
+        let seen_at = *self.seen_at.lock().unwrap_or_else(PoisonError::into_inner);
+        seen_at.map_or(Duration::ZERO, |at| at.elapsed())
     }
 
     /// Follows what is seen of the engine.

@@ -229,6 +229,7 @@ impl Node {
             engine,
             authority: self.lease.authority(ledger),
             observed_at: self.wall(),
+            observed_ago: self.member.seen_ago(),
         })
     }
 

@@ -2,7 +2,7 @@
 //!
 //! What is *wanted* ([`ClusterSpec`]) and what is *seen* ([`Observation`]) are separate types; there is no "status".
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use secrecy::SecretString;
@@ -131,6 +131,9 @@ pub struct Observation {
     pub authority: Authority,
     /// Wall time, for display only.
     pub observed_at: Timestamp,
+    /// How long before this report the engine was looked at.
+    #[serde(default)]
+    pub observed_ago: Duration,
 }
 
 /// What a driver sees of its engine.

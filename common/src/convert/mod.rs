@@ -2,7 +2,7 @@
 //!
 //! To the wire is `From`, from the wire is `TryFrom`: what is not specified, not a name, or out of range is refused.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use prost_types::Timestamp as WireTimestamp;
@@ -191,6 +191,7 @@ impl From<&Observation> for wire::MemberObservation {
             reason: engine.reason.clone(),
             details: engine.details.clone(),
             observed_at: Some(to_wire_time(seen.observed_at)),
+            observed_ago_millis: authority::to_millis(seen.observed_ago),
             fenced: seen.fenced,
             data_bytes: engine.data_bytes,
             stale: engine.stale.clone(),
@@ -213,6 +214,7 @@ impl TryFrom<wire::MemberObservation> for Observation {
             fenced: message.fenced,
             dirty: message.dirty,
             observed_at: time_or_epoch(message.observed_at.as_ref()),
+            observed_ago: Duration::from_millis(message.observed_ago_millis),
             engine: EngineObservation {
                 state: state.try_into()?,
                 role: role_from_wire(message.role)?,

@@ -17,6 +17,7 @@ fn an_observation_survives_the_wire() {
         endpoint: Some(Endpoint { host: "h".to_owned(), port: 8 }),
         configuration: "c0".to_owned(),
         observed_at: Timestamp::new(5, 6).unwrap(),
+        observed_ago: Duration::from_millis(7),
         engine: EngineObservation {
             state: EngineState::Hung,
             role: Some(Role::Replica),

@@ -6,7 +6,6 @@ use jiff::Timestamp;
 use regent_common::{
     convert::to_wire_time,
     ids::{MemberName, NodeName, OperationId},
-    position::Position,
     topology::{Observation, Progress},
 };
 use regent_proto::{coordinator::v1 as wire, types::v1 as types};
@@ -71,7 +70,7 @@ pub fn cluster(facts: &ClusterFacts<'_>) -> wire::Cluster {
         Decision::AwaitLease { why, .. } => format!("a failover waits: {why}"),
         Decision::Nothing | Decision::Mark { .. } | Decision::Mend { .. } => String::new(),
     };
-    let primary_position = record.primary.as_ref().and_then(|primary| position_of(facts, primary));
+    let primary = record.primary.as_ref().and_then(|primary| facts.views.get(&record.members.get(primary)?.node));
     wire::Cluster {
         name: record.name.resource(),
         id: record.id.to_string(),
@@ -80,7 +79,7 @@ pub fn cluster(facts: &ClusterFacts<'_>) -> wire::Cluster {
         mode: record.mode.clone(),
         epoch: record.epoch.0,
         primary: record.primary.as_ref().map(ToString::to_string).unwrap_or_default(),
-        members: record.members.iter().map(|(name, m)| member(facts, name, m, primary_position.as_ref())).collect(),
+        members: record.members.iter().map(|(name, m)| member(facts, name, m, primary)).collect(),
         labels: record.labels.clone(),
         protected: record.protected,
         health: health.into(),
@@ -124,10 +123,6 @@ fn running_version(facts: &ClusterFacts<'_>) -> String {
 
 pub(super) fn view_of<'a>(facts: &ClusterFacts<'a>, member: &MemberName) -> Option<&'a NodeView> {
     facts.record.members.get(member).and_then(|record| facts.views.get(&record.node))
-}
-
-fn position_of(facts: &ClusterFacts<'_>, member: &MemberName) -> Option<Position> {
-    view_of(facts, member)?.observation.as_ref()?.engine.position.clone()
 }
 
 /// How well a cluster does, and why not better.
@@ -199,7 +194,7 @@ fn member(
     facts: &ClusterFacts<'_>,
     name: &MemberName,
     stored: &MemberRecord,
-    primary_position: Option<&Position>,
+    primary: Option<&NodeView>,
 ) -> wire::Member {
     let record = facts.record;
     let unheard = NodeView::default();
@@ -208,10 +203,7 @@ fn member(
     let judgement = facts.judgements.get(name);
     let own = view.observation.as_ref().and_then(|seen| seen.engine.position.as_ref());
     let is_primary = record.primary.as_ref() == Some(name);
-    let lag = match (own, primary_position) {
-        (Some(own), Some(primary)) if !is_primary => Some(primary.minus(own).amount()),
-        (Some(_) | None, _) => None,
-    };
+    let lag = primary.filter(|_| !is_primary).and_then(|primary| view.lag_behind(primary));
     wire::Member {
         name: format!("{}/members/{name}", record.name.resource()),
         node: stored.node.resource(),

@@ -30,6 +30,7 @@ fn seen(change: impl FnOnce(&mut Observation)) -> Evidence {
         endpoint: None,
         configuration: String::new(),
         observed_at: Timestamp::UNIX_EPOCH,
+        observed_ago: Duration::ZERO,
         authority: regent_common::lease::Authority::default(),
         engine: EngineObservation {
             state: EngineState::Running,

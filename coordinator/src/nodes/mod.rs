@@ -29,6 +29,10 @@ pub mod joiner;
 pub mod link;
 pub mod reaper;
 
+/// Positions are remembered for so long, and so many of them: more than any heartbeat takes.
+const TRAIL: Duration = Duration::from_secs(10);
+const TRAIL_LENGTH: usize = 64;
+
 /// The last word of a node.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct NodeView {
@@ -64,6 +68,8 @@ pub struct NodeView {
     pub observation: Option<Observation>,
     /// Last position that its member reported, kept when the engine no longer answers (rule P4).
     pub last_position: Option<(ClusterId, Position)>,
+    /// Positions that its member reported of late, each with when, oldest first (rule M3).
+    pub trail: Vec<(Duration, Position)>,
     /// Facts of its machine.
     pub host: Option<HostFacts>,
     /// Steps that run on it.
@@ -211,6 +217,12 @@ impl NodeView {
         if let Some(seen) = observation.as_ref().filter(|_| self.quarantine().is_none())
             && let Some(position) = &seen.engine.position
         {
+            if self.last_position.as_ref().is_some_and(|(cluster, _)| *cluster != seen.cluster_id) {
+                self.trail.clear();
+            }
+            self.trail.push((at.saturating_sub(seen.observed_ago), position.clone()));
+            let first_kept = self.trail.iter().rposition(|(then, _)| at.saturating_sub(*then) > TRAIL).unwrap_or(0);
+            self.trail.drain(..first_kept.max(self.trail.len().saturating_sub(TRAIL_LENGTH)));
             self.last_position = Some((seen.cluster_id, position.clone()));
         }
         if let Some(seen) = &observation {
@@ -218,6 +230,16 @@ impl NodeView {
             self.show(seen.cluster_id, seen.member.clone(), shown);
         }
         self.observation = observation;
+    }
+
+    /// How far its member is behind the `primary`, in positions of its log: behind what that had when this one was last looked at.
+    /// What it has written since then, a look and a heartbeat later, would make a busy primary look as if nobody kept up with it.
+    pub fn lag_behind(&self, primary: &Self) -> Option<u64> {
+        let seen = self.observation.as_ref()?;
+        let own = seen.engine.position.as_ref()?;
+        let looked = self.last_contact?.saturating_sub(seen.observed_ago);
+        let then = primary.trail.iter().rev().find(|(at, _)| *at <= looked).or_else(|| primary.trail.first());
+        Some(then?.1.minus(own).amount())
     }
 
     /// There is no session any more, or it could not be opened.

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use regent_common::{
     ids::MemberName,
     mutation::{self, Rule},
-    position::Position,
 };
 
 use crate::{
@@ -30,14 +29,11 @@ pub fn wanted(
 ) -> Option<BTreeSet<MemberName>> {
     let primary = record.primary.as_ref()?;
     let reign = record.reign.as_ref().filter(|reign| reign.epoch == record.epoch && reign.primary == *primary)?;
-    let position = |member: &MemberName| -> Option<&Position> {
-        views.get(member)?.observation.as_ref()?.engine.position.as_ref()
-    };
     let primary_is_sure = judgements.get(primary).is_some_and(|judgement| judgement.verdict == Verdict::Healthy)
         && views.get(primary).and_then(|view| view.observation.as_ref()).is_some_and(|seen| {
             seen.epoch == record.epoch && seen.authority.lease.as_ref().is_some_and(|lease| lease.stands)
         });
-    let lag = |member: &MemberName| Some(position(primary)?.minus(position(member)?).amount());
+    let lag = |member: &MemberName| views.get(member)?.lag_behind(views.get(primary)?);
     let within = |member: &MemberName| lag(member).map(|lag| lag <= record.policy.max_lag_on_failover);
     let belongs = |member: &MemberName, MemberRecord { state, priority, .. }: &MemberRecord| {
         let view = views.get(member);
@@ -63,10 +59,12 @@ pub fn wanted(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use regent_common::{
         ids::Epoch,
         lease::LeaseReport,
-        position::IntervalSet,
+        position::{IntervalSet, Position},
         topology::{HostFacts, Observation, Role},
     };
 
@@ -81,9 +79,13 @@ mod tests {
         Position::new([("x".to_owned(), IntervalSet::from(vec![(0, end)]))], "")
     }
 
+    const HEARD: Duration = Duration::from_secs(100);
+
     fn view(seen: Observation) -> NodeView {
         let host = Some(HostFacts { boot_id: "theirs".to_owned(), ..HostFacts::default() });
-        NodeView { connected: true, observation: Some(seen), host, ..NodeView::default() }
+        let mut view = NodeView { host, ..NodeView::default() };
+        view.heard(HEARD, Some(seen));
+        view
     }
 
     struct Scene {
@@ -141,6 +143,39 @@ mod tests {
         assert!(staying.has_second(), "a silent member stays as long as its lag is small");
         staying.seen(2).engine.position = Some(at(850));
         assert!(!staying.has_second());
+    }
+
+    #[test]
+    fn what_the_primary_wrote_since_a_member_was_heard_is_no_lag_of_it() {
+        let mut busy = scene(&[name(2)]);
+        for beat in 1..=4 {
+            let primary = busy.views.get_mut(&name(1)).unwrap();
+            let mut seen = primary.observation.clone().unwrap();
+            seen.engine.position = Some(at(1000 + 500 * beat));
+            primary.heard(HEARD + Duration::from_secs(beat), Some(seen));
+            assert!(busy.has_second(), "it had everything when it was heard");
+        }
+        // It is heard again, and lacks what the primary had before that.
+        let second = busy.views.get_mut(&name(2)).unwrap();
+        let mut seen = second.observation.clone().unwrap();
+        seen.engine.position = Some(at(2300));
+        second.heard(HEARD + Duration::from_millis(3500), Some(seen.clone()));
+        assert!(!busy.has_second());
+        seen.engine.position = Some(at(2450));
+        busy.views.get_mut(&name(2)).unwrap().heard(HEARD + Duration::from_millis(3600), Some(seen));
+        assert!(busy.has_second(), "no more than the policy allows");
+    }
+
+    #[test]
+    fn one_that_is_silent_for_long_is_behind_by_what_was_written_since() {
+        let mut silent = scene(&[name(2)]);
+        for second in 1..=20 {
+            let primary = silent.views.get_mut(&name(1)).unwrap();
+            let mut seen = primary.observation.clone().unwrap();
+            seen.engine.position = Some(at(1000 + 500 * second));
+            primary.heard(HEARD + Duration::from_secs(second), Some(seen));
+        }
+        assert!(!silent.has_second());
     }
 
     #[test]

@@ -72,6 +72,7 @@ pub(crate) fn observation(member: MemberName) -> Observation {
         endpoint: None,
         configuration: String::new(),
         observed_at: jiff::Timestamp::UNIX_EPOCH,
+        observed_ago: Default::default(),
         authority: Authority::default(),
         engine: EngineObservation {
             state: EngineState::Running,

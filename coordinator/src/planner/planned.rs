@@ -98,11 +98,11 @@ pub fn report(
             "{primary} ends the sessions of applications and hands everything over to {member}; if that takes more than \
              {drain_within_millis} ms applications are let in again and nothing has changed"
         ));
-        let position = |member: &MemberName| engine(member).and_then(|engine| engine.position.clone());
-        if let (Some(theirs), Some(own)) = (position(primary), position(member)) {
+        let lag = || views.get(member)?.lag_behind(views.get(primary)?);
+        if let Some(lag) = lag() {
             let rate = engine(primary).and_then(|engine| engine.details.get("log_bytes_per_second"));
             let rate = rate.map(|rate| format!(", which writes {rate} per second")).unwrap_or_default();
-            report.push(format!("{member} lacks {} of the changes of {primary}{rate}", theirs.minus(&own).amount()));
+            report.push(format!("{member} lacks {lag} of the changes of {primary}{rate}"));
         }
     }
     report.extend(warnings(cluster, views, member));

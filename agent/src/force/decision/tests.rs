@@ -38,6 +38,7 @@ fn report(epoch: u64, change: impl FnOnce(&mut Authority)) -> Other {
         endpoint: None,
         configuration: String::new(),
         observed_at: jiff::Timestamp::UNIX_EPOCH,
+        observed_ago: Default::default(),
     };
     Other { word: Word::Report { observation: Box::new(observation), sessions: 0 }, engine_answers: false }
 }

@@ -276,9 +276,8 @@ fn why_not(facts: &ClusterFacts<'_>, member: &MemberName) -> Option<String> {
     if let Some(judgement) = judgement {
         return Some(judgement.reason.clone());
     }
-    let position = |member| view_of(facts, member)?.observation.as_ref()?.engine.position.clone();
     let allowed = record.policy.max_lag_on_failover;
-    let lag = record.primary.as_ref().and_then(|primary| Some(position(primary)?.minus(&position(member)?).amount()));
+    let lag = record.primary.as_ref().and_then(|primary| view_of(facts, member)?.lag_behind(view_of(facts, primary)?));
     Some(match lag {
         None => format!("how far {member} is behind is not known yet"),
         Some(_) if stored.priority == Priority::NEVER => {

@@ -184,7 +184,10 @@ fn a_replica_on_the_coordinators_machine_is_why_nobody_takes_over() {
     let mut scene = Scene::new();
     for number in [1, 2] {
         let at = Position::new([("x".to_owned(), IntervalSet::from(vec![(0, 10)]))], "");
-        scene.view(number).observation.as_mut().unwrap().engine.position = Some(at);
+        let view = scene.view(number);
+        let mut seen = view.observation.clone().unwrap();
+        seen.engine.position = Some(at);
+        view.heard(Duration::from_secs(1), Some(seen));
     }
     scene.succession.promotable.clear();
     assert!(scene.said().ends_with("no replica is in its electorate: db2 was not taken in yet"), "{}", scene.said());

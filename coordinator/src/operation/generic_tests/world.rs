@@ -214,6 +214,7 @@ impl Agents for World {
             endpoint: None,
             configuration: String::new(),
             observed_at: jiff::Timestamp::UNIX_EPOCH,
+            observed_ago: Default::default(),
             authority: Authority { electorate: self.electorate().filter(|_| node.writable), ..Authority::default() },
             engine: EngineObservation {
                 state: if node.running { EngineState::Running } else { EngineState::Crashed },
