@@ -14,6 +14,7 @@ pub mod ids;
 pub mod lease;
 pub mod mutation;
 pub mod position;
+pub mod service_manager;
 pub mod telemetry;
 pub mod tls;
 pub mod token;

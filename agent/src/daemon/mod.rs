@@ -26,6 +26,7 @@ use regent_common::{
     error::ErrorChain,
     identity::{IdentityDirectory, Principal},
     ids::NodeName,
+    service_manager,
     tls::{ReloadingIdentity, TlsError},
     transport::{self, ServeOptions, TcpDialer, TransportError},
 };
@@ -183,9 +184,7 @@ impl Daemon {
         tokio::spawn(leave_when_told(Arc::clone(&node), leave, stop.clone()));
         self.spawn_around(&node, force, &identity, plain, &stop);
         tracing::info!(node = %node.name, address = %config.listen, "the agent runs");
-        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-            tracing::warn!(%error, "systemd was not told that the agent runs");
-        }
+        service_manager::ready(&format!("Node {}", node.name));
         transport::serve_with(grpc, identity, routes, ServeOptions { revocations }, stop).await?;
         tracing::info!("the agent ends; the engine goes on");
         Ok(())
@@ -249,6 +248,7 @@ impl Daemon {
         tokio::spawn(ports::run(node.clone(), stop.clone()));
         tokio::spawn(unknown::run(node.clone(), config.data_root.clone(), stop.clone()));
         tokio::spawn(upkeep(self.metrics.clone(), stop.clone()));
+        tokio::spawn(service_manager::keep_watchdog(stop.clone()));
         if let Some(listener) = plain {
             let serving = http::serve(listener, node.clone(), self.metrics.clone(), stop.clone());
             tokio::spawn(async move {
@@ -293,6 +293,7 @@ async fn leave_when_told(node: Arc<Node>, leave: CancellationToken, stop: Cancel
         if host::goes_down().await {
             tracing::info!("no lease is handed over: the machine goes down");
         } else {
+            service_manager::stopping("Handing the lease over to the next agent");
             hand_over::hand_over(&node).await;
         }
     };

@@ -7,7 +7,7 @@ use regent_common::{
     clock::{Clock, SystemClock},
     config,
     identity::IdentityDirectory,
-    telemetry,
+    service_manager, telemetry,
     tls::ReloadingIdentity,
     transport::{self, ServeOptions, TcpDialer},
 };
@@ -83,8 +83,8 @@ pub async fn serve(config: Config, stop: CancellationToken) -> anyhow::Result<()
     serve_http(&config, &stop).await?;
     let listener = TcpListener::bind(&config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
     tracing::info!(listen = %listener.local_addr()?, identity = %identity.identity(), %term, "the coordinator is ready");
-    // Systemd is told when there is one; nobody listening is no error.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    service_manager::ready(&identity.identity().to_string());
+    tokio::spawn(service_manager::keep_watchdog(stop.clone()));
     transport::serve_with(listener, identity, routes, ServeOptions { revocations }, stop).await?;
     Ok(())
 }
