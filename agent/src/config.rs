@@ -17,7 +17,7 @@ use regent_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::gate::nftables;
+use crate::{gate::nftables, supervisor::Backend};
 
 /// Where the configuration lies unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/regent/agent.toml";
@@ -52,6 +52,8 @@ pub struct Config {
     /// Ports from which an engine gets one when its cluster names none, as FROM-TO; empty for the engine's usual one.
     #[serde(with = "optional_ports")]
     pub engine_ports: Option<PortRange>,
+    /// What engines are started in.
+    pub supervisor: Supervision,
     /// Name of the gate's table in nftables; empty for no gate.
     pub gate_table: String,
     /// Form of the log.
@@ -76,6 +78,19 @@ pub enum LogForm {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// What engines are started in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Supervision {
+    /// Transient units where systemd runs the machine and the agent is root, else processes.
+    #[default]
+    Auto,
+    /// A transient unit of systemd's for each engine.
+    Systemd,
+    /// A detached process for each engine: where several agents share a machine, or there is no systemd.
+    Process,
 }
 
 /// A range of ports that may be missing, as text that may be empty.
@@ -157,6 +172,19 @@ impl From<LogForm> for LogFormat {
     }
 }
 
+// === impl Supervision ===
+
+impl Supervision {
+    /// The backend on this machine.
+    pub fn backend(self) -> Backend {
+        match self {
+            Self::Auto => Backend::of_this_machine(),
+            Self::Systemd => Backend::Systemd,
+            Self::Process => Backend::Process,
+        }
+    }
+}
+
 // === impl Config ===
 
 impl Default for Config {
@@ -174,6 +202,7 @@ impl Default for Config {
             data_root: PathBuf::from("/var/lib/regent/engines"),
             run_dir: PathBuf::from("/run/regent"),
             engine_ports: None,
+            supervisor: Supervision::default(),
             gate_table: nftables::DEFAULT_TABLE.to_owned(),
             log_format: LogForm::Text,
             engine: BTreeMap::new(),

@@ -20,6 +20,7 @@ use crate::{
     config::PortRange,
     engine::{Context, Driver, DriverError, Factory, SettingsCheck},
     ledger::Membership,
+    supervisor::Backend,
 };
 
 /// The engines that a node can run.
@@ -40,6 +41,8 @@ pub struct Place {
     pub sections: BTreeMap<String, toml::Table>,
     /// This program.
     pub agent_program: PathBuf,
+    /// What engines are started in.
+    pub supervisor: Backend,
 }
 
 /// Which driver to open.
@@ -180,6 +183,7 @@ impl Member {
             port: self.port(wanted.port)?,
             version: wanted.version.to_owned(),
             agent_program: self.place.agent_program.clone(),
+            supervisor: self.place.supervisor,
         })?)
     }
 

@@ -155,7 +155,7 @@ impl Home {
         let at = |name: &str| folder.path().join(name);
         let config = format!(
             "listen = {address:?}\nhttp_listen = {http:?}\nadvertise = \"127.0.0.1\"\nstate_dir = {:?}\ndata_root = {:?}\n\
-             run_dir = {:?}\n",
+             run_dir = {:?}\nsupervisor = \"process\"\n",
             at("state"),
             at("engines"),
             at("run"),

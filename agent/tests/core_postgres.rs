@@ -17,6 +17,7 @@ use regent_agent::{
     member::{Member, Place},
     observe,
     steps::{Action, Execution, Executor},
+    supervisor::Backend,
 };
 use regent_common::{
     ids::Epoch,
@@ -56,6 +57,7 @@ impl Agent {
                 ports: None,
                 sections: Default::default(),
                 agent_program: env!("CARGO_BIN_EXE_regent-agent").into(),
+                supervisor: Backend::Process,
             },
         ));
         if let Some(membership) = &ledger.read().membership {

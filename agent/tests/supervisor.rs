@@ -15,7 +15,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use regent_agent::supervisor::{Launch, Status, Supervisor, SupervisorError, process::DetachedProcess};
+use regent_agent::supervisor::{Backend, Launch, Status, Supervisor, SupervisorError, process::EngineProcess};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_regent-agent");
 /// In the environment of a child of this test that plays the agent: the folder to work in.
@@ -28,8 +28,8 @@ fn folder() -> tempfile::TempDir {
     folder
 }
 
-fn supervisor(folder: &Path) -> DetachedProcess {
-    DetachedProcess::new(AGENT.into(), folder.into(), folder.join("record"))
+fn supervisor(folder: &Path) -> EngineProcess {
+    EngineProcess::new(AGENT.into(), Backend::Process, "test", folder.into(), folder.join("record"))
 }
 
 /// A shell that works in the folder and runs a script.
@@ -39,6 +39,8 @@ fn launch(folder: &Path, script: &str) -> Launch {
         arguments: ["-c".into(), format!("cd {}; {script}", folder.display()).into()].into(),
         user: None,
         log: folder.join("log"),
+        stop_signal: Signal::SIGTERM,
+        stop_within: LONG,
     }
 }
 

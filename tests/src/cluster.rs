@@ -244,7 +244,7 @@ impl Agent {
         let bin = std::env::var("REGENT_POSTGRES_BIN").map_or(String::new(), |bin| format!("bin_dir = {bin:?}\n"));
         let config = format!(
             "listen = {:?}\nhttp_listen = {:?}\nadvertise = {:?}\nstate_dir = {:?}\ndata_root = {:?}\nrun_dir = {:?}\n\
-             gate_table = {:?}\n\
+             gate_table = {:?}\nsupervisor = \"process\"\n\
              {more}\n[engine.postgresql]\nport = {}\nlisten_addresses = {:?}\n{bin}{engine}\n",
             self.address,
             self.http,

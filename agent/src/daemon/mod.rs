@@ -212,6 +212,7 @@ impl Daemon {
             sections: self.config.engine.clone(),
             // Not the path by which it was started: a program that was replaced meanwhile is still this one.
             agent_program: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe")),
+            supervisor: self.config.supervisor.backend(),
         }
     }
 

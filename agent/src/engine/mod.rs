@@ -23,6 +23,8 @@ use regent_common::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::supervisor::Backend;
+
 /// The engines of this build. The one place that lists them.
 pub const ENGINES: &[&dyn Factory] = &[&postgres::PostgresFactory];
 
@@ -80,6 +82,8 @@ pub struct Context {
     pub version: String,
     /// This program, for the helper subcommands that detach or limit a child process.
     pub agent_program: PathBuf,
+    /// What the engine's process is started in.
+    pub supervisor: Backend,
 }
 
 /// How an engine is started.

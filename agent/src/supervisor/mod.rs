@@ -3,15 +3,28 @@
 //! A supervisor looks after one engine: it starts it, adopts the one that an earlier agent left running, reports its end
 //! within milliseconds, and kills everything that belongs to it. It knows nothing about databases.
 //!
-//! [`process`] runs the engine as a detached process. A backend for service managers is a sibling of it.
+//! [`process`] does so, in one of two ways ([`Backend`]).
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use async_trait::async_trait;
-use nix::sys::signal::Signal;
+use nix::{sys::signal::Signal, unistd};
 use tokio::sync::watch;
 
 pub mod process;
+
+/// What the engine's process is started in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// A transient unit of systemd's, with a control group of its own.
+    Systemd,
+    /// A session of its own.
+    Process,
+}
 
 /// What is to be started.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +37,10 @@ pub struct Launch {
     pub user: Option<String>,
     /// File that its output is appended to.
     pub log: PathBuf,
+    /// By which it ends soon and cleanly; sent by systemd when the machine goes down.
+    pub stop_signal: Signal,
+    /// How long it may take for that; then systemd kills it.
+    pub stop_within: Duration,
 }
 
 /// What is known of the process.
@@ -41,6 +58,17 @@ pub enum Status {
         /// How, as far as is known.
         how: String,
     },
+}
+
+// === impl Backend ===
+
+impl Backend {
+    /// Systemd where it runs this machine and takes orders from us, else a process.
+    pub fn of_this_machine() -> Self {
+        // The folder's presence is the documented sign, sd_booted(3).
+        let booted = Path::new("/run/systemd/system").is_dir();
+        if booted && unistd::geteuid().is_root() { Self::Systemd } else { Self::Process }
+    }
 }
 
 /// Looks after the process of one engine.

@@ -14,6 +14,7 @@ use regent_agent::engine::{
     conformance::{Harness, World},
     postgres::PostgresFactory,
 };
+use regent_agent::supervisor::Backend;
 use regent_common::{
     ids::{ClusterName, MemberName, NodeName},
     topology::{ClusterSpec, Endpoint, Peer},
@@ -82,6 +83,7 @@ impl RealWorld {
             port: self.peer(member).engine.port,
             version: String::new(),
             agent_program: env!("CARGO_BIN_EXE_regent-agent").into(),
+            supervisor: Backend::Process,
         }
     }
 

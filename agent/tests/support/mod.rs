@@ -25,6 +25,7 @@ use regent_agent::{
     ledger::{Digest, Header, LedgerStore, RealDisk, StepKey, StepOutcome},
     member::{Member, Place},
     steps::{Action, Execution, Executor, Peers, StepError},
+    supervisor::Backend,
 };
 use regent_common::{
     ids::{ClusterId, Epoch, MemberName, NodeName, OperationId, OperationToken, Revision},
@@ -359,6 +360,7 @@ pub fn place(directory: &std::path::Path) -> Place {
         ports: None,
         sections: BTreeMap::new(),
         agent_program: "/proc/self/exe".into(),
+        supervisor: Backend::Process,
     }
 }
 

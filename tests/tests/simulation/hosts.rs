@@ -19,6 +19,7 @@ use regent_agent::{
     ledger::LedgerStore,
     member::{Member, Place},
     node::KeeperRuns,
+    supervisor::Backend,
 };
 use regent_common::{
     clock::Clock,
@@ -168,6 +169,7 @@ async fn run_agent(machine: &Arc<Machine>, engines: &FakeWorld, stop: &Cancellat
         ports: None,
         sections: BTreeMap::new(),
         agent_program: PathBuf::from("/simulated/regent-agent"),
+        supervisor: Backend::Process,
     };
     let assembly = daemon::Assembly {
         name: machine.name.parse()?,

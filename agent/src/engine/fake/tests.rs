@@ -11,6 +11,7 @@ use crate::engine::{
     CloneOptions, Work,
     conformance::{self, Harness, World},
 };
+use crate::supervisor::Backend;
 
 struct Fakes;
 
@@ -31,6 +32,7 @@ impl Trio {
             port: 1,
             version: String::new(),
             agent_program: "/nowhere".into(),
+            supervisor: Backend::Process,
         }
     }
 

@@ -28,6 +28,8 @@ const BUSY_LOOKS: u32 = 30;
 const START: Duration = Duration::from_secs(300);
 /// How long a clean stop may take.
 const STOP: Duration = Duration::from_secs(60);
+/// How long the engine may take to end when the machine goes down: a checkpoint, and what replicas still lack.
+const SHUTDOWN: Duration = Duration::from_secs(120);
 /// How long killed processes may take to vanish.
 const KILL: Duration = Duration::from_secs(10);
 
@@ -163,6 +165,9 @@ impl Postgres {
                     .collect(),
                 user: self.runner.user.name.clone(),
                 log: self.layout.startup_log(),
+                // A fast shutdown: sessions are cut, and what is written goes to the replicas.
+                stop_signal: Signal::SIGINT,
+                stop_within: SHUTDOWN,
             };
             self.drop_session().await;
             self.supervisor.start(&launch).await.map_err(|error| refused("start", &error))?;

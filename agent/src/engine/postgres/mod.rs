@@ -36,7 +36,7 @@ use self::{
     tools::{Runner, Section, Tools},
 };
 use super::{CloneOptions, Cloned, Context, Driver, DriverError, Factory, SettingsCheck, StartAs, Stop, Work};
-use crate::supervisor::{Supervisor, process::DetachedProcess};
+use crate::supervisor::{Supervisor, process::EngineProcess};
 
 mod bootstrap;
 mod clone;
@@ -180,8 +180,10 @@ impl Postgres {
         layout.make_folder(&context.run_directory, 0o700, true)?;
         let port =
             [context.port, section.port.unwrap_or(0)].into_iter().find(|port| *port != 0).unwrap_or(DEFAULT_PORT);
-        let supervisor = DetachedProcess::new(
+        let supervisor = EngineProcess::new(
             context.agent_program.clone(),
+            context.supervisor,
+            context.cluster.as_str(),
             layout.data(),
             context.run_directory.join("engine.process"),
         );

@@ -1,15 +1,17 @@
-//! The engine as a detached process, adopted by pidfd after a restart of the agent.
+//! The engine's process: started so that it survives the agent, adopted by pidfd after a restart of the agent.
 //!
-//! The process is started through `helper detach` of our own program, so that it has its own session and survives us.
-//! Its end is seen through its pidfd, in milliseconds, whoever its parent is. What belongs to the engine is told by the
-//! working directory: an engine's processes make sessions and groups of their own, but all work in the data directory.
+//! The process is started through `helper detach` of our own program, so that it has its own session: in a transient
+//! [`unit`] of systemd's where that runs, else as our child ([`detached`]). Its end is seen through its pidfd, in milliseconds,
+//! whoever its parent is. What belongs to the engine is told by the unit's control group, and by the working directory: an
+//! engine's processes make sessions and groups of their own, but all work in the data directory.
 //!
 //! **Invariant:** at most one process is watched; a process is only taken over when its start time and boot are those on
-//! record, or when it works in the data directory.
+//! record, or when it works in the data directory. How it was started does not matter for that: an agent that uses units
+//! takes over what one without them has started.
 
 use std::{
+    ffi::OsString,
     path::PathBuf,
-    process::{Command, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -27,20 +29,27 @@ use tokio::{
     time,
 };
 
-use self::record::{Record, RecordFile};
-use super::{Launch, Status, Supervisor, SupervisorError};
+use self::{
+    record::{Record, RecordFile},
+    unit::Unit,
+};
+use super::{Backend, Launch, Status, Supervisor, SupervisorError};
 
+mod detached;
 mod proc;
 mod record;
+mod unit;
 
 /// How long a round of killing waits before it looks again.
 const ROUND: Duration = Duration::from_millis(2);
 
-/// Looks after one detached process.
+/// Looks after one engine's process.
 #[derive(Debug)]
-pub struct DetachedProcess {
+pub struct EngineProcess {
     /// This program, for `helper detach`.
     agent_program: PathBuf,
+    /// Where it is started; `None` for a child of ours.
+    unit: Option<Unit>,
     /// Directory that the engine's processes work in, without symbolic links.
     directory: PathBuf,
     record: RecordFile,
@@ -61,13 +70,18 @@ enum Watched {
     Ended { how: String },
 }
 
-// === impl DetachedProcess ===
+// === impl EngineProcess ===
 
-impl DetachedProcess {
-    /// Looks after the process that works in `directory`, with its record in `record`. Starts and adopts nothing yet.
-    pub fn new(agent_program: PathBuf, directory: PathBuf, record: PathBuf) -> Self {
+impl EngineProcess {
+    /// Looks after the process that works in `directory`, with its record in `record`. Starts and adopts nothing yet. `name`
+    /// tells it from every other engine of this machine.
+    pub fn new(agent_program: PathBuf, backend: Backend, name: &str, directory: PathBuf, record: PathBuf) -> Self {
         Self {
             agent_program,
+            unit: match backend {
+                Backend::Systemd => Some(Unit::of(name)),
+                Backend::Process => None,
+            },
             directory,
             record: RecordFile(record),
             shared: Arc::new(Shared { watched: Mutex::new(Watched::Nothing), changes: watch::Sender::new(0) }),
@@ -119,7 +133,7 @@ impl DetachedProcess {
     }
 }
 
-impl Drop for DetachedProcess {
+impl Drop for EngineProcess {
     fn drop(&mut self) {
         if let Some(task) = self.watcher.lock().unwrap_or_else(PoisonError::into_inner).take() {
             task.abort();
@@ -128,7 +142,7 @@ impl Drop for DetachedProcess {
 }
 
 #[async_trait]
-impl Supervisor for DetachedProcess {
+impl Supervisor for EngineProcess {
     fn status(&self) -> Status {
         if let Some((pid, pidfd)) = self.alive()
             && has_exited(&pidfd)
@@ -175,20 +189,12 @@ impl Supervisor for DetachedProcess {
         if let Status::Alive { pid } = self.status() {
             return Err(SupervisorError::AlreadyRuns(pid));
         }
-        let mut command = Command::new(&self.agent_program);
-        command.args(["helper", "detach", "--log"]).arg(&launch.log);
-        if let Some(user) = &launch.user {
-            command.args(["--user", user]);
-        }
-        command.arg("--").arg(&launch.program).args(&launch.arguments);
-        // Not tokio's command: the process is reaped through its pidfd, and dropping the handle must not matter.
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(|source| SupervisorError::Spawn { program: launch.program.clone(), source })?;
-        let pid = child.id();
+        let command = self.command(launch);
+        let started = match &self.unit {
+            Some(unit) => unit.start(&command, launch).await,
+            None => detached::start(&command),
+        };
+        let pid = started.map_err(|source| SupervisorError::Spawn { program: launch.program.clone(), source })?;
         let start_time = proc::start_time(pid);
         if !self.watch(pid, start_time)? {
             *self.shared.watched() = Watched::Ended { how: "it ended at once".to_owned() };
@@ -228,9 +234,14 @@ impl Supervisor for DetachedProcess {
                     source,
                 })?;
             }
-            let found = proc::working_in(&self.directory);
+            let mut found = proc::working_in(&self.directory);
             for process in &found {
                 kill_if_in(process.pid, &self.directory)?;
+            }
+            if let Some(unit) = &self.unit {
+                found.extend(
+                    unit.kill_all()?.into_iter().filter(|process| !found.contains(process)).collect::<Vec<_>>(),
+                );
             }
             if watched.is_none() && found.is_empty() {
                 empty_looks += 1;
@@ -266,7 +277,20 @@ impl Supervisor for DetachedProcess {
     }
 }
 
-impl DetachedProcess {
+impl EngineProcess {
+    /// What becomes the engine: by way of the helper, so that no code of ours runs between fork and exec.
+    fn command(&self, launch: &Launch) -> Vec<OsString> {
+        let mut command: Vec<OsString> = vec![self.agent_program.clone().into()];
+        command.extend(["helper", "detach", "--log"].map(OsString::from));
+        command.push(launch.log.clone().into());
+        if let Some(user) = &launch.user {
+            command.extend(["--user".into(), user.into()]);
+        }
+        command.extend(["--".into(), launch.program.clone().into()]);
+        command.extend(launch.arguments.iter().cloned());
+        command
+    }
+
     fn keep_record(&self, pid: u32, start_time: u64) -> Result<(), SupervisorError> {
         let record = Record { pid, start_time, boot_id: proc::boot_id() };
         self.record.store(&record).map_err(|source| SupervisorError::Record { path: self.record.0.clone(), source })

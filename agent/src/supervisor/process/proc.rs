@@ -1,4 +1,4 @@
-//! What `/proc` says: identity of a process, and which processes work in a directory.
+//! What `/proc` says: identity of a process, which processes work in a directory, and which are in a control group.
 //!
 //! **Invariant:** nothing here touches the file system that the directory is on. Paths are compared as text, because a
 //! `stat` on a hung disk would never return, and this is needed most when the disk hangs.
@@ -34,15 +34,24 @@ pub(super) fn works_in(pid: u32, directory: &Path) -> bool {
 /// All processes that work in the directory, by id.
 pub(super) fn working_in(directory: &Path) -> Vec<Found> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let mut found: Vec<Found> = entries
+    let mut all: Vec<Found> = entries
         .filter_map(Result::ok)
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
         .filter(|pid| works_in(*pid, directory))
-        .filter_map(|pid| {
-            let stat = Process::new(i32::try_from(pid).ok()?).ok()?.stat().ok()?;
-            Some(Found { pid, name: stat.comm, state: stat.state })
-        })
+        .filter_map(found)
         .collect();
-    found.sort_by_key(|process| process.pid);
-    found
+    all.sort_by_key(|process| process.pid);
+    all
+}
+
+/// All processes in a control group but zombies; none where there is no such group.
+pub(super) fn in_group(group: &Path) -> Vec<Found> {
+    let Ok(listed) = fs::read_to_string(group.join("cgroup.procs")) else { return Vec::new() };
+    let pids = listed.lines().filter_map(|line| line.parse().ok());
+    pids.filter_map(found).filter(|process| !matches!(process.state, 'Z' | 'X')).collect()
+}
+
+fn found(pid: u32) -> Option<Found> {
+    let stat = Process::new(i32::try_from(pid).ok()?).ok()?.stat().ok()?;
+    Some(Found { pid, name: stat.comm, state: stat.state })
 }
