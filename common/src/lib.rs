@@ -7,6 +7,8 @@ pub mod chance;
 pub mod clock;
 pub mod config;
 pub mod convert;
+#[cfg(feature = "documents")]
+pub mod documents;
 pub mod error;
 pub mod hex;
 pub mod identity;
