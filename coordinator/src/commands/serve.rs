@@ -1,8 +1,9 @@
 //! `regent-coordinator serve`: opens the store, dials the nodes, resumes what was running, answers.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{os::unix::fs::MetadataExt as _, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
+use nix::unistd::{User, geteuid};
 use regent_common::{
     clock::{Clock, SystemClock},
     config,
@@ -43,6 +44,7 @@ pub async fn run(config: &Path) -> anyhow::Result<()> {
 
 /// Runs until `stop`.
 pub async fn serve(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    refuse_as_another(&config.state_dir)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let identity = ReloadingIdentity::open(&IdentityDirectory::new(config.state_dir.join("identity")))
         .context("read the coordinator's identity; was `regent-coordinator init` run?")?;
@@ -86,6 +88,18 @@ pub async fn serve(config: Config, stop: CancellationToken) -> anyhow::Result<()
     service_manager::ready(&identity.identity().to_string());
     tokio::spawn(service_manager::keep_watchdog(stop.clone()));
     transport::serve_with(listener, identity, routes, ServeOptions { revocations }, stop).await?;
+    Ok(())
+}
+
+/// What root writes into the folder of the coordinator's own user would shut that one out at its next start.
+fn refuse_as_another(state_dir: &Path) -> anyhow::Result<()> {
+    let Ok(owner) = std::fs::metadata(state_dir).map(|folder| folder.uid()) else { return Ok(()) };
+    let user = User::from_uid(owner.into()).ok().flatten().map_or_else(|| owner.to_string(), |user| user.name);
+    anyhow::ensure!(
+        owner == geteuid().as_raw(),
+        "{} belongs to {user}: start the coordinator as that user, with `systemctl start regent-coordinator`; nothing was changed",
+        state_dir.display()
+    );
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, DirBuilder, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, lchown},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -230,7 +230,9 @@ pub async fn init(options: InitOptions) -> Result<InitReport, InitError> {
         None => write_config(&options)?,
     }
     let done = state.initialized();
+    give_to_owner(&state.0)?;
     write_whole(&done, &format!("{now}\n"), 0o644).map_err(failed("write", &done))?;
+    give_to_owner(&state.0)?;
     Ok(InitReport {
         coordinator_id,
         ca_fingerprint: authority.fingerprint().to_owned(),
@@ -264,6 +266,25 @@ fn refuse_if_complete(state: &StateDirectory) -> Result<(), InitError> {
 fn make_private_folder(path: &Path) -> Result<(), InitError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make", path))?;
     fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed("protect", path))
+}
+
+/// A folder that a package made belongs to the user that the coordinator runs as: then so does what root has made in it.
+fn give_to_owner(folder: &Path) -> Result<(), InitError> {
+    let owner = fs::metadata(folder).map_err(failed("look at", folder))?;
+    if owner.uid() == nix::unistd::geteuid().as_raw() {
+        return Ok(());
+    }
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).map_err(failed("read", &folder))? {
+            let path = entry.map_err(failed("read", &folder))?.path();
+            lchown(&path, Some(owner.uid()), Some(owner.gid())).map_err(failed("give away", &path))?;
+            if fs::symlink_metadata(&path).map_err(failed("look at", &path))?.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The id that is there, or a new one.

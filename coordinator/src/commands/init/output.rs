@@ -30,7 +30,8 @@ pub(super) fn text(report: &InitReport) -> String {
         text.push_str(&format!("Note: {note}\n"));
     }
     text.push_str(&format!(
-        "Next: start it with `regent-coordinator serve`, then make a join token with\n\
+        "Next: start it with `systemctl start regent-coordinator` where its package is installed, else with\n\
+         `regent-coordinator serve`; then make a join token with\n\
          \x20 regentctl --identity {} token create\n",
         report.admin_dir.display()
     ));

@@ -138,3 +138,26 @@ async fn bad_options_leave_nothing_behind() {
     assert!(matches!(init(fixture.options()).await, Err(InitError::Config(_))));
     assert!(!fixture.options().state_dir.exists());
 }
+
+#[tokio::test]
+async fn what_is_made_in_a_packages_folder_belongs_to_its_user() {
+    let fixture = Fixture::new();
+    let folder = fixture.options().state_dir;
+    fs::create_dir_all(&folder).unwrap();
+    // Only root can give a folder away; for others the owner is who made it.
+    if nix::unistd::geteuid().is_root() {
+        lchown(&folder, Some(65534), Some(65534)).unwrap();
+    }
+    let owner = fs::metadata(&folder).unwrap().uid();
+    init(fixture.options()).await.unwrap();
+    let mut folders = vec![folder];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            assert_eq!(fs::metadata(&path).unwrap().uid(), owner, "{}", path.display());
+            if path.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+}
