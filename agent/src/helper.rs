@@ -105,8 +105,10 @@ pub fn run(helper: Helper) -> Result<Infallible, HelperError> {
 }
 
 fn detach(user: Option<&str>, log: PathBuf, program: Vec<OsString>) -> Result<Infallible, HelperError> {
-    // The agent spawned us, so that we lead no process group yet and a session of our own is granted.
-    unistd::setsid().map_err(|source| HelperError::Kernel { doing: "start a session", source })?;
+    // Systemd has given us a session. As a child of the agent we lead no process group yet, and one is granted.
+    if unistd::getsid(None) != Ok(unistd::getpid()) {
+        unistd::setsid().map_err(|source| HelperError::Kernel { doing: "start a session", source })?;
+    }
     unistd::chdir("/").map_err(|source| HelperError::Kernel { doing: "leave the working directory", source })?;
     stat::umask(stat::Mode::from_bits_truncate(0o077));
     become_user(user)?;

@@ -62,7 +62,7 @@ impl Unit {
         let asked = ["show", "--property=MainPID", "--value", &self.name].map(OsString::from);
         let pid = ask("systemctl", &asked).await?;
         match pid.trim().parse() {
-            Ok(0) | Err(_) => Err(io::Error::other(format!("{} ended at once; see its log", self.name))),
+            Ok(0) | Err(_) => Err(io::Error::other(format!("it ended at once; see \"journalctl -u {}\"", self.name))),
             Ok(pid) => Ok(pid),
         }
     }
