@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+pub mod backup;
+mod folder;
 pub mod init;
+pub mod restore;
 pub mod serve;
 
 /// Keeps replicated databases alive: holds topology and carries out every change as a durable operation.
@@ -25,6 +28,10 @@ enum Verb {
     Init(init::Arguments),
     /// Run the coordinator.
     Serve,
+    /// Copy the store, the CA and all else that makes this coordinator, also while it runs.
+    Backup(backup::Arguments),
+    /// Make this machine the coordinator that a backup is of.
+    Restore(restore::Arguments),
 }
 
 /// Carries out what was asked on the command line.
@@ -32,6 +39,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.verb {
         Verb::Init(init) => init::run(init, &arguments.config).await,
         Verb::Serve => serve::run(&arguments.config).await,
+        Verb::Backup(backup) => backup::run(&backup, &arguments.config),
+        Verb::Restore(restore) => restore::run(&restore, &arguments.config),
     }
 }
 

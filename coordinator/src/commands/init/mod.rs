@@ -10,7 +10,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, DirBuilder, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, lchown},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -24,6 +24,7 @@ use regent_common::{
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 
+use super::folder::{self, FileError, give_to_owner};
 use crate::{
     config::Config,
     identity::USER_CERTIFICATE_LIFE,
@@ -133,16 +134,8 @@ pub enum InitError {
         holder: String,
     },
     /// A file or a folder.
-    #[error("cannot {action} {}", path.display())]
-    File {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The configuration that is there.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -164,8 +157,8 @@ pub enum InitError {
 const BY_INIT: &str = "init";
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InitError {
-    let path = path.to_owned();
-    move |source| InitError::File { action, path, source }
+    let failed = folder::failed(action, path);
+    move |source| failed(source).into()
 }
 
 /// Carries out `init` as asked on the command line; what is not said there is taken from the configuration, if there is one.
@@ -266,25 +259,6 @@ fn refuse_if_complete(state: &StateDirectory) -> Result<(), InitError> {
 fn make_private_folder(path: &Path) -> Result<(), InitError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("make", path))?;
     fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed("protect", path))
-}
-
-/// A folder that a package made belongs to the user that the coordinator runs as: then so does what root has made in it.
-fn give_to_owner(folder: &Path) -> Result<(), InitError> {
-    let owner = fs::metadata(folder).map_err(failed("look at", folder))?;
-    if owner.uid() == nix::unistd::geteuid().as_raw() {
-        return Ok(());
-    }
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).map_err(failed("read", &folder))? {
-            let path = entry.map_err(failed("read", &folder))?.path();
-            lchown(&path, Some(owner.uid()), Some(owner.gid())).map_err(failed("give away", &path))?;
-            if fs::symlink_metadata(&path).map_err(failed("look at", &path))?.is_dir() {
-                folders.push(path);
-            }
-        }
-    }
-    Ok(())
 }
 
 /// The id that is there, or a new one.

@@ -1,5 +1,7 @@
 //! Whole runs in a temporary folder.
 
+use std::os::unix::fs::{MetadataExt as _, lchown};
+
 use regent_common::{tls::ReloadingIdentity, transport::Revocations};
 
 use super::*;

@@ -8,13 +8,13 @@
 use std::{
     fs::File,
     io::{Read, Seek, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, mpsc as std_mpsc},
 };
 
 use async_trait::async_trait;
 use regent_common::ids::{Revision, Term};
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{mpsc, oneshot};
 
@@ -48,7 +48,6 @@ enum Request {
     Commit(Transaction, Reply<Revision>),
     Revision(Reply<Revision>),
     RaiseRevision(Revision, Reply<()>),
-    Backup(PathBuf, Reply<()>),
 }
 
 fn failed(doing: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {
@@ -83,11 +82,6 @@ impl SqliteStore {
             .spawn(move || worker.run(&inbox))
             .map_err(|source| StoreError::Failed { doing: "start its thread", source: Box::new(source) })?;
         Ok(Self { requests, watchers, term: Term(term), _lock: lock })
-    }
-
-    /// Writes a consistent copy to another file while the store is in use.
-    pub async fn backup_to(&self, path: &Path) -> Result<(), StoreError> {
-        self.ask(|reply| Request::Backup(path.to_owned(), reply)).await
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, StoreError> {
@@ -145,6 +139,17 @@ fn lock(path: &Path) -> Result<File, StoreError> {
     Ok(file)
 }
 
+/// Writes a consistent copy of a store, which another process may have open, to a new file.
+pub fn back_up(path: &Path, to: &Path) -> Result<(), StoreError> {
+    if !path.exists() {
+        return Err(StoreError::Missing { path: path.display().to_string() });
+    }
+    let store =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failed("open its file"))?;
+    store.execute_batch("PRAGMA busy_timeout = 5000;").map_err(failed("be opened for a copy"))?;
+    store.backup("main", to, None::<fn(rusqlite::backup::Progress)>).map_err(failed("be backed up"))
+}
+
 /// Opens the file and makes sure that it can be trusted.
 fn connect(path: &Path) -> Result<Connection, StoreError> {
     let corrupt = |detail: String| StoreError::Corrupt { path: path.display().to_string(), detail };
@@ -198,7 +203,6 @@ impl Worker {
                 }
                 Request::Revision(reply) => drop(reply.send(self.revision())),
                 Request::RaiseRevision(at_least, reply) => drop(reply.send(self.raise_revision(at_least))),
-                Request::Backup(path, reply) => drop(reply.send(self.backup(&path))),
                 Request::Commit(transaction, reply) => {
                     let mut batch = vec![(transaction, reply)];
                     while batch.len() < BATCH {
@@ -249,10 +253,6 @@ impl Worker {
     fn raise_revision(&self, at_least: Revision) -> Result<(), StoreError> {
         let sql = "UPDATE counters SET revision = max(revision, ?1) WHERE term = ?2";
         self.connection.execute(sql, [at_least.0, self.term.0]).map(drop).map_err(failed("raise its revision"))
-    }
-
-    fn backup(&self, path: &Path) -> Result<(), StoreError> {
-        self.connection.backup("main", path, None::<fn(rusqlite::backup::Progress)>).map_err(failed("be backed up"))
     }
 
     /// Carries out several transactions under one fsync.

@@ -1,5 +1,7 @@
 //! What only the file has to do: last, be locked, be trusted or refused.
 
+use std::path::PathBuf;
+
 use super::*;
 
 fn folder() -> (tempfile::TempDir, PathBuf) {
@@ -86,7 +88,7 @@ async fn a_backup_can_be_opened() {
     let store = SqliteStore::create(&path).unwrap();
     store.commit(put("x")).await.unwrap();
     let copy = folder.path().join("copy.sqlite");
-    store.backup_to(&copy).await.unwrap();
+    back_up(&path, &copy).unwrap();
     assert!(SqliteStore::open(&copy).unwrap().get(&Key::new("a")).await.unwrap().is_some());
 }
 
