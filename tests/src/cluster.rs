@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// How long a daemon may take until it answers, and a node until it is connected.
-const UP: Duration = Duration::from_secs(30);
+pub(crate) const UP: Duration = Duration::from_secs(30);
 /// How long creating a cluster may take.
 pub const CREATE: Duration = Duration::from_secs(180);
 
@@ -166,6 +166,11 @@ impl Coordinator {
     /// Identity directory of the coordinator itself, which agents obey.
     pub fn own_identity(&self) -> PathBuf {
         self.home.join("state/identity")
+    }
+
+    /// Where it runs.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Its program with a subcommand and its configuration.

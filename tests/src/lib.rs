@@ -15,5 +15,6 @@ pub mod process;
 pub mod profile;
 pub mod scenario;
 pub mod users;
+pub mod vm;
 pub mod wait;
 pub mod workload;

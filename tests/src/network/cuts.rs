@@ -1,6 +1,6 @@
 //! Cuts by direction, as a table of nftables at the hub.
 //!
-//! ARP passes: the machines are as far from each other as behind a router, where a cut is silence and not an error.
+//! ARP and the like of IPv6 pass: the machines are as far from each other as behind a router, where a cut is silence and not an error.
 
 use std::{
     io::Write,
@@ -24,16 +24,19 @@ table bridge regent_test {
     chain forward {
         type filter hook forward priority 0; policy accept;
         ether type arp accept
+        icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
         iifname . oifname @between drop
     }
     chain output {
         type filter hook output priority 0; policy accept;
         ether type arp accept
+        icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
         oifname @from_clients drop
     }
     chain input {
         type filter hook input priority 0; policy accept;
         ether type arp accept
+        icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
         iifname @to_clients drop
     }
 }

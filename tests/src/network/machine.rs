@@ -1,13 +1,12 @@
-//! A machine: a namespace with an address, held by a process that does nothing else.
+//! A machine of the network: a body with a name, addresses and a cable, that can be switched off and on.
 //!
-//! A power cut takes the cable first (no packet says goodbye), then every process, then the namespace with its sockets, its
-//! shared memory and its rules of nftables; switching on makes a new one with the same address and another boot id.
+//! A power cut takes the cable first (no packet says goodbye), then every process, then the namespaces with their sockets, their
+//! shared memory and their rules of nftables; switching on makes new ones with the same addresses and another boot id.
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::Mutex,
     thread,
     time::Duration,
@@ -19,31 +18,39 @@ use nix::{
     unistd::{Pid, User},
 };
 
-use super::{HUB, words};
-use crate::cluster::run;
-
-/// Takes its place in the namespace, says so, and waits for the end of its input; then ends all others in the namespace. Shared
-/// memory is the machine's own: engines of two machines have data directories of the same number, and one that is killed
-/// leaves its memory behind.
-const HOLD: &str = r#"
-mount --bind "$1" /proc/sys/kernel/random/boot_id && mount -t tmpfs memory /dev/shm && echo ready && read -r _
-own=$(readlink /proc/self/ns/net)
-for process in /proc/[0-9]*; do
-    id=${process#/proc/}
-    [ "$id" = $$ ] || [ "$(readlink "$process/ns/net")" != "$own" ] || kill -9 "$id"
-done 2>/dev/null
-"#;
+use super::{
+    HUB,
+    body::{Body, Held},
+    words,
+};
+use crate::{cluster::run, workload::now_nanos};
 
 /// How often to look again for processes that are being killed.
 const KILL_ROUNDS: u32 = 500;
+
+/// Gives the interface its addresses; nobody else has the second one, and it is there at once.
+const SET_UP: &str = r#"
+ip link set lo up && ip link set eth0 up && ip address add "$1/24" dev eth0 && ip address add "$2/64" dev eth0 nodad
+"#;
+
+/// How often to look whether it has switched itself off.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// A machine.
 #[derive(Debug)]
 pub struct Machine {
     name: String,
     number: u8,
-    boot_id: PathBuf,
-    holder: Mutex<Option<Child>>,
+    body: Box<dyn Body>,
+    running: Mutex<Option<Running>>,
+}
+
+/// A machine that is switched on.
+#[derive(Debug)]
+struct Running {
+    held: Held,
+    /// Its network, which every process on it is in, whatever becomes of the first one.
+    net: PathBuf,
 }
 
 /// Whether the cable between machine and hub is in.
@@ -60,15 +67,29 @@ pub(super) fn port(machine: &str) -> String {
     format!("m-{machine}")
 }
 
+/// The network that a process is in.
+fn network_of(pid: u32) -> Result<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/ns/net")).with_context(|| format!("process {pid} is gone"))
+}
+
+/// Address of the machine with this number.
+pub(super) fn ipv4(number: u8) -> String {
+    format!("10.77.0.{number}")
+}
+
+/// Its address among those that are for private networks. Written with the same digits.
+pub(super) fn ipv6(number: u8) -> String {
+    format!("fd77::{number}")
+}
+
 // === impl Machine ===
 
 impl Machine {
-    /// A machine that is switched off. `folder` gets its boot id.
-    pub(super) fn new(name: &str, number: u8, folder: &Path) -> Result<Self> {
+    /// A machine that is switched off.
+    pub(super) fn new(name: &str, number: u8, body: Box<dyn Body>) -> Result<Self> {
         // An interface's name has at most 15 bytes.
         ensure!(port(name).len() <= 15, "{name} is too long for a machine");
-        let boot_id = folder.join(format!("{name}.boot-id"));
-        Ok(Self { name: name.to_owned(), number, boot_id, holder: Mutex::new(None) })
+        Ok(Self { name: name.to_owned(), number, body, running: Mutex::new(None) })
     }
 
     /// Its name.
@@ -78,16 +99,21 @@ impl Machine {
 
     /// Its address.
     pub fn address(&self) -> String {
-        format!("10.77.0.{}", self.number)
+        ipv4(self.number)
     }
 
-    /// Process whose namespaces are the machine's.
-    fn holder(&self) -> Result<u32> {
-        let holder = self.holder.lock().expect("nothing panics while it holds this lock");
-        Ok(holder.as_ref().with_context(|| format!("{} is switched off", self.name))?.id())
+    /// Its other address.
+    pub fn address_v6(&self) -> String {
+        ipv6(self.number)
     }
 
-    /// A program to be run on it. The process that starts becomes the program: its id is the program's.
+    /// Host's id of the first process whose namespaces are the machine's.
+    pub(crate) fn first(&self) -> Result<u32> {
+        let running = self.running.lock().expect("nothing panics while it holds this lock");
+        Ok(running.as_ref().with_context(|| format!("{} is switched off", self.name))?.held.first)
+    }
+
+    /// A program of the host, to be run on it. The process that starts becomes the program: its id is the program's.
     pub fn command(&self, program: impl AsRef<Path>) -> Result<Command> {
         let mut command = self.enter()?;
         command.arg("--").arg(program.as_ref());
@@ -103,67 +129,80 @@ impl Machine {
     }
 
     fn enter(&self) -> Result<Command> {
-        let holder = self.holder()?;
+        let first = self.first()?;
         let mut command = Command::new("nsenter");
-        for (option, kind) in [("net", "net"), ("mount", "mnt"), ("ipc", "ipc")] {
-            command.arg(format!("--{option}=/proc/{holder}/ns/{kind}"));
+        for (option, kind) in self.body.shared() {
+            command.arg(format!("--{option}=/proc/{first}/ns/{kind}"));
         }
         Ok(command)
     }
 
-    /// Processes that run on it, without the one that holds it.
+    /// Processes that run on it, without the one that holds it. Ids are the host's.
     pub fn processes(&self) -> Result<Vec<u32>> {
-        let holder = self.holder()?;
-        let own = fs::read_link(format!("/proc/{holder}/ns/net"))?;
+        let (holder, own) = {
+            let running = self.running.lock().expect("nothing panics while it holds this lock");
+            let running = running.as_ref().with_context(|| format!("{} is switched off", self.name))?;
+            (running.held.holder.id(), running.net.clone())
+        };
         let numbers = fs::read_dir("/proc")?.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
         // A process that has ended meanwhile, or waits to be reaped, has no namespace to read.
-        Ok(numbers
-            .filter(|pid| *pid != holder && fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|net| net == own))
-            .collect())
+        Ok(numbers.filter(|pid| *pid != holder && network_of(*pid).is_ok_and(|net| net == own)).collect())
     }
 
     /// Switches it on and puts the cable in.
     pub fn power_on(&self) -> Result<()> {
-        let mut holder = self.holder.lock().expect("nothing panics while it holds this lock");
-        ensure!(holder.is_none(), "{} is on already", self.name);
-        fs::copy("/proc/sys/kernel/random/uuid", &self.boot_id)
-            .with_context(|| format!("cannot write {}", self.boot_id.display()))?;
-        let mut command =
-            words(&["unshare", "--net", "--mount", "--ipc", "--propagation", "slave", "sh", "-c", HOLD, "hold"]);
-        command.arg(&self.boot_id).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().context("stdout is a pipe")?).read_line(&mut line)?;
-        if line.trim() != "ready" {
-            let mut trouble = String::new();
-            child.stderr.take().context("stderr is a pipe")?.read_to_string(&mut trouble)?;
-            child.wait()?;
-            bail!("no namespace for {}: {}", self.name, trouble.trim());
-        }
-        let pid = child.id().to_string();
-        *holder = Some(child);
-        drop(holder);
+        let mut running = self.running.lock().expect("nothing panics while it holds this lock");
+        ensure!(running.is_none(), "{} is on already", self.name);
+        let held = self.body.power_on().with_context(|| format!("cannot switch {} on", self.name))?;
+        let (first, net) = (held.first, network_of(held.first)?);
+        *running = Some(Running { held, net });
+        drop(running);
         let (port, hardware) = (port(&self.name), format!("02:00:0a:4d:00:{:02x}", self.number));
+        let pid = first.to_string();
         run(words(&[
             "ip", "link", "add", &port, "type", "veth", "peer", "name", "eth0", "address", &hardware, "netns", &pid,
         ]))?;
         run(words(&["ip", "link", "set", &port, "master", HUB, "up"]))?;
-        let mut set_up = self.command("sh")?;
-        let address = self.address();
-        set_up.args(["-c", "ip link set lo up && ip address add \"$1/24\" dev eth0 && ip link set eth0 up", "sh"]);
-        set_up.arg(address);
-        run(set_up)?;
+        if !self.body.configures_itself() {
+            let mut set_up = self.command("sh")?;
+            set_up.args(["-c", SET_UP, "sh"]).arg(self.address()).arg(self.address_v6());
+            run(set_up)?;
+        }
         Ok(())
     }
 
-    /// Pulls the plug: cable, processes, namespace. Returns when nothing of it runs any more.
+    /// Pulls the plug: cable, processes, namespaces. Returns when nothing of it runs any more.
     pub fn power_off(&self) -> Result<()> {
-        run(words(&["ip", "link", "delete", &port(&self.name)]))?;
+        self.unplug()?;
         self.kill_all()?;
-        let holder = self.holder.lock().expect("nothing panics while it holds this lock").take();
-        if let Some(mut holder) = holder {
+        self.let_go()
+    }
+
+    /// Waits until it has switched itself off, as a system does that is told to halt or to restart.
+    pub fn switched_itself_off(&self, within: Duration) -> Result<()> {
+        let begin = now_nanos();
+        while crate::process::lives(self.first()?) {
+            let waited = Duration::from_nanos(now_nanos() - begin);
+            ensure!(waited < within, "{} does not switch itself off within {within:?}", self.name);
+            thread::sleep(LOOK);
+        }
+        self.unplug()?;
+        self.let_go()
+    }
+
+    /// Takes the cable away, which may have gone with the machine's network.
+    fn unplug(&self) -> Result<()> {
+        let port = port(&self.name);
+        let taken = run(words(&["ip", "link", "delete", &port]));
+        if run(words(&["ip", "link", "show", &port])).is_err() { Ok(()) } else { taken.map(drop) }
+    }
+
+    /// Ends the process that holds it.
+    fn let_go(&self) -> Result<()> {
+        let running = self.running.lock().expect("nothing panics while it holds this lock").take();
+        if let Some(mut running) = running {
             // Its pipe is closed by the wait; it finds nothing left to end.
-            holder.wait()?;
+            running.held.holder.wait()?;
         }
         Ok(())
     }
@@ -198,11 +237,11 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        if let Some(mut holder) = self.holder.lock().ok().and_then(|mut holder| holder.take()) {
+        if let Some(mut running) = self.running.lock().ok().and_then(|mut running| running.take()) {
             // With its namespace the cable would go as well, but only some time later, and the next machine of this name needs one.
             drop(run(words(&["ip", "link", "delete", &port(&self.name)])));
             // The end of its input tells it to end what is left on the machine, and then it ends.
-            drop(holder.wait());
+            drop(running.held.holder.wait());
         }
     }
 }

@@ -7,6 +7,9 @@
 //!          coordinator          n1             n2              n3        one namespace each,
 //!           10.77.0.11      10.77.0.12     10.77.0.13      10.77.0.14    joined to the hub by a pair of interfaces
 //! ```
+//! Each has an address of IPv6 with the same last number too, such as fd77::11. What is in a machine is its [`body`]: only
+//! namespaces, in which daemons of the test run, or a whole system that boots ([`crate::vm`]).
+//!
 //! [`inside`] runs the test on a thread that has left the host's network and mounts for new ones; the runtime's threads and
 //! all child processes begin there too. Cuts ([`Network::cut`]) are made at the hub, by direction, so that the machines'
 //! own rules of nftables are untouched by the test, and the test by theirs.
@@ -17,6 +20,7 @@
 //!
 //! Not a simulation: clocks and the page cache are the host's, so a power cut here shows no missing fsync.
 
+pub(crate) mod body;
 mod cuts;
 mod disk;
 mod machine;
@@ -42,7 +46,11 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-use self::cuts::Cuts;
+use self::{
+    body::{Body, Namespaces},
+    cuts::Cuts,
+    machine::{ipv4, ipv6},
+};
 use crate::cluster::run;
 
 /// The name under which [`Network::cut`] knows everything in the test's own namespace.
@@ -50,6 +58,8 @@ pub const CLIENTS: &str = "clients";
 /// Address of the hub, where clients and the test are.
 pub const HUB_ADDRESS: &str = "10.77.0.1";
 const HUB: &str = "hub";
+/// Last byte of the hub's address.
+const HUB_NUMBER: u8 = 1;
 /// Last byte of the first machine's address.
 const FIRST_MACHINE: u8 = 11;
 /// Threads of the test's runtime, beside the one that runs the test.
@@ -124,8 +134,9 @@ impl Network {
             run(words(&["ip", "link", "delete", HUB]))?;
         }
         run(words(&["ip", "link", "add", HUB, "type", "bridge"]))?;
-        run(words(&["ip", "address", "add", &format!("{HUB_ADDRESS}/24"), "dev", HUB]))?;
+        run(words(&["ip", "address", "add", &format!("{}/24", ipv4(HUB_NUMBER)), "dev", HUB]))?;
         run(words(&["ip", "link", "set", HUB, "up"]))?;
+        run(words(&["ip", "address", "add", &format!("{}/64", ipv6(HUB_NUMBER)), "dev", HUB, "nodad"]))?;
         fs::create_dir_all(folder.join("machines"))?;
         Ok(Arc::new(Self {
             folder: folder.to_owned(),
@@ -135,15 +146,33 @@ impl Network {
         }))
     }
 
-    /// A machine by its name; made, switched on and connected when it is new.
+    /// A machine by its name; made of namespaces, switched on and connected when it is new.
     pub fn machine(&self, name: &str) -> Result<Arc<Machine>> {
-        let mut machines = self.machines.lock().expect("nothing panics while it holds this lock");
-        if let Some(known) = machines.get(name) {
+        if let Some(known) = self.machines.lock().expect("nothing panics while it holds this lock").get(name) {
             return Ok(Arc::clone(known));
         }
-        let number = FIRST_MACHINE + u8::try_from(machines.len()).context("so many machines have no addresses")?;
-        let machine = Arc::new(Machine::new(name, number, &self.folder.join("machines"))?);
+        let boot_id = self.folder.join("machines").join(format!("{name}.boot-id"));
+        let machine = self.add(name, |_| Ok(Box::new(Namespaces { boot_id })))?;
         machine.power_on()?;
+        Ok(machine)
+    }
+
+    /// Addresses that the next machines will have.
+    pub(crate) fn next_addresses(&self) -> impl Iterator<Item = String> + use<> {
+        let taken = self.machines.lock().expect("nothing panics while it holds this lock").len();
+        (FIRST_MACHINE..).skip(taken).map(ipv4)
+    }
+
+    /// Adds a machine, switched off. `body` is told the addresses that the machine will have.
+    pub(crate) fn add(
+        &self,
+        name: &str,
+        body: impl FnOnce([String; 2]) -> Result<Box<dyn Body>>,
+    ) -> Result<Arc<Machine>> {
+        let mut machines = self.machines.lock().expect("nothing panics while it holds this lock");
+        ensure!(!machines.contains_key(name), "there is a machine {name} already");
+        let number = FIRST_MACHINE + u8::try_from(machines.len()).context("so many machines have no addresses")?;
+        let machine = Arc::new(Machine::new(name, number, body([ipv4(number), ipv6(number)])?)?);
         machines.insert(name.to_owned(), Arc::clone(&machine));
         Ok(machine)
     }

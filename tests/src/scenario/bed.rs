@@ -1,4 +1,4 @@
-//! What scenarios happen to: a fleet with one cluster of three on machines of a network of its own.
+//! What scenarios happen to: a rig with one cluster of three, on machines of a network of its own.
 
 use anyhow::{Result, ensure};
 use regent_proto::coordinator::v1 as wire;
@@ -11,16 +11,16 @@ use crate::{
     place::Site,
     process::program,
     profile::Profile,
-    scenario::Cast,
+    scenario::{Cast, Rig},
     wait,
     workload::{Login, checker::Stored, postgres},
 };
 
-/// A fleet with a cluster.
+/// A rig with a cluster.
 #[derive(Debug)]
-pub struct Bed {
+pub struct Bed<R: Rig = Fleet> {
     /// The daemons.
-    pub fleet: Fleet,
+    pub fleet: R,
     /// How clients log in.
     pub login: Login,
     /// host:port of the engines.
@@ -31,16 +31,16 @@ pub struct Bed {
     pub folder: TestFolder,
 }
 
+/// Name of the cluster.
+pub const CLUSTER: &str = "db";
+/// Names of the nodes.
+pub const NODES: [&str; 3] = ["n1", "n2", "n3"];
+/// Engine of the cluster.
+pub const ENGINE: &str = "postgresql";
+
 // === impl Bed ===
 
 impl Bed {
-    /// Name of the cluster.
-    pub const CLUSTER: &'static str = "db";
-    /// Names of the nodes.
-    pub const NODES: [&'static str; 3] = ["n1", "n2", "n3"];
-    /// Engine of the cluster.
-    pub const ENGINE: &'static str = "postgresql";
-
     /// Starts everything; to be called inside [`crate::network::inside`].
     pub async fn start(profile: Profile) -> Result<Self> {
         let folder = TestFolder::new()?;
@@ -50,22 +50,30 @@ impl Bed {
 
     /// Starts everything at a site.
     pub async fn start_at(folder: TestFolder, site: Site, profile: Profile) -> Result<Self> {
-        let fleet = Fleet::start_at(&folder, &Self::NODES, program("regent-coordinator")?, site).await?;
-        let cluster = fleet.create_with(Self::CLUSTER, Self::ENGINE, &Self::NODES, profile).await?;
-        let (login, members) = (fleet.api.login(Self::CLUSTER).await?, api::endpoints(&cluster)?);
-        ensure!(members.len() == Self::NODES.len(), "{} members", members.len());
+        let fleet = Fleet::start_at(&folder, &NODES, program("regent-coordinator")?, site).await?;
+        fleet.create_with(CLUSTER, ENGINE, &NODES, profile).await?;
+        Self::new(folder, fleet, profile).await
+    }
+}
+
+impl<R: Rig> Bed<R> {
+    /// A bed of a rig whose cluster was just created.
+    pub async fn new(folder: TestFolder, fleet: R, profile: Profile) -> Result<Self> {
+        let cluster = fleet.api().healthy(CLUSTER, CREATE).await?;
+        let (login, members) = (fleet.api().login(CLUSTER).await?, api::endpoints(&cluster)?);
+        ensure!(members.len() == NODES.len(), "{} members", members.len());
         postgres::create_table(&login, &members[0]).await?;
         Ok(Self { fleet, login, members, profile, folder })
     }
 
     /// Waits until the cluster is healthy.
     pub async fn healthy(&self) -> Result<wire::Cluster> {
-        self.fleet.api.healthy(Self::CLUSTER, CREATE).await
+        self.fleet.api().healthy(CLUSTER, CREATE).await
     }
 
     /// Waits until the cluster is healthy; who plays which part then.
     pub async fn cast(&self) -> Result<Cast> {
-        Cast::of(&self.healthy().await?)
+        Cast::of(&self.healthy().await?, &self.fleet)
     }
 
     /// The rows of the primary, when every other member has the same.
@@ -85,7 +93,7 @@ impl Bed {
     }
 }
 
-impl Drop for Bed {
+impl<R: Rig> Drop for Bed<R> {
     #[expect(clippy::print_stderr, reason = "who reads a failed test has to learn why it hangs")]
     fn drop(&mut self) {
         // A daemon that hangs with its disk could not be ended.

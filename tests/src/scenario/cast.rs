@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use regent_proto::coordinator::v1 as wire;
 
-use super::Who;
+use super::{Rig, Who};
 use crate::{api, cluster::COORDINATOR, network::CLIENTS};
 
 /// A member in a scenario.
@@ -15,7 +15,7 @@ pub struct Actor {
     pub member: String,
     /// host:port of its engine.
     pub endpoint: String,
-    /// Process id of its engine.
+    /// Process id of its engine, on the host.
     pub engine: u32,
 }
 
@@ -36,17 +36,14 @@ pub struct Cast {
 
 impl Cast {
     /// From a healthy cluster of three.
-    pub fn of(cluster: &wire::Cluster) -> Result<Self> {
+    pub fn of(cluster: &wire::Cluster, rig: &impl Rig) -> Result<Self> {
         let endpoints = api::endpoints(cluster)?;
         let mut replicas = Vec::new();
         let mut primary = None;
         for (member, endpoint) in cluster.members.iter().zip(endpoints) {
-            let actor = Actor {
-                node: api::plain(&member.node).to_owned(),
-                member: api::plain(&member.name).to_owned(),
-                endpoint,
-                engine: api::engine_pid(member)?,
-            };
+            let node = api::plain(&member.node).to_owned();
+            let engine = rig.host_pid(&node, api::engine_pid(member)?)?;
+            let actor = Actor { node, member: api::plain(&member.name).to_owned(), endpoint, engine };
             if actor.member == cluster.primary { primary = Some(actor) } else { replicas.push(actor) }
         }
         let mut replicas = replicas.into_iter();

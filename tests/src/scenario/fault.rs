@@ -2,13 +2,13 @@
 
 use std::{fs, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use nix::sys::signal::Signal;
 
 use regent_proto::coordinator::v1 as wire;
 
-use super::{Bed, Cast, Fault, Part};
-use crate::{api, cluster::Fleet, process, profile::Profile, wait};
+use super::{CLUSTER, Cast, Fault, Part, Rig};
+use crate::{api, cluster::COORDINATOR, process, profile::Profile, wait};
 
 /// How long a bounced daemon is away. Within a second, starting included.
 const AWAY: Duration = Duration::from_millis(300);
@@ -22,8 +22,7 @@ enum Undo {
     Continue(Vec<u32>),
     MendNetwork,
     PowerOn(String),
-    StartCoordinator,
-    StartAgent(String),
+    Start(String),
 }
 
 /// Faults that have been made.
@@ -54,11 +53,20 @@ fn family(first: u32) -> Vec<u32> {
     family
 }
 
+/// Name of the daemon that a part is.
+fn daemon(cast: &Cast, part: Part) -> Result<&str> {
+    match part {
+        Part::Agent(who) => Ok(cast.machine(who)),
+        Part::Coordinator => Ok(COORDINATOR),
+        Part::Engine(_) => bail!("an engine is no daemon of Regent"),
+    }
+}
+
 // === impl Injected ===
 
 impl Injected {
     /// Makes all faults, as nearly at once as can be: what kills comes first, so that a cut cannot hold it up.
-    pub async fn make(fleet: &mut Fleet, cast: &Cast, faults: &[Fault], profile: Profile) -> Result<Self> {
+    pub async fn make(fleet: &mut impl Rig, cast: &Cast, faults: &[Fault], profile: Profile) -> Result<Self> {
         let mut injected = Self::default();
         let mut cuts: Vec<(&str, &str)> = Vec::new();
         for fault in faults {
@@ -73,17 +81,16 @@ impl Injected {
                 }
                 Fault::Kill(part) => injected.kill(fleet, cast, *part)?,
                 Fault::Stop(part) => injected.stop(fleet, cast, *part)?,
-                Fault::Bounce(part) => {
-                    let mut killed = Self::default();
-                    killed.kill(fleet, cast, *part)?;
-                    tokio::time::sleep(AWAY).await;
-                    killed.heal(fleet)?;
-                }
+                Fault::Bounce(part) => match part {
+                    // Its agent brings it back.
+                    Part::Engine(_) => injected.kill(fleet, cast, *part)?,
+                    Part::Agent(_) | Part::Coordinator => fleet.bounce_daemon(daemon(cast, *part)?, AWAY).await?,
+                },
                 Fault::Promote(who) => {
-                    let (name, member) = (format!("clusters/{}", Bed::CLUSTER), cast.actor(*who)?.member.clone());
+                    let (name, member) = (format!("clusters/{CLUSTER}"), cast.actor(*who)?.member.clone());
                     // Just after something else it may not be in the electorate yet; a person would look as well.
                     wait::until("that it may be promoted", PROMOTABLE, || async {
-                        let cluster = fleet.api.cluster(Bed::CLUSTER).await?;
+                        let cluster = fleet.api().cluster(CLUSTER).await?;
                         let actions = &api::member(&cluster, &member)?.available_actions;
                         let promote = actions.iter().find(|action| action.action == "promote");
                         ensure!(promote.is_some_and(|promote| promote.available), "{promote:?}");
@@ -92,13 +99,13 @@ impl Injected {
                     .await?;
                     let request_id = api::request_id();
                     let request = wire::PromoteMemberRequest { name, member, request_id, ..Default::default() };
-                    fleet.api.clusters().promote_member(request).await?;
+                    fleet.api().clusters().promote_member(request).await?;
                 }
                 Fault::Restart(who) => {
-                    let agent = fleet.agent(cast.machine(*who));
-                    agent.daemon()?.stop().await?;
+                    let node = cast.machine(*who);
+                    fleet.stop_daemon(node).await?;
                     tokio::time::sleep(AWAY + profile.ttl()).await;
-                    agent.start()?;
+                    fleet.start_daemon(node)?;
                 }
                 Fault::FreezeDisk(who) => {
                     let machine = cast.machine(*who).to_owned();
@@ -114,29 +121,24 @@ impl Injected {
         Ok(injected)
     }
 
-    fn kill(&mut self, fleet: &mut Fleet, cast: &Cast, part: Part) -> Result<()> {
+    fn kill(&mut self, fleet: &mut impl Rig, cast: &Cast, part: Part) -> Result<()> {
         match part {
             // Its agent brings it back.
             Part::Engine(who) => process::signal(cast.actor(who)?.engine, Signal::SIGKILL)?,
-            Part::Agent(who) => {
-                let node = cast.machine(who).to_owned();
-                fleet.agent(&node).daemon()?.kill()?;
-                self.undo.push(Undo::StartAgent(node));
-            }
-            Part::Coordinator => {
-                fleet.coordinator.daemon()?.kill()?;
-                self.undo.push(Undo::StartCoordinator);
+            Part::Agent(_) | Part::Coordinator => {
+                let name = daemon(cast, part)?.to_owned();
+                fleet.kill_daemon(&name)?;
+                self.undo.push(Undo::Start(name));
             }
         }
         Ok(())
     }
 
-    fn stop(&mut self, fleet: &mut Fleet, cast: &Cast, part: Part) -> Result<()> {
+    fn stop(&mut self, fleet: &impl Rig, cast: &Cast, part: Part) -> Result<()> {
         let pids = match part {
             // An engine's processes are each in a group of their own.
             Part::Engine(who) => family(cast.actor(who)?.engine),
-            Part::Agent(who) => vec![fleet.agent(cast.machine(who)).pid()?],
-            Part::Coordinator => vec![fleet.coordinator.pid()?],
+            Part::Agent(_) | Part::Coordinator => vec![fleet.daemon_pid(daemon(cast, part)?)?],
         };
         process::signal(pids[0], Signal::SIGSTOP)?;
         for pid in &pids[1..] {
@@ -148,7 +150,7 @@ impl Injected {
     }
 
     /// Heals all.
-    pub fn heal(self, fleet: &mut Fleet) -> Result<()> {
+    pub fn heal(self, fleet: &mut impl Rig) -> Result<()> {
         for undo in self.undo {
             match undo {
                 Undo::Thaw(machine) => fleet.network()?.with_disk(&machine, crate::network::Disk::thaw)?,
@@ -160,8 +162,7 @@ impl Injected {
                 }
                 Undo::MendNetwork => fleet.network()?.heal()?,
                 Undo::PowerOn(machine) => fleet.power_on(&machine)?,
-                Undo::StartCoordinator => fleet.coordinator.start()?,
-                Undo::StartAgent(node) => fleet.agent(&node).start()?,
+                Undo::Start(name) => fleet.start_daemon(&name)?,
             }
         }
         Ok(())

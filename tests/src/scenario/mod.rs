@@ -1,7 +1,7 @@
 //! What can happen to a cluster, as data: each scenario is injected, watched, healed, and accounted for, and says itself what
 //! has to come of it. One list ([`SCENARIOS`]) for the tests and the bench.
 //!
-//! A [`Bed`] is what they happen to: a cluster of three on machines of a network, and writers in the clients' place, one of
+//! A [`Bed`] is what they happen to: a cluster of three on machines of a network, of one kind or another ([`Rig`]), and writers in the clients' place, one of
 //! which follows the primary while others never stop trying, also from the members' own machines and with a patience that
 //! sees answers that come too late. [`run`] makes a [`Measured`] of a scenario; [`Measured::complaints`] compares that with
 //! what the scenario expects.
@@ -13,15 +13,19 @@ mod cast;
 mod fault;
 mod list;
 mod measured;
+mod rig;
 mod runner;
+mod series;
 
 pub use self::{
-    bed::Bed,
+    bed::{Bed, CLUSTER, ENGINE, NODES},
     cast::{Actor, Cast},
     fault::Injected,
     list::SCENARIOS,
     measured::{Measured, Span},
+    rig::Rig,
     runner::{Settings, run},
+    series::{run_all, wanted},
 };
 
 use std::time::Duration;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use regent_proto::coordinator::v1 as wire;
 
 use super::{
-    Bed, Cast, Injected, Scenario,
+    Bed, CLUSTER, Cast, Injected, Rig, Scenario,
     measured::{Lost, Measured, Span, millis},
 };
 use crate::{
@@ -56,14 +56,14 @@ fn watching(profile: Profile) -> Duration {
 
 /// Starts all writers: the follower, one for each member, one patient one for each, and one on each member's machine.
 /// `prefix` is this run's own: a row that was under way to a silent member when an earlier run ended may still arrive.
-fn writers(bed: &Bed, cast: &Cast, prefix: &str) -> Result<Writers> {
+fn writers(bed: &Bed<impl Rig>, cast: &Cast, prefix: &str) -> Result<Writers> {
     let folder = bed.folder.join("writers").join(prefix);
     let mut writers = Writers::start_called(prefix, &folder, &bed.login, &bed.members, true)?;
     for actor in cast.members() {
         writers.add_patient(&format!("patient-{}", actor.node), &actor.endpoint)?;
-        if let Place::Machine(_) = bed.fleet.agents[&actor.node].place() {
-            let place = bed.fleet.agents[&actor.node].place();
-            writers.add_at(&format!("local-{}", actor.node), &actor.endpoint, place)?;
+        let place = bed.fleet.place(&actor.node)?;
+        if let Place::Machine(_) = place {
+            writers.add_at(&format!("local-{}", actor.node), &actor.endpoint, &place)?;
         }
     }
     Ok(writers)
@@ -73,7 +73,7 @@ fn writers(bed: &Bed, cast: &Cast, prefix: &str) -> Result<Writers> {
 async fn watch(
     scenario: &Scenario,
     settings: &Settings,
-    bed: &Bed,
+    bed: &Bed<impl Rig>,
     cast: &Cast,
     writers: &Writers,
     at: u64,
@@ -94,7 +94,12 @@ async fn watch(
 }
 
 /// Runs a scenario. An error means that the bed did not get well again and cannot be used any more.
-pub async fn run(bed: &mut Bed, scenario: &'static Scenario, number: u32, settings: &Settings) -> Result<Measured> {
+pub async fn run(
+    bed: &mut Bed<impl Rig>,
+    scenario: &'static Scenario,
+    number: u32,
+    settings: &Settings,
+) -> Result<Measured> {
     let cast = bed.cast().await.context("before the fault")?;
     postgres::create_table(&bed.login, &cast.primary.endpoint).await?;
     let prefix = format!("{}-{number}-", scenario.name);
@@ -137,8 +142,8 @@ pub async fn run(bed: &mut Bed, scenario: &'static Scenario, number: u32, settin
 }
 
 /// All failovers of the bed's cluster, the newest first.
-async fn failovers(bed: &Bed) -> Result<Vec<wire::Operation>> {
-    bed.fleet.api.operations_of(Bed::CLUSTER, "failover").await
+async fn failovers(bed: &Bed<impl Rig>) -> Result<Vec<wire::Operation>> {
+    bed.fleet.api().operations_of(CLUSTER, "failover").await
 }
 
 /// What a failover says of itself, in a line.
@@ -160,7 +165,7 @@ fn member_at(cast: &Cast, endpoint: &str) -> String {
 }
 
 /// What the histories say.
-fn measure(scenario: &Scenario, bed: &Bed, cast: &Cast, histories: &[History], times: Times) -> Measured {
+fn measure(scenario: &Scenario, bed: &Bed<impl Rig>, cast: &Cast, histories: &[History], times: Times) -> Measured {
     let begin = times.fault - nanos(BEFORE);
     let follower: Vec<_> = histories.iter().filter(|history| history.writer.ends_with("-follower")).cloned().collect();
     let acknowledgements = || histories.iter().flat_map(History::acknowledgements);

@@ -13,7 +13,7 @@ use regent_tests::{
     cluster::{Agent, run},
     place::Place,
     process,
-    scenario::{Bed, Cast},
+    scenario::{Bed, CLUSTER, Cast},
     wait,
     workload::{checker, history::Outcome, now_nanos, postgres, writers::Writers},
 };
@@ -136,7 +136,7 @@ async fn a_late_commit_is_never_acknowledged(flush: Flush) {
     let third = [&now.first, &now.second].into_iter().find(|actor| actor.node != node).unwrap().node.clone();
     bed.fleet.power_off(&third).unwrap();
     process::signal(now.primary.engine, Signal::SIGKILL).unwrap();
-    let again = bed.fleet.api.other_primary(Bed::CLUSTER, &now.primary.member, SOON).await.unwrap();
+    let again = bed.fleet.api.other_primary(CLUSTER, &now.primary.member, SOON).await.unwrap();
     assert_eq!(again.primary, cast.primary.member);
     bed.fleet.power_on(&third).unwrap();
     bed.fleet.all_connected().await.unwrap();

@@ -10,7 +10,7 @@ use regent_tests::{
     api::{self, Api},
     cluster::run,
     process,
-    scenario::Bed,
+    scenario::{Bed, CLUSTER, NODES},
     wait,
     workload::{checker, now_nanos, writers::Writers},
 };
@@ -28,7 +28,7 @@ fn copy(from: &Path, to: &Path) {
 async fn fail_over(bed: &Bed) -> wire::Cluster {
     let cast = bed.cast().await.unwrap();
     process::signal(cast.primary.engine, Signal::SIGKILL).unwrap();
-    bed.fleet.api.other_primary(Bed::CLUSTER, &cast.primary.member, SOON).await.unwrap();
+    bed.fleet.api.other_primary(CLUSTER, &cast.primary.member, SOON).await.unwrap();
     bed.healthy().await.unwrap()
 }
 
@@ -65,7 +65,7 @@ fn an_old_store_is_frozen_and_then_learns_from_the_ledgers() {
         // Members that the old store does not suspect of anything are not what it says: it must not act before it knows.
         let api = bed.fleet.api.clone();
         wait::until("the epoch of the ledgers", SOON, || async {
-            let seen = api.cluster(Bed::CLUSTER).await?;
+            let seen = api.cluster(CLUSTER).await?;
             ensure!(seen.epoch >= before.epoch, "epoch {} {:?}", seen.epoch, seen.reasons);
             Ok(())
         })
@@ -73,7 +73,7 @@ fn an_old_store_is_frozen_and_then_learns_from_the_ledgers() {
         .unwrap();
         let after = bed.healthy().await.unwrap();
         assert_eq!(after.primary, before.primary, "the lease that stood is adopted");
-        for node in Bed::NODES {
+        for node in NODES {
             assert!(epoch_of_ledger(&bed, node).await <= after.epoch, "{node} knows more than the store still");
         }
         writers.acknowledged(now_nanos(), 100, SOON).await.unwrap();

@@ -1,0 +1,189 @@
+//! A whole system in a machine: systemd-nspawn boots it from a root of its own.
+//!
+//! The root is the image with a disk over it, which keeps all that is written, over a power cut or a reboot, and can hang. A
+//! power cut kills the first process; the page cache is the host's, so no fsync is missed.
+//!
+//! **Invariants:** each system is in a control group of its own: otherwise the systemd of one machine would kill in the groups of
+//! another. nspawn's own process is the child of a shell that waits for the end of the test's pipe, kills it and removes the
+//! group; with nspawn the system's first process dies, and with that all others.
+
+use std::{
+    fs,
+    os::unix::{net::UnixDatagram, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    cluster::run,
+    network::body::{Body, Held, spawn},
+};
+
+/// How long systemd-nspawn may take to make the machine, before anything boots in it.
+const MADE: Duration = Duration::from_secs(30);
+/// How long a system may take to boot.
+const BOOTED: Duration = Duration::from_secs(90);
+
+/// Runs nspawn in a control group of its own until its input ends. A disk that hangs would keep the processes of the system.
+const HOLD: &str = r#"
+group=$1 disk=$2; shift 2
+mkdir "$group" || exit
+sh -c 'echo $$ >"$1/cgroup.procs" && shift && exec "$@"' enter "$group" "$@" </dev/null & machine=$!
+read -r _
+kill -9 $machine 2>/dev/null
+fsfreeze --unfreeze "$disk" 2>/dev/null
+wait
+# The last process of a group may still be on its way out.
+for _ in 1 2 3 4 5 6 7 8 9 10; do
+    find "$group" -depth -type d -exec rmdir {} + 2>/dev/null && break
+    sleep 0.1
+done
+"#;
+
+/// A system that boots from a root of its own.
+#[derive(Debug)]
+pub(super) struct Whole {
+    name: String,
+    root: PathBuf,
+    disk: PathBuf,
+    console: PathBuf,
+    /// Folder of the host that the system sees at the same place as every other, and may not write to.
+    packages: PathBuf,
+    news: News,
+}
+
+/// What nspawn says of the machine, and the system in it of itself.
+#[derive(Debug, Clone)]
+pub(super) struct News {
+    path: PathBuf,
+    socket: std::sync::Arc<Mutex<Option<UnixDatagram>>>,
+}
+
+/// Where a system sees the packages that are to be installed.
+pub const PACKAGES: &str = "/srv/regent";
+
+/// Number of the next control group of this process.
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Where control groups of version 2 are mounted; not at the top where the host still has those of version 1.
+fn control_groups() -> Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let found = fields.find(|fields| fields.get(2) == Some(&"cgroup2"));
+    let point = found.and_then(|fields| fields.get(1).map(PathBuf::from));
+    point.context("no control groups of version 2 are mounted on this host (mount -t cgroup2)")
+}
+
+// === impl News ===
+
+impl News {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path, socket: std::sync::Arc::default() }
+    }
+
+    /// Forgets what was said, and listens from now on.
+    fn listen(&self) -> Result<()> {
+        drop(fs::remove_file(&self.path));
+        let socket = UnixDatagram::bind(&self.path).with_context(|| format!("cannot make {}", self.path.display()))?;
+        *self.socket.lock().expect("nothing panics while it holds this lock") = Some(socket);
+        Ok(())
+    }
+
+    /// Waits for a word of the form `KEY=VALUE`; the value.
+    fn heard(&self, key: &str, within: Duration) -> Result<String> {
+        let socket = self.socket.lock().expect("nothing panics while it holds this lock");
+        let socket = socket.as_ref().context("it was never switched on")?;
+        socket.set_read_timeout(Some(within))?;
+        let mut buffer = [0; 4096];
+        loop {
+            let length = socket.recv(&mut buffer).with_context(|| format!("no word of {key} within {within:?}"))?;
+            let text = String::from_utf8_lossy(&buffer[..length]);
+            if let Some(value) = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')) {
+                return Ok(value.to_owned());
+            }
+        }
+    }
+
+    /// Waits until the system says that everything that a boot starts has been started. To be called once for each boot.
+    pub(super) fn booted(&self) -> Result<()> {
+        self.heard("READY", BOOTED).map(drop)
+    }
+}
+
+// === impl Whole ===
+
+impl Whole {
+    /// A system that is switched off, from layers of an image, the upper one first. `folder` is the machine's own, with `disk`, which is mounted, and room for the rest.
+    pub(super) fn new(name: &str, layers: &[PathBuf], packages: &Path, folder: &Path, news: News) -> Result<Self> {
+        let (root, disk) = (folder.join("root"), folder.join("disk"));
+        for made in [&root, &disk.join("written"), &disk.join("work")] {
+            fs::create_dir(made).with_context(|| format!("cannot make {}", made.display()))?;
+        }
+        let lower: Vec<_> = layers.iter().map(|layer| layer.display().to_string()).collect();
+        let (lower, upper) = (lower.join(":"), disk.display());
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "overlay", "overlay", "-o"]);
+        mount.arg(format!("lowerdir={lower},upperdir={upper}/written,workdir={upper}/work"));
+        mount.arg(&root);
+        run(mount)?;
+        let console = folder.join("console.log");
+        Ok(Self { name: name.to_owned(), root, disk, console, packages: packages.to_owned(), news })
+    }
+}
+
+impl Body for Whole {
+    fn power_on(&self) -> Result<Held> {
+        self.news.listen()?;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let group = control_groups()?.join(format!("regent-test-{}-{number}-{}", std::process::id(), self.name));
+        let console = fs::OpenOptions::new().create(true).append(true).open(&self.console)?;
+        let mut command = Command::new("sh");
+        command.args(["-c", HOLD, "hold"]).arg(group).arg(&self.disk);
+        command.args(["systemd-nspawn", "--quiet", "--boot", "--machine", &self.name, "--directory"]).arg(&self.root);
+        // Nobody else on the host is told of it; the network puts the cable in.
+        command.args(["--register=no", "--keep-unit", "--private-network", "--notify-ready=yes"]);
+        command.args(["--console=read-only", "--resolv-conf=off", "--timezone=off", "--link-journal=no"]);
+        command.arg(format!("--bind-ro={}:{PACKAGES}", self.packages.display()));
+        command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1").env("NOTIFY_SOCKET", &self.news.path);
+        command.stdin(Stdio::piped()).stdout(console.try_clone()?).stderr(console);
+        // Ctrl-C in the terminal ends the test, and that ends the machine.
+        command.process_group(0);
+        let mut holder = spawn(command)?;
+        let first = self.news.heard("X_NSPAWN_LEADER_PID", MADE).and_then(|pid| Ok(pid.parse()?));
+        match first {
+            Ok(first) => Ok(Held { holder, first }),
+            Err(error) => {
+                holder.wait()?;
+                bail!("{error:#}; see {}", self.console.display())
+            }
+        }
+    }
+
+    fn shared(&self) -> &'static [(&'static str, &'static str)] {
+        // A program of the host finds its files in the host's mounts.
+        &[("net", "net")]
+    }
+
+    fn configures_itself(&self) -> bool {
+        true
+    }
+}
+
+impl Drop for Whole {
+    #[expect(clippy::print_stderr, reason = "who reads a failed test has to learn what is left")]
+    fn drop(&mut self) {
+        let mut unmount = Command::new("umount");
+        unmount.arg(&self.root);
+        if let Err(error) = run(unmount) {
+            // It goes with the test's namespace.
+            eprintln!("the root of {} stays until the test ends: {error:#}", self.name);
+        }
+    }
+}

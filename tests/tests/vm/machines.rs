@@ -1,0 +1,97 @@
+//! The machines themselves: what the other tests rest on.
+
+use std::fs;
+
+use regent_tests::{
+    folder::TestFolder,
+    network::CLIENTS,
+    process,
+    vm::{Image, System, Systems},
+};
+
+use crate::support::{SOON, inside};
+
+/// Whether a packet from a machine reaches another and is answered: nobody listens there, and that is said at once.
+fn reaches(from: &System, address: &str) -> bool {
+    let try_it = format!("timeout 1 bash -c '</dev/tcp/{address}/9' 2>&1 || true");
+    from.shell(&try_it).unwrap().contains("refused")
+}
+
+/// Starts a service that leaves a word when it is told to end.
+const GOODBYE: &str = "systemd-run --quiet --unit goodbye --property 'ExecStop=touch /root/goodbye' sleep 1000";
+
+fn boot_id(system: &System) -> String {
+    system.run(&["cat", "/proc/sys/kernel/random/boot_id"]).unwrap()
+}
+
+#[test]
+fn machines_are_apart_from_each_other_and_from_the_host() {
+    inside(|| async {
+        let folder = TestFolder::new().unwrap();
+        let systems = Systems::new(&folder, Image::Empty, &["one", "two"]).unwrap();
+        systems.boot().unwrap();
+        let (one, two) = (systems.system("one").unwrap(), systems.system("two").unwrap());
+        assert_eq!(one.run(&["hostname"]).unwrap(), "one");
+        assert_ne!(boot_id(one), boot_id(two));
+
+        // Rules, processes, units and files are a machine's own.
+        one.run(&["nft", "add", "table", "inet", "own"]).unwrap();
+        assert_eq!(two.run(&["nft", "list", "ruleset"]).unwrap(), "");
+        for system in [one, two] {
+            system.run(&["systemd-run", "--quiet", "--unit", "sleeper", "sleep", "1000"]).unwrap();
+        }
+        one.write("/root/file", "kept").unwrap();
+        assert!(!two.path("/root/file").exists());
+
+        // A group is killed on one machine only.
+        let pid = |system: &System| {
+            let shown = system.run(&["systemctl", "show", "sleeper", "--property", "MainPID", "--value"]).unwrap();
+            system.host_pid(shown.parse().unwrap()).unwrap()
+        };
+        let (first, second) = (pid(one), pid(two));
+        assert!(fs::read_to_string(format!("/proc/{first}/cmdline")).unwrap().contains("sleep\01000"));
+        one.run(&["systemctl", "kill", "--signal", "KILL", "sleeper"]).unwrap();
+        process::ended(first, SOON).await.unwrap();
+        assert!(process::lives(second));
+
+        // By name, by IPv4 and by IPv6, with and without each direction.
+        let addresses = [two.name().to_owned(), two.machine().address(), two.machine().address_v6()];
+        assert_eq!(addresses.each_ref().map(|address| reaches(one, address)), [true; 3]);
+        for cut in [("one", "two"), ("two", "one")] {
+            systems.network().cut(&[cut]).unwrap();
+            assert_eq!(addresses.each_ref().map(|address| reaches(one, address)), [false; 3], "{cut:?}");
+            assert!(reaches(one, "hub") && reaches(two, "hub"));
+            systems.network().heal().unwrap();
+        }
+        systems.network().cut_both("one", CLIENTS).unwrap();
+        assert!(!reaches(one, "hub") && reaches(one, "two"));
+        systems.network().heal().unwrap();
+    });
+}
+
+#[test]
+fn what_a_machine_has_written_outlives_its_power() {
+    inside(|| async {
+        let folder = TestFolder::new().unwrap();
+        let systems = Systems::new(&folder, Image::Empty, &["one", "two"]).unwrap();
+        systems.boot().unwrap();
+        let (one, two) = (systems.system("one").unwrap(), systems.system("two").unwrap());
+        one.run(&["apt-get", "install", "--yes", "--quiet", "postgresql-client-17"]).unwrap();
+        one.shell(GOODBYE).unwrap();
+        let before = boot_id(one);
+        systems.reboot(&["one"]).unwrap();
+        assert_ne!(boot_id(one), before);
+        one.run(&["psql", "--version"]).unwrap();
+        assert!(one.path("/root/goodbye").exists(), "a reboot tells everything to end");
+        assert!(reaches(two, "one"));
+
+        one.shell(&format!("rm /root/goodbye; {GOODBYE}")).unwrap();
+        one.machine().power_off().unwrap();
+        assert!(!reaches(two, "one"));
+        one.machine().power_on().unwrap();
+        one.booted().unwrap();
+        assert!(!one.path("/root/goodbye").exists(), "a power cut tells nobody");
+        assert!(reaches(two, "one"));
+        assert_eq!(one.journal(None).unwrap().matches("Startup finished in").count(), 3, "of three boots");
+    });
+}

@@ -1,0 +1,11 @@
+//! Regent as a user has it: its Debian packages on whole machines that boot, lose power, are cut off and upgraded, and what
+//! clients on another machine see of that. One file for each promise.
+//!
+//! Needs root and an image of a machine (`tests/vm/image`). One test at a time: limits of time are part of what is tested.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod install;
+mod machines;
+mod scenarios;
+mod support;
