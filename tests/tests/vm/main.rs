@@ -7,5 +7,7 @@
 
 mod install;
 mod machines;
+mod runbooks;
 mod scenarios;
 mod support;
+mod typed;
