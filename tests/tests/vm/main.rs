@@ -7,5 +7,7 @@
 
 mod install;
 mod machines;
+mod reboot;
 mod scenarios;
 mod support;
+mod upgrade;
