@@ -286,6 +286,11 @@ impl Agent {
         Ok(command)
     }
 
+    /// What its next start runs.
+    pub fn replace_program(&mut self, program: PathBuf) {
+        self.program = program;
+    }
+
     /// Where it runs.
     pub fn place(&self) -> &Place {
         &self.place
@@ -372,10 +377,15 @@ impl Fleet {
 
     /// Joins and starts an agent.
     pub async fn add(&mut self, node: &str) -> Result<()> {
-        let mut agent = Agent::prepare_at(&self.root, node, program("regent-agent")?, &self.site)?;
+        let agent = Agent::prepare_at(&self.root, node, program("regent-agent")?, &self.site)?;
+        self.add_prepared(agent).await
+    }
+
+    /// The same with one that was prepared otherwise.
+    pub async fn add_prepared(&mut self, mut agent: Agent) -> Result<()> {
         agent.join(&self.coordinator.address, &self.token("").await?)?;
         agent.start()?;
-        self.agents.insert(node.to_owned(), agent);
+        self.agents.insert(agent.node.clone(), agent);
         Ok(())
     }
 

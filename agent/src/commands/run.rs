@@ -8,6 +8,7 @@ use super::{Common, Failure};
 use crate::{
     daemon::{Daemon, DaemonError},
     engine::ENGINES,
+    ledger::LedgerError,
 };
 
 /// Threads of the runtime: enough that one busy task does not delay heartbeats, few enough for a small agent.
@@ -43,9 +44,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 fn failure(error: &DaemonError) -> Failure {
     let code = match error {
-        DaemonError::NotJoined { .. } | DaemonError::NotANode { .. } | DaemonError::AlreadyRunning { .. } => {
-            Failure::REFUSED
-        }
+        // Its unit does not try these again: a person has to act first.
+        DaemonError::NotJoined { .. }
+        | DaemonError::NotANode { .. }
+        | DaemonError::AlreadyRunning { .. }
+        | DaemonError::Ledger(LedgerError::Newer { .. } | LedgerError::Damaged { .. }) => Failure::REFUSED,
         DaemonError::Folder { .. }
         | DaemonError::Listen { .. }
         | DaemonError::Ledger(_)

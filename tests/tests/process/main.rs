@@ -21,6 +21,7 @@ mod planned_restart;
 mod policy;
 mod promote;
 mod security;
+mod skew;
 mod stock_clients;
 mod support;
 mod told;

@@ -41,14 +41,11 @@ fn python() -> PathBuf {
     ready.join("bin/python")
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn python_creates_a_cluster_watches_it_and_reads_a_refusal() {
-    let python = python();
-    let folder = TestFolder::new().unwrap();
-    let fleet = Fleet::start(&folder, &["n1", "n2"]).await.unwrap();
-    let (stubs, proto) = (folder.join("stubs"), Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto"));
+/// A folder with the stubs of all services.
+fn stubs(python: &Path, folder: &TestFolder) -> PathBuf {
+    let (stubs, proto) = (folder.join("stubs"), repository().join("proto"));
     fs::create_dir(&stubs).unwrap();
-    let mut protoc = Command::new(&python);
+    let mut protoc = Command::new(python);
     protoc.args(["-m", "grpc_tools.protoc", "-I"]).arg(&proto);
     for option in ["--python_out", "--grpc_python_out"] {
         protoc.arg(format!("{option}={}", stubs.display()));
@@ -57,11 +54,40 @@ async fn python_creates_a_cluster_watches_it_and_reads_a_refusal() {
         protoc.arg(format!("regent/{part}/v1/{part}.proto"));
     }
     run(protoc).unwrap();
-    let mut client = Command::new(&python);
-    client.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/process/stock_client.py"));
-    client.arg(&stubs).arg(&fleet.coordinator.address).arg(&fleet.agents["n1"].address).arg(fleet.coordinator.admin());
-    let other = Coordinator::init(&folder.join("other"), program("regent-coordinator").unwrap()).unwrap();
-    client.arg(other.admin());
+    stubs
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+async fn says_that_all_is_well(client: Command) {
     let said = tokio::task::spawn_blocking(move || run(client)).await.unwrap().unwrap();
     assert!(said.ends_with("all is well"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn python_creates_a_cluster_watches_it_and_reads_a_refusal() {
+    let python = python();
+    let folder = TestFolder::new().unwrap();
+    let fleet = Fleet::start(&folder, &["n1", "n2"]).await.unwrap();
+    let mut client = Command::new(&python);
+    client.arg("-B");
+    client.arg(repository().join("tests/tests/process/stock_client.py")).arg(stubs(&python, &folder));
+    client.arg(&fleet.coordinator.address).arg(&fleet.agents["n1"].address).arg(fleet.coordinator.admin());
+    let other = Coordinator::init(&folder.join("other"), program("regent-coordinator").unwrap()).unwrap();
+    client.arg(other.admin());
+    says_that_all_is_well(client).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_client_of_the_integration_guide_does_what_a_platform_does() {
+    let python = python();
+    let folder = TestFolder::new().unwrap();
+    let fleet = Fleet::start(&folder, &["n1", "n2"]).await.unwrap();
+    let mut client = Command::new(&python);
+    client.arg("-B");
+    client.arg(repository().join("tests/tests/process/platform_backend.py")).arg(stubs(&python, &folder));
+    client.arg(repository().join("deploy/integration")).arg(&fleet.coordinator.address).arg(fleet.coordinator.admin());
+    says_that_all_is_well(client).await;
 }

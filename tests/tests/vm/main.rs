@@ -8,6 +8,8 @@
 mod install;
 mod machines;
 mod reboot;
+mod runbooks;
 mod scenarios;
 mod support;
+mod typed;
 mod upgrade;

@@ -1,0 +1,130 @@
+//! Versions side by side: the programs of an earlier version with those of this one.
+//!
+//! `REGENT_TEST_OLD_PROGRAMS=FOLDER cargo nextest run -p regent-tests --test process skew --run-ignored only`, where the folder has
+//! `regent-agent` and `regent-coordinator` of the earlier version. Ignored without: no earlier version can be built here.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::ensure;
+use regent_proto::coordinator::v1 as wire;
+use regent_tests::{
+    api,
+    cluster::{Agent, Fleet},
+    folder::TestFolder,
+    process::program,
+    wait,
+    workload::{checker, now_nanos, postgres, writers::Writers},
+};
+
+use crate::support::{CLUSTER, ENGINE, SOON, Trio};
+
+const NODES: [&str; 3] = ["n1", "n2", "n3"];
+
+/// A program of the earlier version.
+fn old(name: &str) -> PathBuf {
+    let folder = std::env::var_os("REGENT_TEST_OLD_PROGRAMS").expect("REGENT_TEST_OLD_PROGRAMS names a folder");
+    PathBuf::from(folder).join(name)
+}
+
+/// A cluster of three under these programs.
+async fn trio(coordinator: PathBuf, agent: PathBuf) -> Trio {
+    let folder = TestFolder::new().unwrap();
+    let mut fleet = Fleet::start_with(&folder, &[], coordinator).await.unwrap();
+    for node in NODES {
+        let prepared = Agent::prepare(folder.path(), node, agent.clone()).unwrap();
+        // A key that the earlier version does not have; without systemd it changes nothing.
+        let config = fs::read_to_string(prepared.config()).unwrap();
+        fs::write(prepared.config(), config.replace("supervisor = \"process\"\n", "")).unwrap();
+        fleet.add_prepared(prepared).await.unwrap();
+    }
+    fleet.connected(&NODES).await.unwrap();
+    let cluster = fleet.create(CLUSTER, ENGINE, &NODES).await.unwrap();
+    let (login, members) = (fleet.api.login(CLUSTER).await.unwrap(), api::endpoints(&cluster).unwrap());
+    postgres::create_table(&login, &members[0]).await.unwrap();
+    Trio { fleet, login, members, folder }
+}
+
+async fn promote(trio: &Trio, member: &str) {
+    let request = wire::PromoteMemberRequest {
+        name: format!("clusters/{CLUSTER}"),
+        member: member.to_owned(),
+        request_id: api::request_id(),
+        ..Default::default()
+    };
+    // One that has just come back is in the electorate a moment after it has caught up.
+    let promoting = || async { Ok(trio.api().clusters().promote_member(request.clone()).await?.into_inner()) };
+    let operation = wait::until("a member that may be promoted", SOON, promoting).await.unwrap();
+    trio.api().succeed(&operation.name, SOON).await.unwrap();
+}
+
+/// A failover, a planned promotion and a resync, under writers.
+async fn everything(trio: &Trio) {
+    let began = now_nanos();
+    let writers = trio.write();
+    writers.acknowledged(0, 300, SOON).await.unwrap();
+    let (old_primary, _) = trio.kill_primary().await;
+    writers.acknowledged(now_nanos(), 300, SOON).await.unwrap();
+    let cluster = trio.healthy().await;
+    assert_ne!(cluster.primary, old_primary);
+    promote(trio, &old_primary).await;
+    trio.healthy().await;
+    writers.acknowledged(now_nanos(), 300, SOON).await.unwrap();
+    let replica = cluster.primary.as_str();
+    let resync = trio.resync(&[replica], 0).await;
+    trio.api().succeed(&resync, SOON).await.unwrap();
+    trio.healthy().await;
+    finish(trio, writers, began).await;
+}
+
+async fn finish(trio: &Trio, writers: Writers, began: u64) {
+    let histories = writers.stop().await.unwrap();
+    let primary = postgres::find_primary(&trio.login, &trio.members).await.unwrap();
+    let account = checker::account(&histories, &postgres::read_rows(&trio.login, &primary).await.unwrap());
+    assert!(account.is_consistent(), "{account:?}");
+    assert_eq!(checker::overlaps(&histories, began, u64::MAX), [], "two primaries");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "wants REGENT_TEST_OLD_PROGRAMS, a folder with the programs of an earlier version"]
+async fn old_agents_obey_a_newer_coordinator() {
+    everything(&trio(program("regent-coordinator").unwrap(), old("regent-agent")).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "wants REGENT_TEST_OLD_PROGRAMS, a folder with the programs of an earlier version"]
+async fn newer_agents_obey_an_old_coordinator() {
+    everything(&trio(old("regent-coordinator"), program("regent-agent").unwrap()).await).await;
+}
+
+/// Every agent is replaced by one of the newer version while a copy is being made; none of their engines notices.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "wants REGENT_TEST_OLD_PROGRAMS, a folder with the programs of an earlier version"]
+async fn agents_are_upgraded_in_the_middle_of_a_resync() {
+    let mut trio = trio(program("regent-coordinator").unwrap(), old("regent-agent")).await;
+    postgres::add_ballast(&trio.login, &trio.members[0], 64).await.unwrap();
+    let began = now_nanos();
+    let writers = trio.write();
+    writers.acknowledged(0, 300, SOON).await.unwrap();
+    let engines = trio.engine_pids().await;
+    let resync = trio.resync(&["db3"], 8 << 20).await;
+    wait::until("a copy that is being made", SOON, || async {
+        let operation = trio.api().operation(&resync).await?;
+        let running = |step: &wire::Step| step.name == "clone" && step.state() == wire::StepState::Running;
+        ensure!(operation.steps.iter().any(running), "{}", api::describe(&operation));
+        Ok(())
+    })
+    .await
+    .unwrap();
+    for node in NODES {
+        let agent = trio.fleet.agent(node);
+        agent.daemon().unwrap().stop().await.unwrap();
+        agent.replace_program(program("regent-agent").unwrap());
+        agent.start().unwrap();
+    }
+    trio.fleet.connected(&NODES).await.unwrap();
+    trio.api().succeed(&resync, SOON).await.unwrap();
+    trio.healthy().await;
+    assert_eq!(trio.engine_pids().await[..2], engines[..2], "engines that were not copied go on");
+    assert_eq!(trio.api().operations_of(CLUSTER, "failover").await.unwrap().len(), 0);
+    finish(&trio, writers, began).await;
+}
