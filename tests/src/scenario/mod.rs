@@ -9,6 +9,7 @@
 //! Not here: what an expectation's limit means on a slow machine; the caller gives a slack.
 
 mod bed;
+mod blackout;
 mod cast;
 mod fault;
 mod list;
@@ -19,6 +20,7 @@ mod series;
 
 pub use self::{
     bed::{Bed, CLUSTER, ENGINE, NODES},
+    blackout::{blackout, write_and_settle},
     cast::{Actor, Cast},
     fault::Injected,
     list::SCENARIOS,

@@ -26,8 +26,10 @@ use crate::{
 const ROWS: usize = 50;
 /// Acknowledgements from so long before the fault count for the outage.
 const BEFORE: Duration = Duration::from_millis(200);
-/// How much longer than its limit a failover is waited for, before it is said to be missing.
+/// How many times its limit a failover is waited for, before it is said to be missing.
 const LATE: u32 = 3;
+/// The least that is waited, where the limit is very short: what is late is not missing.
+const MISSING: Duration = Duration::from_secs(6);
 
 /// How scenarios are run.
 #[derive(Debug, Clone, Copy)]
@@ -80,7 +82,8 @@ async fn watch(
 ) -> Vec<String> {
     if scenario.expected.failover {
         let limit = scenario.expected.outage.limit(bed.profile).unwrap_or_default();
-        let seen = writers.acknowledged_except(&cast.primary.endpoint, at, ROWS, limit * LATE + BEFORE).await;
+        let patience = (limit * LATE).max(MISSING);
+        let seen = writers.acknowledged_except(&cast.primary.endpoint, at, ROWS, patience).await;
         return seen
             .err()
             .map(|error| format!("nobody took over while the fault lasted: {error:#}"))

@@ -49,6 +49,9 @@ pub async fn run_all<R: Rig>(
             Ok(measured) => {
                 let wrong = measured.complaints(scenario, slack);
                 println!("{}", line(&measured, !wrong.is_empty()));
+                if !wrong.is_empty() {
+                    used.folder.keep();
+                }
                 complaints.extend(wrong.into_iter().map(|wrong| format!("{}: {wrong}", scenario.name)));
                 bed = Some(used);
             }

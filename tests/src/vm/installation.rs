@@ -55,7 +55,8 @@ impl Installation {
     pub fn machines(folder: &TestFolder, image: Image) -> Result<Systems> {
         let systems = Systems::new(folder, image, &[&[COORDINATOR], &NODES[..], &[CLIENT]].concat())?;
         for system in systems.all().filter(|system| system.name() != CLIENT) {
-            let condition = format!("[Unit]\nConditionPathExists=!{STAY_DOWN}\n");
+            // Asked at every start, also when systemd itself starts what has ended.
+            let condition = format!("[Service]\nExecCondition=/usr/bin/test ! -e {STAY_DOWN}\n");
             system.write(&format!("/etc/systemd/system/{}.d/regent-test.conf", unit(system.name())), &condition)?;
         }
         systems.boot()?;

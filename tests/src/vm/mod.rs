@@ -109,8 +109,7 @@ impl Systems {
 
     /// Switches all on, and waits until all have booted.
     pub fn boot(&self) -> Result<()> {
-        self.all().try_for_each(|system| system.machine().power_on())?;
-        self.all().try_for_each(System::booted)
+        self.switch_on(&self.by_name.keys().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// Does something on some machines, on all at once.
@@ -122,9 +121,15 @@ impl Systems {
         })
     }
 
-    /// Restarts machines by their own command, all at once: everything on them is told to end. Returns when all have booted again.
-    pub fn reboot(&self, names: &[&str]) -> Result<()> {
-        self.on_each(names, System::reboot)
+    /// Switches machines off by their own command, all at once: everything on them is told to end. Returns when all are off.
+    pub fn switch_off(&self, names: &[&str]) -> Result<()> {
+        self.on_each(names, System::switch_off)
+    }
+
+    /// Switches machines on, and waits until all have booted.
+    pub fn switch_on(&self, names: &[&str]) -> Result<()> {
+        names.iter().try_for_each(|name| self.system(name)?.machine().power_on())?;
+        names.iter().try_for_each(|name| self.system(name)?.booted())
     }
 
     /// Writes every machine's journal to the test's folder, where it is kept if the test fails.

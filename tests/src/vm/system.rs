@@ -32,6 +32,7 @@ const DOWN: Duration = Duration::from_secs(120);
 pub struct System {
     machine: Arc<Machine>,
     root: PathBuf,
+    packages: PathBuf,
     news: News,
 }
 
@@ -56,7 +57,7 @@ impl System {
             addresses.extend(given);
             Ok(Box::new(Whole::new(name, layers, packages, &folder, news.clone())?))
         })?;
-        let system = Self { machine, root: folder.join("root"), news };
+        let system = Self { machine, root: folder.join("root"), packages: packages.to_owned(), news };
         system.write("/etc/hostname", &format!("{name}\n"))?;
         system.write("/etc/hosts", hosts)?;
         system.write("/etc/machine-id", &fs::read_to_string("/proc/sys/kernel/random/uuid")?.replace('-', ""))?;
@@ -119,12 +120,15 @@ impl System {
         Ok(())
     }
 
-    /// Restarts it by its own command, which tells everything on it to end; returns when it has booted again.
-    pub fn reboot(&self) -> Result<()> {
-        self.run(&["systemctl", "--no-block", "reboot"])?;
-        self.machine.switched_itself_off(DOWN)?;
-        self.machine.power_on()?;
-        self.booted()
+    /// Switches it off by its own command, which tells everything on it to end; returns when it is off.
+    pub fn switch_off(&self) -> Result<()> {
+        self.run(&["systemctl", "--no-block", "poweroff"])?;
+        self.machine.switched_itself_off(DOWN)
+    }
+
+    /// Where the packages that it sees are on the host.
+    pub fn packages(&self) -> &Path {
+        &self.packages
     }
 
     /// Host's id of a process by the id that it has on the machine.

@@ -79,10 +79,11 @@ fn what_a_machine_has_written_outlives_its_power() {
         one.run(&["apt-get", "install", "--yes", "--quiet", "postgresql-client-17"]).unwrap();
         one.shell(GOODBYE).unwrap();
         let before = boot_id(one);
-        systems.reboot(&["one"]).unwrap();
+        one.switch_off().unwrap();
+        systems.switch_on(&["one"]).unwrap();
         assert_ne!(boot_id(one), before);
         one.run(&["psql", "--version"]).unwrap();
-        assert!(one.path("/root/goodbye").exists(), "a reboot tells everything to end");
+        assert!(one.path("/root/goodbye").exists(), "everything is told to end");
         assert!(reaches(two, "one"));
 
         one.shell(&format!("rm /root/goodbye; {GOODBYE}")).unwrap();

@@ -7,7 +7,9 @@
 
 mod install;
 mod machines;
+mod reboot;
 mod runbooks;
 mod scenarios;
 mod support;
 mod typed;
+mod upgrade;
