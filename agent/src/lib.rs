@@ -17,6 +17,7 @@ pub mod lease;
 pub mod ledger;
 pub mod local;
 pub mod member;
+mod nftables;
 pub mod node;
 pub mod observe;
 pub mod peer;
