@@ -7,6 +7,7 @@ pub mod config;
 pub mod daemon;
 pub mod engine;
 pub mod enroll;
+pub mod firewall;
 pub mod force;
 pub mod gate;
 pub mod hand_over;
