@@ -8,14 +8,16 @@
 //! any more are destroyed after that, not before; nothing but the ports that are named is touched. This has a table, a socket and a
 //! lock of its own: the gate comes before it, and never waits for it but in the kernel.
 //!
-//! [`nftables`] is the real one, [`fake`] a simulated one; [`conformance`] holds for both.
-//! [`names`] finds the addresses of who always passes.
+//! [`nftables`] is the real one, [`fake`] a simulated one; [`conformance`] holds for both. [`keeper`] keeps the list over restarts
+//! and puts it in force; [`names`] finds the addresses of who always passes.
 
 pub mod conformance;
 pub mod fake;
+pub mod keeper;
 pub mod names;
 pub mod nftables;
 pub mod none;
+mod stored;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,6 +28,7 @@ use std::{
 use async_trait::async_trait;
 use regent_common::allow_list::{self, AllowList, Family, Range};
 
+pub use self::keeper::Keeper;
 use self::names::Names;
 
 /// Who is let in, and to what.
