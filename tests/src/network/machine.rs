@@ -6,6 +6,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Read},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Mutex,
@@ -15,11 +16,12 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::{
+    sched::{CloneFlags, setns},
     sys::signal::{Signal, kill},
     unistd::{Pid, User},
 };
 
-use super::{HUB, words};
+use super::{HUB, NETWORK_V6, words};
 use crate::cluster::run;
 
 /// Takes its place in the namespace, says so, and waits for the end of its input; then ends all others in the namespace. Shared
@@ -79,6 +81,23 @@ impl Machine {
     /// Its address.
     pub fn address(&self) -> String {
         format!("10.77.0.{}", self.number)
+    }
+
+    /// Its address of IPv6.
+    pub fn address_v6(&self) -> String {
+        format!("{NETWORK_V6}{}", self.number)
+    }
+
+    /// A connection from it, if one is made in time.
+    pub fn connect(&self, to: SocketAddr, within: Duration) -> Result<TcpStream> {
+        let holder = self.holder()?;
+        let connect = move || {
+            let namespace = fs::File::open(format!("/proc/{holder}/ns/net"))?;
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            Ok(TcpStream::connect_timeout(&to, within)?)
+        };
+        // On a thread that ends there: a socket stays in the network in which it was made.
+        thread::spawn(connect).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     /// Process whose namespaces are the machine's.
@@ -150,8 +169,8 @@ impl Machine {
         run(words(&["ip", "link", "set", &port, "master", HUB, "up"]))?;
         let mut set_up = self.command("sh")?;
         let address = self.address();
-        set_up.args(["-c", "ip link set lo up && ip address add \"$1/24\" dev eth0 && ip link set eth0 up", "sh"]);
-        set_up.arg(address);
+        set_up.args(["-c", "ip link set lo up && ip address add \"$1/24\" dev eth0 && ip address add \"$2/64\" dev eth0 nodad && ip link set eth0 up", "sh"]);
+        set_up.args([address, self.address_v6()]);
         run(set_up)?;
         Ok(())
     }

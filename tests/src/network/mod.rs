@@ -49,6 +49,8 @@ use crate::cluster::run;
 pub const CLIENTS: &str = "clients";
 /// Address of the hub, where clients and the test are.
 pub const HUB_ADDRESS: &str = "10.77.0.1";
+/// What addresses of IPv6 begin with; the last group is the last byte of those of IPv4, in its decimal digits.
+const NETWORK_V6: &str = "fd77::";
 const HUB: &str = "hub";
 /// Last byte of the first machine's address.
 const FIRST_MACHINE: u8 = 11;
@@ -125,6 +127,7 @@ impl Network {
         }
         run(words(&["ip", "link", "add", HUB, "type", "bridge"]))?;
         run(words(&["ip", "address", "add", &format!("{HUB_ADDRESS}/24"), "dev", HUB]))?;
+        run(words(&["ip", "address", "add", &format!("{NETWORK_V6}1/64"), "dev", HUB, "nodad"]))?;
         run(words(&["ip", "link", "set", HUB, "up"]))?;
         fs::create_dir_all(folder.join("machines"))?;
         Ok(Arc::new(Self {
