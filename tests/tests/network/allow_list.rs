@@ -263,17 +263,22 @@ async fn story() -> Result<()> {
     ensure!(let_in == 0 && tried > 3, "it was let in {let_in} times of {tried}");
     ensure!(listed.connects(&first, Machine::address));
 
-    // A member that is away gets it when it returns; its machine comes up closed before the coordinator says anything.
-    fleet.power_off("n2")?;
+    // A replica that is away gets it when it returns; its machine comes up closed before the coordinator says anything. An agent that was
+    // not back in time has cost its member the reign.
+    let healthy = fleet.api.healthy(CLUSTER, SOON).await?;
+    let is_replica = |member: &&wire::Member| api::plain(&member.name) != healthy.primary;
+    let member = healthy.members.iter().filter(is_replica).last().context("there are replicas")?;
+    let (away, node) = (api::plain(&member.name).to_owned(), api::plain(&member.node).to_owned());
+    let second = on(&node)?;
+    fleet.power_off(&node)?;
     let narrow = vec![hub.clone(), "192.0.2.0/24".to_owned()];
     let told = done(&fleet, set(&narrow)).await?.report.join("\n");
-    let away = api::plain(&healthy.members.iter().find(|m| api::plain(&m.node) == "n2").context("n2")?.name).to_owned();
     ensure!(told.contains(&format!("{away} does not know yet")), "{told}");
     let shown = fleet.api.cluster(CLUSTER).await?;
     let pending = shown.allow_list.context("it is said")?.pending;
     ensure!(pending.iter().any(|member| member.starts_with(&away)), "{pending:?}");
     let knocking = Knocking::start(other.0.clone(), engine(&second, Machine::address));
-    fleet.power_on("n2")?;
+    fleet.power_on(&node)?;
     everywhere(&fleet).await?;
     fleet.api.healthy(CLUSTER, SOON).await?;
     let (let_in, tried) = knocking.end();
