@@ -3,7 +3,7 @@
 //! The engines' own sections, `[engine.NAME]`, are opaque here: only the engine's driver reads its own.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -17,12 +17,16 @@ use regent_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{gate::nftables, supervisor::Backend};
+use crate::{firewall, gate, supervisor::Backend};
 
 /// Where the configuration lies unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/regent/agent.toml";
 /// Port of the agent's gRPC services.
 pub const DEFAULT_PORT: u16 = 7421;
+/// Ports of coordinators and agents where nothing else is configured.
+const OWN_PORTS: std::ops::RangeInclusive<u16> = 7420..=7423;
+/// Port of remote administration: a list that closed it would lock people out of the machine.
+const SSH_PORT: u16 = 22;
 
 /// Everything in `agent.toml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,10 +60,22 @@ pub struct Config {
     pub supervisor: Supervision,
     /// Name of the gate's table in nftables; empty for no gate.
     pub gate_table: String,
+    /// Name of the allow-list's table in nftables; empty for no allow-list.
+    pub allow_table: String,
     /// Form of the log.
     pub log_format: LogForm,
+    /// What the allow-list holds for.
+    pub firewall: Firewall,
     /// The engines' own sections.
     pub engine: BTreeMap<String, toml::Table>,
+}
+
+/// What the allow-list holds for beside the engine's port.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Firewall {
+    /// More ports.
+    pub extra_ports: BTreeSet<u16>,
 }
 
 /// Ports from one to another, both included.
@@ -203,7 +219,9 @@ impl Default for Config {
             run_dir: PathBuf::from("/run/regent"),
             engine_ports: None,
             supervisor: Supervision::default(),
-            gate_table: nftables::DEFAULT_TABLE.to_owned(),
+            gate_table: gate::nftables::DEFAULT_TABLE.to_owned(),
+            allow_table: firewall::nftables::DEFAULT_TABLE.to_owned(),
+            firewall: Firewall::default(),
             log_format: LogForm::Text,
             engine: BTreeMap::new(),
         }
@@ -213,11 +231,34 @@ impl Default for Config {
 impl Config {
     /// Reads a file; one that does not exist at the default place is an empty one.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        match path {
-            Some(path) => config::load(path),
-            None if Path::new(DEFAULT_PATH).exists() => config::load(DEFAULT_PATH),
-            None => Ok(Self::default()),
+        let path = match path {
+            Some(path) => path,
+            None if Path::new(DEFAULT_PATH).exists() => Path::new(DEFAULT_PATH),
+            None => return Ok(Self::default()),
+        };
+        let config: Self = config::load(path)?;
+        config.check().map_err(|(key, problem)| ConfigError::Value { path: path.to_owned(), key, problem })?;
+        Ok(config)
+    }
+
+    /// What keys must not say beside one another; which key, and what is wrong with it.
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        if !self.allow_table.is_empty() && self.allow_table == self.gate_table {
+            let problem = format!("{:?} is the table of the gate: the two need one each", self.allow_table);
+            return Err(("allow_table", problem));
         }
+        let own = [Some(self.listen), self.http_listen].into_iter().flatten().map(|address| address.port());
+        let own: BTreeSet<u16> = own.chain(OWN_PORTS).collect();
+        for port in &self.firewall.extra_ports {
+            let whose = match *port {
+                0 => "no port",
+                SSH_PORT => "ssh's port, which an allow-list never closes",
+                port if own.contains(&port) => "a port of Regent's own, which an allow-list never closes",
+                _ => continue,
+            };
+            return Err(("firewall.extra_ports", format!("{port} is {whose}")));
+        }
+        Ok(())
     }
 
     /// Folder of the node's identity.
@@ -303,6 +344,21 @@ mod tests {
         let ports = parse("engine_ports = \"15432-15433\"").unwrap().engine_ports.unwrap();
         assert_eq!(ports.ports().collect::<Vec<_>>(), [15432, 15433]);
         assert_eq!(parse("http_listen = \"\"").unwrap().http_listen, None);
+    }
+
+    #[test]
+    fn an_allow_list_never_closes_ssh_nor_regents_own_ports() {
+        let with = |text: &str| parse(text).unwrap().check().err();
+        assert_eq!(with("[firewall]\nextra_ports = [6432, 9187]"), None);
+        for port in [0, 22, 7420, 7421, 7423, 9001, 9002] {
+            let text = format!(
+                "listen = \"0.0.0.0:9001\"\nhttp_listen = \"0.0.0.0:9002\"\n[firewall]\nextra_ports = [{port}]"
+            );
+            let (key, problem) = with(&text).unwrap_or_else(|| panic!("{port} was taken"));
+            assert!(key == "firewall.extra_ports" && problem.starts_with(&format!("{port} is ")), "{problem}");
+        }
+        assert_eq!(with("allow_table = \"regent\"").unwrap().0, "allow_table");
+        assert_eq!(with("allow_table = \"\"\ngate_table = \"\""), None);
     }
 
     #[test]

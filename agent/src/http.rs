@@ -197,6 +197,7 @@ mod tests {
             configuration: String::new(),
             observed_at: jiff::Timestamp::UNIX_EPOCH,
             observed_ago: Default::default(),
+            allow_list: None,
         }
     }
 

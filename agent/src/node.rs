@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     answers::Answers,
     engine::Stop,
+    firewall::{self, Means},
     gate::Gate,
     lease::{Endorsers, Keeper, LeaseHandle, recorder::Recorder},
     ledger::{Ledger, LedgerStore, Quarantine},
@@ -61,6 +62,8 @@ pub struct Node {
     pub answers: Arc<Answers>,
     /// The gate, for display: only the lease's keeper changes it.
     pub gate: Arc<dyn Gate>,
+    /// Who is let in to the engine's ports.
+    pub firewall: Arc<firewall::Keeper>,
     clock: Arc<dyn Clock>,
 }
 
@@ -93,6 +96,10 @@ pub struct Parts {
     pub peers: Arc<dyn Peers>,
     /// The gate.
     pub gate: Arc<dyn Gate>,
+    /// What it needs for its allow-list.
+    pub firewall: Means,
+    /// Where coordinators are reached, as host:port.
+    pub coordinators: Vec<String>,
     /// The way to other members for endorsement.
     pub endorsers: Arc<dyn Endorsers>,
     /// Where the lease's keeper runs.
@@ -126,8 +133,21 @@ impl Node {
     ///
     /// A driver that cannot be opened is no reason not to start: the coordinator has to hear of it.
     pub async fn start(parts: Parts) -> Arc<Self> {
-        let Parts { name, coordinator_id, boot_id, ledger, member, peers, gate, endorsers, keeper, stop, clock } =
-            parts;
+        let Parts {
+            name,
+            coordinator_id,
+            boot_id,
+            ledger,
+            member,
+            peers,
+            gate,
+            firewall,
+            coordinators,
+            endorsers,
+            keeper,
+            stop,
+            clock,
+        } = parts;
         let seen = member.clone();
         let answers = Arc::new(Answers::new(endorsers, clock.clone()));
         let (lease, task) = Keeper {
@@ -154,6 +174,10 @@ impl Node {
         {
             tracing::error!(error = %ErrorChain(&error), "the end of a drain could not be noted");
         }
+        // Before any step can start an engine: after a boot nobody is kept out yet.
+        let firewall = Arc::new(firewall::Keeper::new(firewall, &coordinators, ledger.clone()));
+        firewall.restore(ledger.read().membership.as_ref()).await;
+        tokio::spawn(firewall.clone().run(stop.clone()));
         reopen(&ledger, &member).await;
         if let Some(token) = drained {
             let (ledger, member) = (ledger.clone(), member.clone());
@@ -167,7 +191,7 @@ impl Node {
             incarnation: new_incarnation(),
             started_at: clock.wall(),
             recorder: Recorder::start(ledger.clone()),
-            executor: Arc::new(Executor::new(ledger, member.clone(), peers, lease.clone(), &boot_id)),
+            executor: Arc::new(Executor::new(ledger, member.clone(), peers, lease.clone(), firewall.clone(), &boot_id)),
             boot_id,
             member,
             host: watch::channel(HostFacts::default()).0,
@@ -175,6 +199,7 @@ impl Node {
             lease,
             answers,
             gate,
+            firewall,
             clock,
         })
     }
@@ -230,6 +255,7 @@ impl Node {
             authority: self.lease.authority(ledger),
             observed_at: self.wall(),
             observed_ago: self.member.seen_ago(),
+            allow_list: Some(self.firewall.state()),
         })
     }
 

@@ -18,8 +18,9 @@ use regent_common::{
     transport::Revocations,
 };
 use regent_proto::agent::v1::{
-    AgentHello, CoordinatorHello, Grant as WireGrant, Heartbeat, HeartbeatAnswer, Job, LedgerMark, OpenRequest,
-    OpenResponse, Quarantine as WireQuarantine, open_request, open_response, session_service_server::SessionService,
+    AgentHello, AllowListAbility, CoordinatorHello, Grant as WireGrant, Heartbeat, HeartbeatAnswer, Job, LedgerMark,
+    OpenRequest, OpenResponse, Quarantine as WireQuarantine, open_request, open_response,
+    session_service_server::SessionService,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -225,6 +226,7 @@ impl Session {
             stale_store,
             incarnation: self.node.incarnation.clone(),
             ledger: mark_of(&ledger),
+            allow_list: Some(AllowListAbility { problem: self.node.firewall.inability() }),
         };
         let message = Some(open_response::Message::Hello(answer));
         let sent = self.out.send(Ok(OpenResponse { message })).await;

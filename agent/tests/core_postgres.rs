@@ -13,6 +13,7 @@ use nix::{
 };
 use regent_agent::{
     engine::ENGINES,
+    firewall::{Keeper, Means, fake::FakeMachine},
     ledger::{LedgerStore, RealDisk, StepOutcome},
     member::{Member, Place},
     observe,
@@ -65,7 +66,9 @@ impl Agent {
         }
         let peers = Arc::new(SaidByTest(std::sync::Mutex::new(Err("nobody".to_owned()))));
         let lease = support::lease::granted(&ledger);
-        let executor = Arc::new(Executor::new(ledger, member.clone(), peers, lease, support::lease::BOOT));
+        let means = Means::fake(FakeMachine::new());
+        let firewall = Arc::new(Keeper::new(means, &[], ledger.clone()));
+        let executor = Arc::new(Executor::new(ledger, member.clone(), peers, lease, firewall, support::lease::BOOT));
         let stop = CancellationToken::new();
         let steps = executor.table().changes();
         // A period that nobody waits for: what is seen sooner was pushed.

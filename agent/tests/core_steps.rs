@@ -7,6 +7,7 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use regent_agent::{
+    firewall::fake::FakeMachine,
     lease::promises::Asker,
     steps::{Action, Execution, StepError},
 };
@@ -414,7 +415,7 @@ async fn data_without_a_ledger_is_quarantine_until_a_resync() {
     std::fs::create_dir_all(directory.path().join("engines/db/data/something")).unwrap();
     let machine = Machine::new();
     machine.set_running(Role::Primary);
-    let bench = Bench::on(machine, directory);
+    let bench = Bench::on(machine, FakeMachine::new(), directory);
     assert!(bench.executor.ledger().read().quarantine.is_some());
     assert_eq!(reason(&bench, 7, 7, "follow", follow()).await, Reason::LedgerLost);
     done(&bench, 7, 7, "assign", assign()).await;
@@ -433,7 +434,7 @@ async fn data_without_a_ledger_is_quarantine_until_a_resync() {
 async fn a_node_in_quarantine_joins_no_other_cluster_beside_unknown_data() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(directory.path().join("engines/other/data/something")).unwrap();
-    let bench = Bench::on(Machine::new(), directory);
+    let bench = Bench::on(Machine::new(), FakeMachine::new(), directory);
     assert_eq!(reason(&bench, 1, 1, "assign", assign()).await, Reason::ForeignData);
     assert!(bench.executor.ledger().read().quarantine.is_some(), "the quarantine stands");
 }

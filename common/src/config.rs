@@ -37,6 +37,16 @@ pub enum ConfigError {
         /// What is wrong.
         problem: String,
     },
+    /// A value that does not go with the others.
+    #[error("{}: key {key:?}: {problem}", path.display())]
+    Value {
+        /// Which file.
+        path: PathBuf,
+        /// The key with its tables.
+        key: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
 }
 
 /// Why a text is no duration or size.

@@ -170,6 +170,12 @@ reasons! {
     GateFailed "GATE_FAILED" Internal true
         "The kernel did not take a change of the gate."
         "See what the node shows of its fence; check nftables on it.";
+    AllowListImpossible "ALLOW_LIST_IMPOSSIBLE" FailedPrecondition false
+        "An allow-list cannot be in force on a node of the cluster."
+        "Do as the message says of that node: upgrade its agent, or set allow_table there; or keep the list empty.";
+    AllowListFailed "ALLOW_LIST_FAILED" Internal true
+        "The allow-list could not be put in force on a node, so that no engine is started there."
+        "See what the member shows of its allow-list; check nftables on its node.";
     StaleEpoch "STALE_EPOCH" FailedPrecondition false
         "The request carries a lower epoch than the member has seen." "Nothing; a newer decision holds.";
     StaleToken "STALE_TOKEN" FailedPrecondition false

@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** nothing here names an engine, and nothing here decides anything about a cluster.
 
+pub mod allow_list;
 pub mod chain;
 pub mod chance;
 pub mod clock;

@@ -9,6 +9,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    allow_list::AllowList,
     ids::{ClusterId, ClusterName, Epoch, MemberName, NodeName, OperationToken},
     lease::Authority,
     position::Position,
@@ -103,6 +104,17 @@ pub struct ClusterSpec {
     pub settings: BTreeMap<String, String>,
     /// Passwords by purpose: `replication`, `application`.
     pub secrets: BTreeMap<String, SecretString>,
+    /// Which addresses reach its engines.
+    pub allow_list: AllowList,
+}
+
+/// How an allow-list stands on a member.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AllowListState {
+    /// Names the list that the member was told last, see [`AllowList::fingerprint`].
+    pub fingerprint: String,
+    /// Why that list is not in force; empty when it is.
+    pub problem: String,
 }
 
 /// What an agent knows of its member.
@@ -134,6 +146,9 @@ pub struct Observation {
     /// How long before this report the engine was looked at.
     #[serde(default)]
     pub observed_ago: Duration,
+    /// Who is let in to its ports; `None` where an agent knows of no allow-lists.
+    #[serde(default)]
+    pub allow_list: Option<AllowListState>,
 }
 
 /// What a driver sees of its engine.

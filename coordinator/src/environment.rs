@@ -126,6 +126,7 @@ impl Environment {
             members: cluster.members.keys().filter_map(|member| self.peer(cluster, member)).collect(),
             settings: cluster.settings.clone(),
             secrets: BTreeMap::new(),
+            allow_list: cluster.allow_list.clone(),
         }
     }
 

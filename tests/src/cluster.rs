@@ -249,7 +249,7 @@ impl Agent {
         let bin = std::env::var("REGENT_POSTGRES_BIN").map_or(String::new(), |bin| format!("bin_dir = {bin:?}\n"));
         let config = format!(
             "listen = {:?}\nhttp_listen = {:?}\nadvertise = {:?}\nstate_dir = {:?}\ndata_root = {:?}\nrun_dir = {:?}\n\
-             gate_table = {:?}\nsupervisor = \"process\"\n\
+             gate_table = {:?}\nallow_table = {:?}\nsupervisor = \"process\"\n\
              {more}\n[engine.postgresql]\nport = {}\nlisten_addresses = {:?}\n{bin}{engine}\n",
             self.address,
             self.http,
@@ -258,10 +258,16 @@ impl Agent {
             self.home.join("engines"),
             self.home.join("run"),
             self.gate_table,
+            self.allow_table(),
             self.engine_port,
             self.place.engine_addresses(),
         );
         Ok(fs::write(self.config(), config)?)
+    }
+
+    /// Table of its allow-list; none where it has no gate either.
+    pub fn allow_table(&self) -> String {
+        if self.gate_table.is_empty() { String::new() } else { format!("{}-allow", self.gate_table) }
     }
 
     /// Its configuration file.

@@ -45,7 +45,7 @@ impl Place {
         match self {
             Self::Loopback => "127.0.0.1".to_owned(),
             // Clients on the machine itself use its loopback.
-            Self::Machine(machine) => format!("{},127.0.0.1", machine.address()),
+            Self::Machine(machine) => format!("{},{},127.0.0.1", machine.address(), machine.address_v6()),
         }
     }
 

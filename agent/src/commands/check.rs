@@ -15,6 +15,7 @@ use super::{Common, Failure, Output, output};
 use crate::{
     config::Config,
     engine::ENGINES,
+    firewall::{Firewall, nftables::NftablesFirewall},
     gate::{Gate, nftables::NftablesGate},
     host,
     status::Status,
@@ -84,7 +85,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 fn look(config: &Config) -> Vec<Finding> {
     let running = Status::of_running_agent(&config.status_socket()).is_some();
-    let mut findings = vec![fence(), clock(), state(config), space(config)];
+    let mut findings = vec![fence(), allow_list(config), clock(), state(config), space(config)];
     findings.push(port("port for the agent", config.listen, "listen", running));
     if let Some(address) = config.http_listen {
         findings.push(port("port for health", address, "http_listen", running));
@@ -111,6 +112,18 @@ fn fence() -> Finding {
     }
     let found = if abilities.timed_gate { "not all of it" } else { "no gate: a frozen agent is not covered" };
     Finding::warn(what, found, abilities.problems.join("; "))
+}
+
+/// Whether an allow-list can be in force.
+fn allow_list(config: &Config) -> Finding {
+    let what = "allow-list";
+    if config.allow_table.is_empty() {
+        return Finding::warn(what, "switched off", "set allow_table in agent.toml to have one");
+    }
+    match NftablesFirewall::open(&format!("regent-check-{}-allow", std::process::id())).problem() {
+        None => Finding::ok(what, "can be in force"),
+        Some(problem) => Finding::warn(what, "none can be in force", problem),
+    }
 }
 
 fn clock() -> Finding {

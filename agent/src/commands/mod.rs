@@ -44,7 +44,7 @@ enum Command {
     /// Makes this member the primary while no coordinator can be brought back: the last resort
     #[command(long_about = force_primary::LONG_ABOUT)]
     ForcePrimary(force_primary::Arguments),
-    /// Takes the gate out of the kernel, when the agent is removed from this machine
+    /// Takes the gate and the allow-list out of the kernel, when the agent is removed from this machine
     RemoveGate(remove_gate::Arguments),
     /// Starts programs for the agent; not for people
     #[command(hide = true, subcommand)]

@@ -16,6 +16,7 @@ use tonic::service::Routes;
 use super::{DaemonError, contact};
 use crate::{
     enroll::Addresses,
+    firewall::Means,
     force::Force,
     gate::Gate,
     ledger::LedgerStore,
@@ -43,6 +44,8 @@ pub struct Assembly {
     pub member: Arc<Member>,
     /// Its gate.
     pub gate: Arc<dyn Gate>,
+    /// What it needs for its allow-list.
+    pub firewall: Means,
     /// Where the lease's keeper runs.
     pub keeper: KeeperRuns,
     /// Its clocks.
@@ -73,8 +76,20 @@ impl Assembly {
     /// Puts an agent together and starts all that goes on beside its services, until `stop`. The engine goes on in either
     /// case.
     pub async fn start(self, stop: &CancellationToken) -> Result<Assembled, DaemonError> {
-        let Self { name, identity, boot_id, ledger, member, gate, keeper, clock, dialer, coordinators, addresses } =
-            self;
+        let Self {
+            name,
+            identity,
+            boot_id,
+            ledger,
+            member,
+            gate,
+            firewall,
+            keeper,
+            clock,
+            dialer,
+            coordinators,
+            addresses,
+        } = self;
         let coordinator_id = identity.identity().coordinator_id;
         let calls = PeerCalls::new(Arc::clone(&dialer), identity.clone(), coordinator_id.clone());
         let (peers, endorsers, stopped) = (Arc::new(calls.clone()), Arc::new(calls.clone()), stop.clone());
@@ -86,6 +101,8 @@ impl Assembly {
             member,
             peers,
             gate,
+            firewall,
+            coordinators: coordinators.clone(),
             endorsers,
             keeper,
             stop: stopped,

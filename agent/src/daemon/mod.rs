@@ -38,6 +38,7 @@ pub use assembly::{Assembled, Assembly};
 use crate::{
     config::Config,
     enroll::{Addresses, Enrollment},
+    firewall::{Firewall, Means, names::SystemNames, nftables::NftablesFirewall, none::NoFirewall},
     force::Force,
     gate::{Gate, measured::Measured, nftables::NftablesGate, none::NoGate},
     hand_over, host, http,
@@ -171,6 +172,7 @@ impl Daemon {
             ledger,
             member: Arc::new(Member::new(self.engines, self.place())),
             gate: self.gate(),
+            firewall: self.firewall(),
             keeper: KeeperRuns::OnOwnThread,
             clock: Arc::new(SystemClock),
             dialer: Arc::new(TcpDialer),
@@ -225,6 +227,20 @@ impl Daemon {
             tracing::warn!(problem, "the fence of this host is not complete");
         }
         Arc::new(Measured::new(Arc::new(gate)))
+    }
+
+    fn firewall(&self) -> Means {
+        let firewall: Arc<dyn Firewall> = if self.config.allow_table.is_empty() {
+            let why = "allow-lists are switched off: set \"allow_table\" in agent.toml to have one";
+            Arc::new(NoFirewall::new(why))
+        } else {
+            let firewall = NftablesFirewall::open(&self.config.allow_table);
+            if let Some(problem) = firewall.problem() {
+                tracing::warn!(problem, "no allow-list can be in force on this node");
+            }
+            Arc::new(firewall)
+        };
+        Means { firewall, names: Arc::new(SystemNames), extra_ports: self.config.firewall.extra_ports.clone() }
     }
 
     fn coordinators(&self) -> Vec<String> {

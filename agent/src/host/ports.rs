@@ -20,7 +20,7 @@ use procfs::{
     process::{FDTarget, Process, all_processes},
 };
 
-use crate::gate::nftables::sockets::{Listener, Sockets};
+use crate::nftables::sockets::{Listener, Sockets};
 
 /// Where a process stands among the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

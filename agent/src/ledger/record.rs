@@ -10,6 +10,7 @@ use std::{
 };
 
 use regent_common::{
+    allow_list::AllowList,
     hex::hex,
     ids::{ClusterId, ClusterName, Epoch, MemberName, OperationId, OperationToken, Revision},
     lease::{Electorate, Forced, Profile, Timing},
@@ -147,7 +148,7 @@ pub struct Quarantine {
     pub reason: String,
 }
 
-/// A [`ClusterSpec`] without its secrets.
+/// A [`ClusterSpec`] without its secrets and without its allow-list, which are kept beside the ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredSpec {
     /// Cluster name.
@@ -324,6 +325,8 @@ impl StoredSpec {
             members: self.members.clone(),
             settings: self.settings.clone(),
             secrets,
+            // No concern of a driver's, and kept elsewhere.
+            allow_list: AllowList::default(),
         }
     }
 }

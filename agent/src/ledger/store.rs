@@ -59,6 +59,16 @@ pub enum LedgerError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A file beside the ledger is not what it should be.
+    #[error(
+        "{path} cannot be read ({problem}); nothing was changed: it is written anew when the coordinator tells its content again"
+    )]
+    DamagedBeside {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The file is from the future.
     #[error(
         "{path} has format {found} and this program knows formats up to {FORMAT}: it was written by a newer regent-agent; \
@@ -171,12 +181,12 @@ impl LedgerStore {
         let plain: BTreeMap<&str, &str> =
             secrets.iter().map(|(name, secret)| (name.as_str(), secret.expose_secret())).collect();
         let content = serde_json::to_vec(&plain).expect("a map of texts has only text keys");
-        self.with_secrets_file(move |store| store.write(SECRETS_FILE, &content)).await
+        self.with_writer(move |store| store.write(SECRETS_FILE, &content)).await
     }
 
     /// The secrets that were kept; none when there is no file.
     pub async fn load_secrets(&self) -> Result<BTreeMap<String, SecretString>, LedgerError> {
-        self.with_secrets_file(|store| {
+        self.with_writer(|store| {
             let path = store.directory.join(SECRETS_FILE);
             let content = store.disk.read(&path).map_err(|source| LedgerError::Io {
                 doing: "read",
@@ -193,14 +203,40 @@ impl LedgerStore {
 
     /// Forgets the secrets.
     pub async fn remove_secrets(&self) -> Result<(), LedgerError> {
-        self.with_secrets_file(|store| {
+        self.with_writer(|store| {
             let path = store.directory.join(SECRETS_FILE);
             store.disk.remove_durably(&path).map_err(|source| LedgerError::Io { doing: "remove", path, source })
         })
         .await
     }
 
-    async fn with_secrets_file<T, F>(&self, work: F) -> Result<T, LedgerError>
+    /// Keeps a file beside the ledger, readable by the agent's user alone; durable when this returns.
+    pub async fn store_beside(&self, name: &'static str, content: Vec<u8>) -> Result<(), LedgerError> {
+        self.with_writer(move |store| store.write(name, &content)).await
+    }
+
+    /// The path and the content of a file beside the ledger; `None` when there is none.
+    pub async fn load_beside(&self, name: &'static str) -> Result<Option<(PathBuf, Vec<u8>)>, LedgerError> {
+        self.with_writer(move |store| {
+            let path = store.directory.join(name);
+            match store.disk.read(&path) {
+                Ok(content) => Ok(content.map(|content| (path, content))),
+                Err(source) => Err(LedgerError::Io { doing: "read", path, source }),
+            }
+        })
+        .await
+    }
+
+    /// Removes a file beside the ledger.
+    pub async fn remove_beside(&self, name: &'static str) -> Result<(), LedgerError> {
+        self.with_writer(move |store| {
+            let path = store.directory.join(name);
+            store.disk.remove_durably(&path).map_err(|source| LedgerError::Io { doing: "remove", path, source })
+        })
+        .await
+    }
+
+    async fn with_writer<T, F>(&self, work: F) -> Result<T, LedgerError>
     where
         T: Send + 'static,
         F: FnOnce(&Self) -> Result<T, LedgerError> + Send + 'static,

@@ -1,16 +1,18 @@
 //! StepService: steps come in, progress and a result go out.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
 use prost::Message;
 use regent_common::{
+    allow_list::AllowList,
     chance::{self, Message as Arrived},
     error::bad_field,
     ids::{Epoch, MemberName, OperationId, OperationToken, Revision},
 };
 use regent_proto::agent::v1::{
-    self as wire, CheckSettingsRequest, CheckSettingsResponse, ExecuteRequest, ExecuteResponse, GetLedgerRequest,
-    GetLedgerResponse, LedgerStep, StepHeader, execute_response::Event, step_service_server::StepService,
+    self as wire, CheckAllowListRequest, CheckAllowListResponse, CheckSettingsRequest, CheckSettingsResponse,
+    ClientConnections, ExecuteRequest, ExecuteResponse, GetLedgerRequest, GetLedgerResponse, LedgerStep, StepHeader,
+    execute_response::Event, step_service_server::StepService,
 };
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
@@ -59,6 +61,23 @@ impl StepService for Steps {
         let checked = self.0.member.check_settings(&asked.engine, &asked.version, &asked.settings).await;
         checked.map_err(|error| StepError::from(error).status())?;
         Ok(Response::new(CheckSettingsResponse {}))
+    }
+
+    async fn check_allow_list(
+        &self,
+        request: Request<CheckAllowListRequest>,
+    ) -> Result<Response<CheckAllowListResponse>, Status> {
+        access::coordinator(&request, &self.0.coordinator_id)?;
+        let asked = request.into_inner();
+        let list = AllowList::parse(asked.allow_list).map_err(|error| bad_field("allow_list", error.to_string()))?;
+        let membership = self.0.ledger().read().membership.clone();
+        let meant = membership.filter(|membership| membership.cluster_id.to_string() == asked.cluster_id);
+        let membership = meant.ok_or_else(|| StepError::NoMember.status())?;
+        let cut = self.0.firewall.would_cut(&list, &membership).await;
+        let cut = cut.map_err(|error| StepError::from(error).status())?;
+        let of_client =
+            |(address, connections): (IpAddr, u32)| ClientConnections { address: address.to_string(), connections };
+        Ok(Response::new(CheckAllowListResponse { cut: cut.into_iter().map(of_client).collect() }))
     }
 
     async fn get_ledger(&self, request: Request<GetLedgerRequest>) -> Result<Response<GetLedgerResponse>, Status> {

@@ -173,6 +173,29 @@ impl Action {
         }
     }
 
+    /// Whether an engine may be started by it: whoever is kept out has to be kept out before.
+    pub fn may_start_engine(&self) -> bool {
+        match self {
+            Self::Initialize
+            | Self::Swap { .. }
+            | Self::Promote
+            | Self::Follow { .. }
+            | Self::Examine
+            | Self::Rewind { .. }
+            | Self::ForcePrimary { .. } => true,
+            Self::Assign { .. }
+            | Self::Configure { .. }
+            | Self::Clone { .. }
+            | Self::DiscardKept
+            | Self::Fence
+            | Self::Prepare { .. }
+            | Self::Release { .. }
+            | Self::Checkpoint
+            | Self::Drain { .. }
+            | Self::UndoDrain => false,
+        }
+    }
+
     /// Whether it kills what is in its way instead of waiting for it.
     pub fn kills(&self) -> bool {
         matches!(self, Self::Fence)

@@ -13,6 +13,7 @@ use regent_common::{
 use super::StepError;
 use crate::{
     engine::{Driver, Work},
+    firewall::Keeper,
     lease::LeaseHandle,
     ledger::{Header, Ledger, LedgerStore, Membership, StepOutcome, StoredSpec},
     member::Member,
@@ -38,6 +39,7 @@ pub struct StepContext {
     pub(super) member: Arc<Member>,
     pub(super) peers: Arc<dyn Peers>,
     pub(super) lease: LeaseHandle,
+    pub(super) firewall: Arc<Keeper>,
     pub(super) boot_id: Arc<str>,
     pub(super) work: Work,
 }

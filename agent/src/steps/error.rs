@@ -10,6 +10,7 @@ use tonic::Status;
 
 use crate::{
     engine::DriverError,
+    firewall::{FirewallError, keeper::KeepError},
     lease::LeaseError,
     ledger::{LedgerError, Refusal},
     member::OpenError,
@@ -91,6 +92,9 @@ pub enum StepError {
         /// How long.
         left: Duration,
     },
+    /// Who is let in could not be put in force.
+    #[error(transparent)]
+    Firewall(#[from] FirewallError),
     /// The gate or the lease is not as it has to be.
     #[error(transparent)]
     Lease(#[from] LeaseError),
@@ -110,6 +114,15 @@ pub enum StepError {
 
 // === impl StepError ===
 
+impl From<KeepError> for StepError {
+    fn from(error: KeepError) -> Self {
+        match error {
+            KeepError::Ledger(error) => error.into(),
+            KeepError::Firewall(error) => error.into(),
+        }
+    }
+}
+
 impl StepError {
     /// The reason on the wire.
     pub fn reason(&self) -> Reason {
@@ -124,6 +137,8 @@ impl StepError {
             Self::CopyNotWhole { .. } | Self::OwnSource { .. } => Reason::CopyNotWhole,
             Self::NotReigning { .. } | Self::Leaving { .. } => Reason::PrimaryUnhealthy,
             Self::PromiseStands { .. } => Reason::PromiseStands,
+            Self::Firewall(FirewallError::Impossible { .. }) => Reason::AllowListImpossible,
+            Self::Firewall(FirewallError::Kernel { .. }) => Reason::AllowListFailed,
             Self::Lease(LeaseError::NotHeld { .. }) => Reason::LeaseNotHeld,
             Self::Lease(LeaseError::Gate(_)) => Reason::GateFailed,
             Self::Lease(LeaseError::Ending) | Self::Killed { .. } => Reason::Cancelled,
@@ -154,7 +169,9 @@ fn ledger_reason(error: &LedgerError) -> Reason {
     match error {
         LedgerError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Reason::DiskFull,
         LedgerError::Io { .. } | LedgerError::WriterLost => Reason::Internal,
-        LedgerError::Damaged { .. } | LedgerError::Newer { .. } => Reason::LedgerLost,
+        LedgerError::Damaged { .. } | LedgerError::DamagedBeside { .. } | LedgerError::Newer { .. } => {
+            Reason::LedgerLost
+        }
     }
 }
 

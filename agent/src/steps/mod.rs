@@ -29,6 +29,7 @@ use tracing::Instrument;
 
 use crate::{
     engine::{Stop, Work},
+    firewall::Keeper,
     lease::LeaseHandle,
     ledger::{Admission, Header, LedgerStore, StepKey, StepOutcome},
     member::Member,
@@ -50,6 +51,7 @@ pub struct Executor {
     member: Arc<Member>,
     peers: Arc<dyn Peers>,
     lease: LeaseHandle,
+    firewall: Arc<Keeper>,
     boot_id: Arc<str>,
     table: Arc<Table>,
     /// Held while a step is admitted, until what is lower has ended and the start is on disk.
@@ -100,6 +102,7 @@ impl Executor {
         member: Arc<Member>,
         peers: Arc<dyn Peers>,
         lease: LeaseHandle,
+        firewall: Arc<Keeper>,
         boot_id: &str,
     ) -> Self {
         Self {
@@ -107,6 +110,7 @@ impl Executor {
             member,
             peers,
             lease,
+            firewall,
             boot_id: boot_id.into(),
             table: Arc::default(),
             admitting: Mutex::new(()),
@@ -303,6 +307,7 @@ impl Executor {
             member: self.member.clone(),
             peers: self.peers.clone(),
             lease: self.lease.clone(),
+            firewall: self.firewall.clone(),
             boot_id: self.boot_id.clone(),
             work: Work { progress, cancel: cancel.clone() },
         };

@@ -96,12 +96,17 @@ pub(crate) fn only(port: u16) -> BTreeSet<u16> {
 pub(crate) fn echo_server(address: IpAddr) -> u16 {
     let listener = TcpListener::bind((address, 0)).expect("a free port");
     let port = listener.local_addr().expect("it is bound").port();
+    serve_echo(listener);
+    port
+}
+
+/// The same with a listener that there is.
+pub(crate) fn serve_echo(listener: TcpListener) {
     thread::spawn(move || {
         for connection in listener.incoming().flatten() {
             thread::spawn(move || echo(connection));
         }
     });
-    port
 }
 
 fn echo(mut connection: TcpStream) {

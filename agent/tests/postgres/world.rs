@@ -16,6 +16,7 @@ use regent_agent::engine::{
 };
 use regent_agent::supervisor::Backend;
 use regent_common::{
+    allow_list::AllowList,
     ids::{ClusterName, MemberName, NodeName},
     topology::{ClusterSpec, Endpoint, Peer},
 };
@@ -129,6 +130,7 @@ impl World for RealWorld {
             members: (1..=3).map(|member| self.peer(member)).collect(),
             settings: self.settings.clone(),
             secrets: secrets.map(|(name, secret)| (name.to_owned(), secret.into())).into(),
+            allow_list: AllowList::default(),
         }
     }
 

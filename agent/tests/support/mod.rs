@@ -21,6 +21,7 @@ use std::{
 use async_trait::async_trait;
 use regent_agent::{
     engine::{CloneOptions, Cloned, Context, Driver, DriverError, Factory, SettingsCheck, StartAs, Stop, Work},
+    firewall::{Keeper, Means, fake::FakeMachine},
     lease::LeaseHandle,
     ledger::{Digest, Header, LedgerStore, RealDisk, StepKey, StepOutcome},
     member::{Member, Place},
@@ -28,6 +29,7 @@ use regent_agent::{
     supervisor::Backend,
 };
 use regent_common::{
+    allow_list::AllowList,
     ids::{ClusterId, Epoch, MemberName, NodeName, OperationId, OperationToken, Revision},
     position::{IntervalSet, Position},
     topology::{
@@ -349,6 +351,9 @@ pub struct Bench {
     pub member: Arc<Member>,
     pub peers: Arc<SaidByTest>,
     pub lease: LeaseHandle,
+    pub firewall: Arc<Keeper>,
+    /// What the machine keeps of its allow-list when the agent ends.
+    pub packets: Arc<FakeMachine>,
     pub directory: tempfile::TempDir,
 }
 
@@ -371,11 +376,11 @@ pub fn member_of(machine: &Arc<Machine>, directory: &std::path::Path) -> Arc<Mem
 
 impl Bench {
     pub fn new() -> Self {
-        Self::on(Machine::new(), tempfile::tempdir().unwrap())
+        Self::on(Machine::new(), FakeMachine::new(), tempfile::tempdir().unwrap())
     }
 
     /// The agent of a machine and a state directory, as it is after a start.
-    pub fn on(machine: Arc<Machine>, directory: tempfile::TempDir) -> Self {
+    pub fn on(machine: Arc<Machine>, packets: Arc<FakeMachine>, directory: tempfile::TempDir) -> Self {
         let data = regent_agent::member::data_in(&directory.path().join("engines"));
         let ledger = LedgerStore::open(Arc::new(RealDisk), directory.path().to_owned(), data.as_deref()).unwrap();
         let member = member_of(&machine, directory.path());
@@ -384,8 +389,10 @@ impl Bench {
         }
         let peers = Arc::new(SaidByTest(Mutex::new(Err("nobody was asked".to_owned()))));
         let lease = lease::granted(&ledger);
-        let executor = Arc::new(Executor::new(ledger, member.clone(), peers.clone(), lease.clone(), lease::BOOT));
-        Self { machine, executor, member, peers, lease, directory }
+        let firewall = Arc::new(Keeper::new(Means::fake(packets.clone()), &[], ledger.clone()));
+        let (members, keeper) = (member.clone(), firewall.clone());
+        let executor = Executor::new(ledger, members, peers.clone(), lease.clone(), keeper, lease::BOOT);
+        Self { machine, executor: Arc::new(executor), member, peers, lease, firewall, packets, directory }
     }
 
     /// The agent's process is killed and started again.
@@ -393,7 +400,7 @@ impl Bench {
         for running in self.executor.table().all() {
             running.kill();
         }
-        Self::on(self.machine, self.directory)
+        Self::on(self.machine, self.packets, self.directory)
     }
 
     pub async fn run(&self, header: Header, action: Action) -> Result<StepOutcome, Arc<StepError>> {
@@ -453,6 +460,7 @@ pub fn spec() -> ClusterSpec {
         members: vec![peer(1), peer(2)],
         settings: BTreeMap::new(),
         secrets: [("replication".to_owned(), "hush".into())].into(),
+        allow_list: AllowList::default(),
     }
 }
 

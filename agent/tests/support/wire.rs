@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer, KeyPair, SanType};
 use regent_agent::{
+    firewall::{Means, fake::FakeMachine},
     gate::{Gate, none::NoGate},
     ledger::{LedgerStore, RealDisk},
     node::{KeeperRuns, Node, Parts},
@@ -150,6 +151,8 @@ impl Authority {
             peers: Arc::new(peers.clone()),
             endorsers: Arc::new(peers),
             gate,
+            firewall: Means::fake(FakeMachine::new()),
+            coordinators: Vec::new(),
             keeper: KeeperRuns::OnThisRuntime,
             stop: stop.clone(),
             clock: Arc::new(SystemClock),

@@ -10,12 +10,13 @@ use regent_proto::{agent::v1 as agent, types::v1 as wire};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
+    allow_list::{AllowList, AllowListError},
     ids::{Epoch, NameError, OperationToken},
     lease::Authority,
     position::{IntervalSet, Position},
     topology::{
-        ClusterSpec, ConnectionFormat, Divergence, Endpoint, EngineObservation, EngineOffer, EngineState, HostFacts,
-        Observation, Peer, Progress, Role, Ternary,
+        AllowListState, ClusterSpec, ConnectionFormat, Divergence, Endpoint, EngineObservation, EngineOffer,
+        EngineState, HostFacts, Observation, Peer, Progress, Role, Ternary,
     },
 };
 
@@ -43,6 +44,9 @@ pub enum ConvertError {
     /// A name or an id is not valid.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// An allow-list is none.
+    #[error("field allow_list: {0}")]
+    AllowList(#[from] AllowListError),
 }
 
 fn missing(field: &'static str) -> ConvertError {
@@ -198,6 +202,7 @@ impl From<&Observation> for wire::MemberObservation {
             authority: Some((&seen.authority).into()),
             endpoint: seen.endpoint.as_ref().map(Into::into),
             configuration: seen.configuration.clone(),
+            allow_list: seen.allow_list.as_ref().map(Into::into),
         }
     }
 }
@@ -233,7 +238,22 @@ impl TryFrom<wire::MemberObservation> for Observation {
             endpoint: message.endpoint.map(Endpoint::try_from).transpose()?,
             authority: message.authority.map(Authority::try_from).transpose()?.unwrap_or_default(),
             configuration: message.configuration,
+            allow_list: message.allow_list.map(Into::into),
         })
+    }
+}
+
+// === impl AllowListState ===
+
+impl From<&AllowListState> for wire::AllowListState {
+    fn from(state: &AllowListState) -> Self {
+        Self { fingerprint: state.fingerprint.clone(), problem: state.problem.clone() }
+    }
+}
+
+impl From<wire::AllowListState> for AllowListState {
+    fn from(message: wire::AllowListState) -> Self {
+        Self { fingerprint: message.fingerprint, problem: message.problem }
     }
 }
 
@@ -404,6 +424,7 @@ impl From<&ClusterSpec> for agent::ClusterSpec {
             members: spec.members.iter().map(Into::into).collect(),
             settings: spec.settings.clone(),
             secrets: spec.secrets.iter().map(|(name, s)| (name.clone(), s.expose_secret().to_owned())).collect(),
+            allow_list: spec.allow_list.networks().map(|network| network.to_string()).collect(),
         }
     }
 }
@@ -422,6 +443,7 @@ impl TryFrom<agent::ClusterSpec> for ClusterSpec {
                 .into_iter()
                 .map(|(name, secret)| (name, SecretString::from(secret)))
                 .collect::<BTreeMap<_, _>>(),
+            allow_list: AllowList::parse(message.allow_list)?,
         })
     }
 }

@@ -8,6 +8,7 @@ use crate::lease::{Electorate, FenceStages, Forced, Grant, HeardLease, LeaseRepo
 #[test]
 fn an_observation_survives_the_wire() {
     let seen = Observation {
+        allow_list: Some(AllowListState { fingerprint: "f1".to_owned(), problem: "none".to_owned() }),
         cluster_id: crate::ids::ClusterId::from_parts(1, 2),
         member: "db1".parse().unwrap(),
         epoch: Epoch(3),

@@ -36,6 +36,21 @@ fn cluster_show_of_a_healthy_cluster_with_warnings() {
 }
 
 #[test]
+fn an_allow_list_is_shown_with_what_it_means() {
+    let list = wire::AllowList {
+        ranges: (1..=7).map(|number| format!("192.0.2.{number}")).collect(),
+        range_count: 7,
+        remarks: vec!["the list names no IPv6 address: IPv6 is closed; add ::/0 to open it".into()],
+        pending: vec!["db2: it is away, and is told when it returns".into()],
+    };
+    let cluster = wire::Cluster { allow_list: Some(list.clone()), ..healthy_cluster() };
+    let shown = page::cluster(&cluster, None, now());
+    let line = shown.lines().find(|line| line.contains("reached by")).unwrap();
+    let empty = page::allow_list(&wire::AllowList::default());
+    insta::assert_snapshot!(format!("{line}\n\n{}\n\n{empty}", page::allow_list(&list)));
+}
+
+#[test]
 fn warnings_are_told_to_programs_too() {
     let cluster = json::object(&warned_cluster());
     assert_eq!(cluster["warnings"].as_array().map(Vec::len), Some(2), "{cluster}");

@@ -8,7 +8,7 @@ use regent_common::{
 };
 use regent_proto::coordinator::v1::{
     AddMemberRequest, CreateClusterRequest, DeleteClusterRequest, FailoverClusterRequest, Operation,
-    PromoteMemberRequest, RemoveMemberRequest, ResyncClusterRequest,
+    PromoteMemberRequest, RemoveMemberRequest, ResyncClusterRequest, SetAllowListRequest,
 };
 use tonic::{Request, Status};
 
@@ -159,6 +159,7 @@ repeatable!(
     DeleteClusterRequest,
     ResyncClusterRequest,
     FailoverClusterRequest,
+    SetAllowListRequest,
     AddMemberRequest,
     RemoveMemberRequest,
     PromoteMemberRequest

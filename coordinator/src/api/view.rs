@@ -105,7 +105,37 @@ pub fn cluster(facts: &ClusterFacts<'_>) -> wire::Cluster {
         healing: healing(record.policy.healing).into(),
         restart_budget: record.policy.restart_budget.unwrap_or_default(),
         paused: record.policy.paused,
+        allow_list: Some(allow_list(facts)),
     }
+}
+
+fn allow_list(facts: &ClusterFacts<'_>) -> wire::AllowList {
+    let list = &facts.record.allow_list;
+    wire::AllowList {
+        ranges: list.networks().map(|network| network.to_string()).collect(),
+        range_count: u32::try_from(list.len()).unwrap_or(u32::MAX),
+        remarks: if list.is_empty() { Vec::new() } else { list.remarks() },
+        pending: lets_in_others(facts),
+    }
+}
+
+/// Members on which the stored list is not in force, each with why.
+pub(super) fn lets_in_others(facts: &ClusterFacts<'_>) -> Vec<String> {
+    let wanted = facts.record.allow_list.fingerprint();
+    let why_not = |member: &MemberName| {
+        let view = view_of(facts, member);
+        let seen = view.and_then(|view| view.observation.as_ref()).filter(|seen| seen.cluster_id == facts.record.id);
+        match seen.map(|seen| &seen.allow_list) {
+            Some(Some(state)) if state.fingerprint == wanted && state.problem.is_empty() => None,
+            Some(Some(state)) if !state.problem.is_empty() => Some(state.problem.clone()),
+            // Without a list there is nothing that an old agent, or one that was not heard, could have missed.
+            Some(None) | None if wanted.is_empty() => None,
+            Some(None) => Some("its agent knows of no allow-lists: upgrade it".to_owned()),
+            Some(Some(_)) | None if view.is_some_and(|view| view.connected) => Some("it is told by itself".to_owned()),
+            Some(Some(_)) | None => Some("it is away, and is told when it returns".to_owned()),
+        }
+    };
+    facts.record.members.keys().filter_map(|member| Some(format!("{member}: {}", why_not(member)?))).collect()
 }
 
 fn healing(healing: Healing) -> wire::HealingMode {
@@ -273,6 +303,7 @@ fn cluster_actions(facts: &ClusterFacts<'_>) -> Vec<wire::AvailableAction> {
         action("unprotect", (!record.protected).then(|| "the cluster is not protected".to_owned())),
         action("pause", record.policy.paused.then(|| "automatic decisions are paused already".to_owned())),
         action("resume", (!record.policy.paused).then(|| "automatic decisions are not paused".to_owned())),
+        action("allow", busy(record)),
         action("credentials", None),
     ]
 }
@@ -400,8 +431,18 @@ pub fn operation(
     }
 }
 
+/// Most characters of a parameter that are shown: a list may have thousands of ranges.
+const LONGEST_PARAMETER: usize = 2000;
+
 fn parameters(value: &serde_json::Value) -> BTreeMap<String, String> {
     let Some(object) = value.as_object() else { return BTreeMap::new() };
-    let text = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+    let text = |value: &serde_json::Value| {
+        let mut text = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+        if let Some((end, _)) = text.char_indices().nth(LONGEST_PARAMETER) {
+            text.truncate(end);
+            text.push_str("...");
+        }
+        text
+    };
     object.iter().map(|(name, value)| (name.clone(), text(value))).collect()
 }

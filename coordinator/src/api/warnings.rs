@@ -5,7 +5,7 @@
 
 use regent_common::ids::{MemberName, NodeName};
 
-use super::view::{ClusterFacts, view_of};
+use super::view::{ClusterFacts, lets_in_others, view_of};
 use crate::{environment::OwnMachine, model::Assignment, nodes::NodeView};
 
 /// What to do about a member beside the coordinator.
@@ -25,7 +25,10 @@ pub fn of_cluster(facts: &ClusterFacts<'_>) -> Vec<String> {
             facts.record.name
         )
     });
-    by_hand.into_iter().chain(paused).chain(beside_us).collect()
+    let open = lets_in_others(facts).into_iter().map(|member| {
+        format!("the allow-list is not in force on {member}; what it keeps out may be let in there until then")
+    });
+    by_hand.into_iter().chain(paused).chain(beside_us).chain(open).collect()
 }
 
 fn beside_us(facts: &ClusterFacts<'_>, member: &MemberName, node: &NodeName, view: &NodeView) -> String {

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, lchown},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, lchown, symlink},
     path::{Path, PathBuf},
 };
 
@@ -55,8 +55,8 @@ pub(super) fn make_private(folder: &Path) -> Result<(), FileError> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed("make", folder))
 }
 
-/// Copies the files of a folder, and of the folders in it, with their permissions, durably; not those at its top that `skip`
-/// names. Links and sockets are no part of an installation and are passed over.
+/// Copies the files and links of a folder, and of the folders in it, with their permissions, durably; not those at its top that
+/// `skip` names. Links of an identity directory point within it, and still do so in the copy.
 pub(super) fn copy(from: &Path, to: &Path, skip: &dyn Fn(&str) -> bool) -> Result<(), FileError> {
     make_private(to)?;
     for entry in fs::read_dir(from).map_err(failed("read", from))? {
@@ -71,6 +71,13 @@ pub(super) fn copy(from: &Path, to: &Path, skip: &dyn Fn(&str) -> bool) -> Resul
         } else if kind.is_file() {
             fs::copy(&source, &target).map_err(failed("copy", &source))?;
             sync(&target)?;
+        } else if kind.is_symlink() {
+            match fs::remove_file(&target) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("replace", &target)(error)),
+                Ok(()) | Err(_) => {}
+            }
+            let points = fs::read_link(&source).map_err(failed("read", &source))?;
+            symlink(points, &target).map_err(failed("link", &target))?;
         }
     }
     sync(to)

@@ -109,6 +109,8 @@ fn is_unfinished(state: &StateDirectory) -> Result<bool, FileError> {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
+    use regent_common::{identity::IdentityDirectory, tls::ReloadingIdentity};
+
     use super::*;
     use crate::{
         commands::{
@@ -162,6 +164,9 @@ mod tests {
             [restored.secrets_key(), restored.authority(), restored.identity(), restored.admin(), new_config.clone()]
         {
             assert!(path.exists(), "{}", path.display());
+        }
+        for directory in [restored.identity(), restored.admin()] {
+            ReloadingIdentity::open(&IdentityDirectory::new(directory)).unwrap();
         }
         let again = restore(&copy, &new_state, &new_config);
         assert!(matches!(again, Err(RestoreError::Occupied(_))), "{again:?}");

@@ -31,6 +31,7 @@ fn seen(change: impl FnOnce(&mut Observation)) -> Evidence {
         configuration: String::new(),
         observed_at: Timestamp::UNIX_EPOCH,
         observed_ago: Duration::ZERO,
+        allow_list: None,
         authority: regent_common::lease::Authority::default(),
         engine: EngineObservation {
             state: EngineState::Running,

@@ -12,6 +12,7 @@ use std::{
 
 use jiff::Timestamp;
 use regent_common::{
+    allow_list::AllowList,
     convert::to_millis,
     ids::{ClusterId, ClusterName, Epoch, MemberName, NodeName, OperationId, OperationToken},
     lease::Profile,
@@ -102,6 +103,9 @@ pub struct ClusterRecord {
     pub operation: Option<OperationId>,
     /// What returning copies had that the primary had not, oldest first.
     pub divergences: Vec<Divergence>,
+    /// Which addresses reach the engines; its members, the coordinator and each machine itself always do.
+    #[serde(default)]
+    pub allow_list: AllowList,
 }
 
 /// Where a cluster is in its life.

@@ -11,15 +11,16 @@ use regent_common::{
     ids::{ClusterId, NodeName},
     topology::Progress,
 };
-use regent_proto::agent::v1::{CheckSettingsRequest, StepResult};
+use regent_proto::agent::v1::{CheckAllowListRequest, CheckAllowListResponse, CheckSettingsRequest, StepResult};
 use tokio::sync::watch;
 
-use super::{AgentError, Agents, NodeView, StepCall};
+use super::{AgentError, Agents, AllowListAbility, NodeView, StepCall};
 
 /// Agents of which nothing is heard.
 #[derive(Debug, Default)]
 pub(crate) struct Unheard {
     obedient: bool,
+    allow_list: AllowListAbility,
     told: Mutex<Vec<StepCall>>,
 }
 
@@ -31,6 +32,11 @@ impl Unheard {
         Self { obedient: true, ..Self::default() }
     }
 
+    /// No allow-list can be in force on their nodes.
+    pub(crate) fn without_allow_lists(why: &str) -> Self {
+        Self { allow_list: AllowListAbility::Unable(why.to_owned()), ..Self::default() }
+    }
+
     /// What they were told, in order.
     pub(crate) fn told(&self) -> Vec<StepCall> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -40,7 +46,7 @@ impl Unheard {
 #[async_trait]
 impl Agents for Unheard {
     fn view(&self, _: &NodeName) -> NodeView {
-        NodeView::default()
+        NodeView { allow_list: self.allow_list.clone(), ..NodeView::default() }
     }
 
     fn members_of(&self, _: &ClusterId) -> BTreeMap<NodeName, NodeView> {
@@ -49,6 +55,14 @@ impl Agents for Unheard {
 
     async fn check_settings(&self, _: &NodeName, _: CheckSettingsRequest) -> Result<(), AgentError> {
         Ok(())
+    }
+
+    async fn check_allow_list(
+        &self,
+        node: &NodeName,
+        _: CheckAllowListRequest,
+    ) -> Result<CheckAllowListResponse, AgentError> {
+        Err(AgentError::Unreachable { node: node.clone(), detail: "nobody is there".to_owned() })
     }
 
     async fn wait_for_change(&self, _: &NodeName, at_most: Duration) {

@@ -19,9 +19,9 @@ use regent_common::{
     transport::Dialer,
 };
 use regent_proto::agent::v1::{
-    AgentHello, CheckSettingsRequest, ExecuteRequest, Heartbeat, HeartbeatAnswer, OpenResponse, Revocations,
-    StepResult, action::Action, execute_response::Event, open_request::Message as ToAgent,
-    open_response::Message as FromAgent, step_service_client::StepServiceClient,
+    AgentHello, CheckAllowListRequest, CheckAllowListResponse, CheckSettingsRequest, ExecuteRequest, Heartbeat,
+    HeartbeatAnswer, OpenResponse, Revocations, StepResult, action::Action, execute_response::Event,
+    open_request::Message as ToAgent, open_response::Message as FromAgent, step_service_client::StepServiceClient,
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -363,6 +363,16 @@ impl Agents for Links {
         let problem = || AgentError::Unreachable { node: node.clone(), detail: self.table.view(node).problem };
         let mut client = StepServiceClient::new(self.channel(node).ok_or_else(problem)?);
         client.check_settings(wanted).await.map(|_| ()).map_err(|status| refused(node, &status))
+    }
+
+    async fn check_allow_list(
+        &self,
+        node: &NodeName,
+        wanted: CheckAllowListRequest,
+    ) -> Result<CheckAllowListResponse, AgentError> {
+        let problem = || AgentError::Unreachable { node: node.clone(), detail: self.table.view(node).problem };
+        let mut client = StepServiceClient::new(self.channel(node).ok_or_else(problem)?);
+        client.check_allow_list(wanted).await.map(tonic::Response::into_inner).map_err(|status| refused(node, &status))
     }
 
     async fn wait_for_change(&self, node: &NodeName, at_most: Duration) {

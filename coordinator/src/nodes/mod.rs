@@ -15,7 +15,10 @@ use regent_common::{
     position::Position,
     topology::{EngineOffer, HostFacts, Observation, Progress},
 };
-use regent_proto::agent::v1::{Action, AgentHello, CheckSettingsRequest, Job, StepHeader, StepResult};
+use regent_proto::agent::v1::{
+    Action, AgentHello, CheckAllowListRequest, CheckAllowListResponse, CheckSettingsRequest, Job, StepHeader,
+    StepResult,
+};
 use tokio::sync::{broadcast, watch};
 
 use self::identity::{KeptOut, Mark, Rival};
@@ -64,6 +67,8 @@ pub struct NodeView {
     pub stale_store: bool,
     /// Engines that it can run.
     pub engines: Vec<EngineOffer>,
+    /// Whether an allow-list can be in force on it.
+    pub allow_list: AllowListAbility,
     /// State of its member; `None` for a spare, or before it was heard.
     pub observation: Option<Observation>,
     /// Last position that its member reported, kept when the engine no longer answers (rule P4).
@@ -76,6 +81,18 @@ pub struct NodeView {
     pub jobs: Vec<JobView>,
     /// Why there is no session; empty when there is one.
     pub problem: String,
+}
+
+/// Whether an allow-list can be in force on a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum AllowListAbility {
+    /// It was not heard yet.
+    #[default]
+    Unknown,
+    /// It can.
+    Able,
+    /// It cannot: why, and what to do.
+    Unable(String),
 }
 
 /// A step that runs on a node.
@@ -140,6 +157,13 @@ pub trait Agents: Send + Sync {
     /// Has a node's agent ask the engine's own program whether it would take these settings; changes nothing.
     async fn check_settings(&self, node: &NodeName, wanted: CheckSettingsRequest) -> Result<(), AgentError>;
 
+    /// Has a node's agent say whose connections an allow-list would cut; changes nothing.
+    async fn check_allow_list(
+        &self,
+        node: &NodeName,
+        wanted: CheckAllowListRequest,
+    ) -> Result<CheckAllowListResponse, AgentError>;
+
     /// Waits until something is heard of a node, at most so long.
     async fn wait_for_change(&self, node: &NodeName, at_most: Duration);
 
@@ -164,6 +188,14 @@ impl NodeView {
     /// A session has opened. The node counts as heard with its first heartbeat, not before: what is known of its member is of
     /// before the silence, and a primary that others have endorsed since would look as if nobody did.
     pub fn greeted(&mut self, hello: AgentHello) {
+        self.allow_list = match hello.allow_list {
+            None => {
+                let version = &hello.version;
+                AllowListAbility::Unable(format!("its agent, version {version}, knows of no allow-lists: upgrade it"))
+            }
+            Some(ability) if ability.problem.is_empty() => AllowListAbility::Able,
+            Some(ability) => AllowListAbility::Unable(ability.problem),
+        };
         self.agent_version = hello.version;
         self.boot_id = hello.boot_id;
         self.incarnation = hello.incarnation;

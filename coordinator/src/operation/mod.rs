@@ -35,6 +35,7 @@ pub const KINDS: &[&dyn Kind] = &[
     &kinds::rejoin::Rejoin,
     &kinds::resync::Resync,
     &kinds::configure::Configure,
+    &kinds::set_allow_list::SetAllowList,
     &kinds::delete_cluster::DeleteCluster,
 ];
 

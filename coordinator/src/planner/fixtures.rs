@@ -57,6 +57,7 @@ pub(crate) fn cluster() -> ClusterRecord {
         keep_data_on_delete: false,
         operation: None,
         divergences: Vec::new(),
+        allow_list: Default::default(),
     }
 }
 
@@ -73,6 +74,7 @@ pub(crate) fn observation(member: MemberName) -> Observation {
         configuration: String::new(),
         observed_at: jiff::Timestamp::UNIX_EPOCH,
         observed_ago: Default::default(),
+        allow_list: None,
         authority: Authority::default(),
         engine: EngineObservation {
             state: EngineState::Running,

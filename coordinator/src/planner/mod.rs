@@ -11,7 +11,7 @@ use std::{
 use regent_common::{
     ids::MemberName,
     mutation::{self, Rule},
-    topology::Role,
+    topology::{AllowListState, Role},
 };
 use serde::{Deserialize, Serialize};
 
@@ -101,9 +101,14 @@ pub fn drifted(
     views: &BTreeMap<MemberName, NodeView>,
     fingerprint: &str,
 ) -> BTreeSet<MemberName> {
+    // An agent of before there were allow-lists says that it has applied what it did not understand.
+    let allow_list = cluster.allow_list.fingerprint();
     let other = |view: &NodeView| {
         view.observation.as_ref().is_some_and(|seen| {
-            seen.cluster_id == cluster.id && !seen.configuration.is_empty() && seen.configuration != fingerprint
+            let told_another = |state: &AllowListState| state.fingerprint != allow_list;
+            seen.cluster_id == cluster.id
+                && !seen.configuration.is_empty()
+                && (seen.configuration != fingerprint || seen.allow_list.as_ref().is_some_and(told_another))
         })
     };
     views.iter().filter(|(_, view)| view.connected && other(view)).map(|(member, _)| member.clone()).collect()

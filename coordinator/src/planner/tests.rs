@@ -1,6 +1,9 @@
 //! The table: what is decided for each verdict on the primary and on a replica.
 
-use regent_common::{ids::Epoch, topology::Observation};
+use regent_common::{
+    ids::Epoch,
+    topology::{AllowListState, Observation},
+};
 
 use super::{
     fixtures::{cluster, name},
@@ -191,6 +194,14 @@ fn who_drifts_is_who_says_that_it_has_applied_something_else() {
     assert!(found(view("f0")));
     assert!(!found(view("f1")) && !found(view("")) && !found(NodeView::default()));
     assert!(!found(NodeView { connected: false, ..view("f0") }), "nothing can be told to it");
+    let lets_in = |fingerprint: &str| {
+        let mut view = view("f1");
+        let state = AllowListState { fingerprint: fingerprint.to_owned(), problem: String::new() };
+        view.observation.as_mut().unwrap().allow_list = Some(state);
+        view
+    };
+    assert!(found(lets_in("another")), "its agent was too old for the list when it was told");
+    assert!(!found(lets_in("")));
 }
 
 #[test]

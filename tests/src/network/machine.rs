@@ -5,6 +5,7 @@
 
 use std::{
     fs,
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::Command,
     sync::Mutex,
@@ -14,6 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::{
+    sched::{CloneFlags, setns},
     sys::signal::{Signal, kill},
     unistd::{Pid, User},
 };
@@ -102,9 +104,21 @@ impl Machine {
         ipv4(self.number)
     }
 
-    /// Its other address.
+    /// Its address of IPv6.
     pub fn address_v6(&self) -> String {
         ipv6(self.number)
+    }
+
+    /// A connection from it, if one is made in time.
+    pub fn connect(&self, to: SocketAddr, within: Duration) -> Result<TcpStream> {
+        let first = self.first()?;
+        let connect = move || {
+            let namespace = fs::File::open(format!("/proc/{first}/ns/net"))?;
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            Ok(TcpStream::connect_timeout(&to, within)?)
+        };
+        // On a thread that ends there: a socket stays in the network in which it was made.
+        thread::spawn(connect).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     /// Host's id of the first process whose namespaces are the machine's.

@@ -1,6 +1,7 @@
 //! The commands of the runbooks for machines, as they are written there.
 
 use anyhow::ensure;
+use regent_proto::coordinator::v1 as wire;
 use regent_tests::{
     api,
     cluster::COORDINATOR,
@@ -68,14 +69,17 @@ fn what_the_runbooks_say_is_what_works() {
         .unwrap();
         healthy(&mut installation).await;
 
-        follow(&installation, "certificates.md", "Rotate by hand", "n2", &[("NODE", "n2")]);
+        let replica = |cluster: &wire::Cluster| {
+            let member = cluster.members.iter().find(|member| api::plain(&member.name) != cluster.primary).unwrap();
+            (api::plain(&member.name).to_owned(), api::plain(&member.node).to_owned())
+        };
+        let (_, node) = replica(&installation.api.cluster(CLUSTER).await.unwrap());
+        follow(&installation, "certificates.md", "Rotate by hand", &node, &[("NODE", &node)]);
         healthy(&mut installation).await;
         follow(&installation, "certificates.md", "Revoke a stolen node", "", &[("NODE", CLIENT)]);
         follow(&installation, "disk-full.md", "A disk is full", "n1", &[]);
 
-        let cluster = installation.api.cluster(CLUSTER).await.unwrap();
-        let leaves = cluster.members.iter().find(|member| api::plain(&member.name) != cluster.primary).unwrap();
-        let (member, node) = (api::plain(&leaves.name).to_owned(), api::plain(&leaves.node).to_owned());
+        let (member, node) = replica(&installation.api.cluster(CLUSTER).await.unwrap());
         follow(&installation, "machines.md", "Uninstall", &node, &[("MEMBER", &member), ("NODE", &node)]);
         healthy(&mut installation).await;
         let gone = installation.system(&node).unwrap();

@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use regent_common::{
+    allow_list::AllowList,
     ids::{ClusterName, NodeName},
     topology::{Peer, Ternary},
 };
@@ -58,6 +59,7 @@ impl World for Trio {
             members: (1..=3).map(|member| self.peer(member)).collect(),
             settings: BTreeMap::new(),
             secrets: BTreeMap::new(),
+            allow_list: AllowList::default(),
         }
     }
 

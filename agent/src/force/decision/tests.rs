@@ -39,6 +39,7 @@ fn report(epoch: u64, change: impl FnOnce(&mut Authority)) -> Other {
         configuration: String::new(),
         observed_at: jiff::Timestamp::UNIX_EPOCH,
         observed_ago: Default::default(),
+        allow_list: None,
     };
     Other { word: Word::Report { observation: Box::new(observation), sessions: 0 }, engine_answers: false }
 }

@@ -18,9 +18,7 @@
 //! reset, without which that one waits for the end of its retransmission. Neither carries anything that the engine has said. What
 //! belongs to a connection that there is stays unanswered: a gate that is shut for a moment ends nobody's session.
 //!
-//! The messages are written here rather than by a library: rustables is under the GPL, nftnl needs a C library, a forked
-//! `nft` costs ten milliseconds per renewal, and what the fence rests on should be readable to the byte. Only the socket
-//! is a library's.
+//! How the kernel is spoken to is in [`crate::nftables`].
 //!
 //! **How an opening cannot come late (rule G2).** The gate has to be closed at `end` whenever our transaction reaches the
 //! kernel. First a *guard* is added, an element under a number never used before, that the kernel deletes after
@@ -41,12 +39,8 @@
 //! Not here: when to open (the lease), which ports (`host::ports`). Opening a gate of this kind takes the table over: two
 //! processes cannot have it, and who only wants to look uses [`Gate::state`] of the one that has it.
 
-mod expressions;
-mod message;
-mod netlink;
+mod form;
 mod probe;
-pub(crate) mod sockets;
-mod table;
 
 use std::{
     collections::BTreeSet,
@@ -60,13 +54,14 @@ use nix::errno::Errno;
 use regent_common::clock::{Clock, Moment};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use self::{
-    message::{GATED, GUARD, OPEN},
+use self::form::{GATED, GUARD, OPEN, form, gating};
+use super::{Abilities, GUARD_END, GUARD_LIFE, Gate, GateError, GateState, Open, timeout};
+use crate::nftables::{
+    message,
     netlink::{Netlink, Refusal},
     sockets::Sockets,
-    table::{Form, Kept},
+    table::{self, Form, Kept},
 };
-use super::{Abilities, GUARD_END, GUARD_LIFE, Gate, GateError, GateState, Open, timeout};
 
 /// Name of the table where none is asked for.
 pub const DEFAULT_TABLE: &str = "regent";
@@ -128,7 +123,7 @@ impl NftablesGate {
             Some(problem) if !abilities.timed_gate => Err(problem.clone()),
             _ => Kernel::open(table, abilities.survives_flush).map_err(|error| error.to_string()),
         };
-        let form = Form { owned: abilities.survives_flush, refuses: probe::refuses(table) };
+        let form = form(abilities.survives_flush, probe::refuses(table));
         Self { table: table.to_owned(), clock, abilities, form, kernel: Mutex::new(kernel) }
     }
 
@@ -229,9 +224,9 @@ impl NftablesGate {
         }
         let found = table::ports(&mut kernel.netlink, &self.table, GATED)?;
         let gated = kernel.armed.clone().unwrap_or_else(|| found.clone());
-        let mut faults = table::faults(&mut kernel.netlink, &self.table, self.form)?;
+        let mut faults = table::faults(&mut kernel.netlink, &self.table, &self.form)?;
         if !faults.is_empty() {
-            table::make(&mut kernel.netlink, &self.table, &gated, self.form)?;
+            self.make_table(kernel, &gated)?;
         } else if found != gated {
             faults.push(format!("{} were gated, not {}", listed(&found), listed(&gated)));
             self.gate(kernel, &gated)?;
@@ -242,11 +237,7 @@ impl NftablesGate {
     /// Gates these ports and no others, in a table that is as it has to be.
     fn gate(&self, kernel: &mut Kernel, ports: &BTreeSet<u16>) -> Result<(), Refusal> {
         let mut batch = vec![message::flush_set("replace the gated ports", &self.table, GATED)];
-        if !ports.is_empty() {
-            let keys = table::keys(ports);
-            let keys = keys.iter().map(<[u8; 2]>::as_slice);
-            batch.push(message::add_elements("gate the ports", &self.table, GATED, keys, None));
-        }
+        batch.extend(gating(&self.table, ports));
         for element in table::elements(&mut kernel.netlink, &self.table, OPEN)? {
             if table::port(&element).is_some_and(|port| ports.contains(&port)) {
                 continue;
@@ -260,13 +251,18 @@ impl NftablesGate {
         kernel.netlink.batch(&batch)
     }
 
+    /// Makes the table anew with these ports gated and closed.
+    fn make_table(&self, kernel: &mut Kernel, ports: &BTreeSet<u16>) -> Result<(), Refusal> {
+        table::make(&mut kernel.netlink, &self.table, &self.form, gating(&self.table, ports).into_iter().collect())
+    }
+
     fn arm_in(&self, kernel: &mut Kernel, ports: &BTreeSet<u16>) -> Result<(), Refusal> {
         table::keep(&mut kernel.netlink, &self.table, self.form.owned)?;
-        let faults = table::faults(&mut kernel.netlink, &self.table, self.form)?;
+        let faults = table::faults(&mut kernel.netlink, &self.table, &self.form)?;
         if faults.is_empty() {
             self.gate(kernel, ports)?;
         } else {
-            table::make(&mut kernel.netlink, &self.table, ports, self.form)?;
+            self.make_table(kernel, ports)?;
         }
         kernel.armed = (!ports.is_empty()).then(|| ports.clone());
         Ok(())

@@ -8,13 +8,17 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
 use regent_common::clock::Clock;
 
-use super::{
-    message::{self, CHAINS, OPEN, SETS, TABLE_OWNED, TABLE_PERSISTS},
-    netlink::{Netlink, Refusal},
-    sockets::Sockets,
-    table::{self, Kept},
+use super::form::{OPEN, form};
+use crate::{
+    gate::Abilities,
+    nftables::{
+        message,
+        netlink::{Netlink, Refusal},
+        sockets::Sockets,
+        table,
+        trial::{self, refused},
+    },
 };
-use crate::gate::Abilities;
 
 /// Life of the element by which timeouts are tried.
 const TRIAL_TIMEOUT: Duration = Duration::from_millis(40);
@@ -61,10 +65,7 @@ fn timed_gate(trial: &str, clock: &dyn Clock) -> Result<(), String> {
     };
     let mut netlink = Netlink::open(NETLINK_NETFILTER).map_err(|error| says(&error.to_string()))?;
     let attempt = |netlink: &mut Netlink| -> Result<bool, Refusal> {
-        let mut batch = vec![message::add_table(trial, 0)];
-        batch.extend((0..).zip(&SETS).map(|(number, set)| message::add_set(trial, set, number)));
-        batch.extend(CHAINS.iter().map(|chain| message::add_chain(trial, chain)));
-        batch.extend(table::rules(trial, false));
+        let mut batch = form(false, false).messages(trial, Vec::new());
         let key = 1_u16.to_be_bytes();
         let keys = [key.as_slice()];
         batch.push(message::add_elements("open a port", trial, OPEN, keys, Some(TRIAL_TIMEOUT)));
@@ -96,54 +97,18 @@ pub(super) fn refuses(name: &str) -> bool {
     let attempt = || -> Result<(), Refusal> {
         let mut netlink = Netlink::open(NETLINK_NETFILTER)
             .map_err(|error| Refusal::of(Errno::EIO, "open a socket", &error.to_string()))?;
-        let mut batch = vec![message::add_table(&trial, 0)];
-        batch.extend((0..).zip(&SETS).map(|(number, set)| message::add_set(&trial, set, number)));
-        batch.extend(CHAINS.iter().map(|chain| message::add_chain(&trial, chain)));
-        batch.extend(table::rules(&trial, true));
-        let made = netlink.batch(&batch);
+        let made = netlink.batch(&form(false, true).messages(&trial, Vec::new()));
         table::remove(&mut netlink, &trial).and(made)
     };
     attempt().is_ok()
 }
 
-/// Makes an owned table, tries to delete it as somebody else, ends its owner, and takes it over.
+/// Whether a table can belong to this process alone, and outlive it.
 fn survives_flush(trial: &str) -> Result<(), String> {
-    let attempt = || -> Result<(), String> {
-        let open = || Netlink::open(NETLINK_NETFILTER).map_err(|error| error.to_string());
-        let (mut owner, mut other) = (open()?, open()?);
-        let flags = TABLE_OWNED | TABLE_PERSISTS;
-        owner.batch(&[message::add_table(trial, flags)]).map_err(|refusal| refused(&refusal))?;
-        if other.batch(&[message::delete_table(trial)]).is_ok() {
-            return Err("another process could delete an owned table".to_owned());
-        }
-        drop(owner);
-        match table::keep_soon(&mut other, trial, true).map_err(|refusal| refused(&refusal))? {
-            Kept::Owned => Ok(()),
-            Kept::Shared => Err("an owned table could not be taken over from a process that ended".to_owned()),
-            Kept::Absent => Err("an owned table did not stay when its owner ended".to_owned()),
-        }
-    };
-    let outcome = attempt();
-    if let Ok(mut netlink) = Netlink::open(NETLINK_NETFILTER) {
-        // Where this fails the next trial has another name, and an empty table does nothing.
-        let _ = table::remove(&mut netlink, trial);
-    }
-    outcome.map_err(|detail| {
+    trial::survives_flush(trial).map_err(|detail| {
         format!(
             "somebody else's `nft flush ruleset` removes the gate until the next heartbeat (Linux 6.9 and newer can \
              prevent it): {detail}"
         )
     })
-}
-
-/// A refusal for people, with what to do.
-fn refused(refusal: &Refusal) -> String {
-    let advice = if refusal.is(Errno::EPERM) || refusal.is(Errno::EACCES) {
-        ": run the agent as root, or with CAP_NET_ADMIN"
-    } else if refusal.is(Errno::EOPNOTSUPP) || refusal.is(Errno::EINVAL) || refusal.is(Errno::ENOENT) {
-        ": use a kernel with nftables, of the inet family with filter chains (module nf_tables)"
-    } else {
-        ""
-    };
-    format!("{}{advice}", refusal.text())
 }

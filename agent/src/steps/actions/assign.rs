@@ -52,6 +52,9 @@ pub(super) async fn run(context: &StepContext, spec: ClusterSpec, port: u16) -> 
             driver
         }
     };
+    // Before any step that may start its engine.
+    let membership = context.membership()?;
+    context.firewall.tell(membership.cluster_id, &spec.allow_list, membership.port, &spec.members).await?;
     context.ledger.store_secrets(&spec.secrets).await?;
     let outcome =
         StepOutcome { endpoint: Some(driver.endpoint()), engine_version: driver.version(), ..StepOutcome::default() };

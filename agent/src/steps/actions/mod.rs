@@ -25,6 +25,9 @@ use super::{Action, StepContext, StepError, context::Done};
 
 /// Carries one action out.
 pub(super) async fn run(context: &StepContext, action: Action) -> Result<Done, StepError> {
+    if action.may_start_engine() {
+        context.firewall.ensure().await?;
+    }
     match action {
         Action::Assign { spec, port } => assign::run(context, spec, port).await,
         Action::Configure { spec, fingerprint } => configure::run(context, spec, fingerprint).await,

@@ -14,6 +14,7 @@ pub(super) async fn run(context: &StepContext, keep_data: bool) -> Result<Done, 
         Some(membership) if membership.cluster_id == cluster_id && membership.member == context.header.member => {
             context.driver()?.release(keep_data).await?;
             context.lease.lay_down().await?;
+            context.firewall.forget().await?;
             context.ledger.remove_secrets().await?;
             context.member.let_go();
             String::new()

@@ -31,7 +31,7 @@ macro_rules! shown {
     };
 }
 
-shown!(Cluster, Node, Operation, Token, User, Credentials, CatalogEntry, AuditRecord, Event);
+shown!(Cluster, AllowList, Node, Operation, Token, User, Credentials, CatalogEntry, AuditRecord, Event);
 
 /// The message as a JSON object.
 pub fn object<M: Shown>(message: &M) -> Value {

@@ -54,10 +54,42 @@ fn head(cluster: &wire::Cluster, running: Option<&wire::Operation>, now: Timesta
     fact("epoch", format!("{} (raised at each change of primary)", cluster.epoch));
     fact("created", created(cluster, now));
     fact("protected", if cluster.protected { "yes: deletion is refused" } else { "no" }.to_owned());
+    // An older coordinator says nothing of it.
+    if let Some(list) = &cluster.allow_list {
+        fact("reached by", reached_by(list));
+    }
     fact("labels", pairs(&cluster.labels));
     fact("operation", operation(cluster, running, now));
     fact("id", or_dash(&cluster.id));
     lines
+}
+
+/// Most ranges that are shown on the page of a cluster.
+const RANGES: usize = 5;
+
+/// Whom the allow-list lets in, in a line.
+fn reached_by(list: &wire::AllowList) -> String {
+    if list.range_count == 0 {
+        return "every address: the allow-list is empty".to_owned();
+    }
+    let first = list.ranges.iter().take(RANGES).cloned().collect::<Vec<_>>().join(", ");
+    let more = match list.ranges.len().saturating_sub(RANGES) {
+        0 => String::new(),
+        more => format!(" and {more} more (`regentctl cluster allow` lists them)"),
+    };
+    let remarks: String = list.remarks.iter().map(|remark| format!("; {remark}")).collect();
+    format!("{first}{more}{remarks}")
+}
+
+/// `cluster allow list`: the ranges alone, one a line, so that they can be given to `set` again; then what is to be known of them.
+pub fn allow_list(list: &wire::AllowList) -> String {
+    let mut lines = list.ranges.clone();
+    if list.range_count == 0 {
+        lines.push("the list is empty: every address reaches the engines".to_owned());
+    }
+    section(&mut lines, "What this means", list.remarks.clone());
+    section(&mut lines, "Not in force on", list.pending.clone());
+    tidy(lines)
 }
 
 fn primary(cluster: &wire::Cluster) -> String {

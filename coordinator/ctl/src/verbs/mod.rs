@@ -74,6 +74,7 @@ registry! {
             Delete = delete,
             Protect = protect,
             Unprotect = unprotect,
+            Allow = allow,
             Credentials = credentials,
             Label = label,
             Profile = profile,

@@ -37,6 +37,7 @@ pub const METHODS: &[(&str, Requirement)] = &[
     ("/regent.coordinator.v1.ClusterService/AddMember", OPERATOR),
     ("/regent.coordinator.v1.ClusterService/RemoveMember", OPERATOR),
     ("/regent.coordinator.v1.ClusterService/PromoteMember", OPERATOR),
+    ("/regent.coordinator.v1.ClusterService/SetAllowList", OPERATOR),
     ("/regent.coordinator.v1.ClusterService/GetCredentials", OPERATOR),
     ("/regent.coordinator.v1.NodeService/GetNode", VIEWER),
     ("/regent.coordinator.v1.NodeService/ListNodes", VIEWER),

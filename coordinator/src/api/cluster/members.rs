@@ -6,7 +6,7 @@ use regent_common::error::{Reason, bad_field, refuse};
 use regent_proto::coordinator::v1::{AddMemberRequest, Operation, PromoteMemberRequest, RemoveMemberRequest};
 use tonic::{Response, Status};
 
-use super::{ClusterApi, asked_for, at_etag, confirm, member_named};
+use super::{ClusterApi, allow_list::possible_on, asked_for, at_etag, confirm, member_named};
 use crate::{
     api::{create, failed_store},
     cluster::judging::{judge_all, views},
@@ -35,6 +35,12 @@ pub(super) async fn add(
     };
     let nodes = api.0.candidates().await?;
     let node = create::added(&record, &request.node, &nodes)?;
+    if !record.allow_list.is_empty() {
+        possible_on(api.0.directory.environment(), &node).map_err(|why| {
+            let message = format!("cluster {} has an allow-list, which cannot be in force on {why}", record.name);
+            refuse(Reason::AllowListImpossible, format!("{message}; nothing was changed"))
+        })?;
+    }
     let (judgements, _) = judge_all(api.0.directory.environment(), &record);
     let mut report = vec![
         format!("node {node} becomes a replica: {}", record.name.member(record.next_number)),

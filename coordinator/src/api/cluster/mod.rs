@@ -13,8 +13,8 @@ use regent_proto::agent::v1::CheckSettingsRequest;
 use regent_proto::coordinator::v1::{
     self as wire, AddMemberRequest, Cluster, CreateClusterRequest, Credentials, DeleteClusterRequest,
     FailoverClusterRequest, GetClusterRequest, GetCredentialsRequest, ListClustersRequest, ListClustersResponse,
-    Operation, PromoteMemberRequest, RemoveMemberRequest, ResyncClusterRequest, UpdateClusterRequest,
-    cluster_service_server::ClusterService,
+    Operation, PromoteMemberRequest, RemoveMemberRequest, ResyncClusterRequest, SetAllowListRequest,
+    UpdateClusterRequest, cluster_service_server::ClusterService,
 };
 use secrecy::ExposeSecret;
 use serde::Serialize;
@@ -55,6 +55,7 @@ use crate::{
     store::{StoreError, Transaction, keys, list_json},
 };
 
+mod allow_list;
 mod changes;
 mod members;
 
@@ -289,7 +290,12 @@ impl ClusterService for ClusterApi {
         let (rows, next_page_token) = page(named, request.page_size, &request.page_token)?;
         let mut clusters = Vec::new();
         for (actor, record) in rows {
-            clusters.push(self.render(&actor, &record).await?);
+            let mut cluster = self.render(&actor, &record).await?;
+            // Many clusters with long lists would be more than one answer takes.
+            if let Some(list) = &mut cluster.allow_list {
+                list.ranges.clear();
+            }
+            clusters.push(cluster);
         }
         Ok(Response::new(ListClustersResponse { clusters, next_page_token }))
     }
@@ -417,6 +423,11 @@ impl ClusterService for ClusterApi {
     async fn promote_member(&self, request: Request<PromoteMemberRequest>) -> Result<Response<Operation>, Status> {
         let caller = self.0.caller(&request);
         members::promote(self, &caller, request.into_inner()).await
+    }
+
+    async fn set_allow_list(&self, request: Request<SetAllowListRequest>) -> Result<Response<Operation>, Status> {
+        let caller = self.0.caller(&request);
+        allow_list::set(self, &caller, request.into_inner()).await
     }
 
     async fn get_credentials(&self, request: Request<GetCredentialsRequest>) -> Result<Response<Credentials>, Status> {

@@ -1,8 +1,9 @@
-//! Changes of a cluster's profile: when they are taken, when not, and what they leave as it was.
+//! Changes of a cluster's profile and of its allow-list: when they are taken, when not, and what they leave as it was.
 
 use std::time::Duration;
 
-use regent_common::{clock::ManualClock, error::reason_of, lease::Profile};
+use regent_common::{allow_list::AllowList, clock::ManualClock, error::reason_of, lease::Profile};
+use regent_proto::coordinator::v1::AllowListChange;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +30,11 @@ struct Bench {
 
 /// A coordinator that has just started on a store with one cluster.
 async fn bench(change: impl FnOnce(&mut ClusterRecord)) -> Bench {
+    bench_with(Unheard::default(), change).await
+}
+
+/// The same with these agents.
+async fn bench_with(agents: Unheard, change: impl FnOnce(&mut ClusterRecord)) -> Bench {
     let mut record = cluster();
     change(&mut record);
     let store = Arc::new(MemoryStore::default());
@@ -40,7 +46,7 @@ async fn bench(change: impl FnOnce(&mut ClusterRecord)) -> Bench {
         clock: clock.clone(),
         started_at: Duration::ZERO,
         store: Arc::clone(&shared),
-        agents: Arc::<Unheard>::default(),
+        agents: Arc::new(agents),
         secrets: Arc::new(Secrets::ephemeral()),
         audit: AuditLog::new(Arc::clone(&shared), clock.clone()),
         events: EventLog::new(Arc::clone(&shared), clock.clone()),
@@ -66,6 +72,13 @@ impl Bench {
 
     async fn profile(&self, profile: &str, validate_only: bool) -> Result<Cluster, Status> {
         self.update(UpdateClusterRequest { profile: profile.to_owned(), validate_only, ..Default::default() }).await
+    }
+
+    async fn allow(&self, change: AllowListChange, ranges: &[&str], validate_only: bool) -> Result<Operation, Status> {
+        let ranges = ranges.iter().map(|range| (*range).to_owned()).collect();
+        let name = "clusters/db".to_owned();
+        let request = SetAllowListRequest { name, change: change.into(), ranges, validate_only, ..Default::default() };
+        self.api.set_allow_list(Request::new(request)).await.map(Response::into_inner)
     }
 
     async fn stored(&self) -> ClusterRecord {
@@ -152,4 +165,59 @@ async fn a_change_between_the_look_at_the_etag_and_the_commit_is_noticed() {
     };
     change(others).await.unwrap();
     assert_eq!(reason_of(&failed_change(change(mine).await.unwrap_err())), Some(Reason::EtagMismatch));
+}
+
+fn allowing(ranges: &'static [&'static str]) -> impl FnOnce(&mut ClusterRecord) {
+    move |record| record.allow_list = AllowList::parse(ranges).unwrap()
+}
+
+#[tokio::test]
+async fn an_allow_list_is_stored_with_the_operation_that_tells_it() {
+    let bench = bench(allowing(&["192.0.2.0/24"])).await;
+    let dry = bench.allow(AllowListChange::Add, &["192.0.2.0/24", "::ffff:198.51.100.7"], true).await.unwrap();
+    assert!(dry.validate_only && bench.stored().await.allow_list.len() == 1);
+    let report = dry.report.join("\n");
+    for part in [
+        "192.0.2.0/24 is in the list already",
+        "becomes 2 addresses",
+        "IPv6 is closed",
+        "db1 does not say",
+        "db2 does not say",
+    ] {
+        assert!(report.contains(part), "{part:?} is not in {report}");
+    }
+    let begun = bench.allow(AllowListChange::Add, &["::ffff:198.51.100.7"], false).await.unwrap();
+    assert_eq!((begun.kind.as_str(), begun.done), ("set_allow_list", false));
+    assert_eq!(bench.stored().await.allow_list, AllowList::parse(["192.0.2.0/24", "198.51.100.7"]).unwrap());
+    let busy = bench.allow(AllowListChange::Set, &["::/0"], false).await.unwrap_err();
+    assert_eq!(reason_of(&busy), Some(Reason::ClusterBusy));
+}
+
+#[tokio::test]
+async fn a_bad_change_of_an_allow_list_is_refused_and_changes_nothing() {
+    let bench = bench(allowing(&["192.0.2.0/24"])).await;
+    for (change, ranges, says) in [
+        (AllowListChange::Unspecified, &["::1"][..], "change"),
+        (AllowListChange::Add, &[][..], "none is named"),
+        (AllowListChange::Add, &["192.0.2.7/24"][..], "write 192.0.2.0/24"),
+        (AllowListChange::Set, &["db.example"][..], "write it as"),
+        (AllowListChange::Set, &[][..], "lets everybody in"),
+        (AllowListChange::Remove, &["192.0.2.0/24"][..], "lets everybody in"),
+    ] {
+        let refused = bench.allow(change, ranges, false).await.unwrap_err();
+        assert_eq!(reason_of(&refused), Some(Reason::InvalidField), "{refused:?}");
+        assert!(refused.message().contains(says) && refused.message().contains("nothing was changed"), "{refused:?}");
+    }
+    assert_eq!(bench.stored().await.allow_list.len(), 1);
+}
+
+#[tokio::test]
+async fn a_cluster_on_a_node_that_can_have_none_gets_no_allow_list() {
+    let bench = bench_with(Unheard::without_allow_lists("it is switched off"), |_| ()).await;
+    for validate_only in [true, false] {
+        let refused = bench.allow(AllowListChange::Set, &["192.0.2.0/24"], validate_only).await.unwrap_err();
+        assert_eq!(reason_of(&refused), Some(Reason::AllowListImpossible));
+        assert!(refused.message().contains("db1") && refused.message().contains("it is switched off"), "{refused:?}");
+    }
+    bench.allow(AllowListChange::Set, &[], false).await.unwrap();
 }

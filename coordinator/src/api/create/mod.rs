@@ -102,6 +102,7 @@ pub fn check(
         keep_data_on_delete: false,
         operation: None,
         divergences: Vec::new(),
+        allow_list: Default::default(),
     };
     for node in chosen {
         let member = record.take_member_name();

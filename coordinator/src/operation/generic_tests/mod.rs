@@ -97,6 +97,7 @@ fn record(creating: bool) -> ClusterRecord {
         keep_data_on_delete: false,
         operation: None,
         divergences: Vec::new(),
+        allow_list: Default::default(),
     }
 }
 
@@ -117,6 +118,7 @@ async fn bench(kind: &'static dyn Kind) -> Bench {
     let parameters = match kind.name() {
         "add_member" => json!({ "node": node(4) }),
         "remove_member" => json!({ "member": member(3), "keep_data": false }),
+        "set_allow_list" => json!({ "change": "set", "ranges": ["192.0.2.0/24"], "open_to_all": false }),
         "configure" => json!({ "member": member(2) }),
         "delete_cluster" => json!({ "keep_data": false }),
         "resync" => json!({ "members": [member(2), member(3)], "parallel": 1, "max_bytes_per_second": 0 }),

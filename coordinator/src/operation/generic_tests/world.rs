@@ -16,7 +16,7 @@ use regent_common::{
     topology::{EngineObservation, EngineState, Observation, Progress, Role, Ternary},
 };
 use regent_proto::{
-    agent::v1::{CheckSettingsRequest, StepResult, action::Action},
+    agent::v1::{CheckAllowListRequest, CheckAllowListResponse, CheckSettingsRequest, StepResult, action::Action},
     types::v1::{Endpoint, HeardPosition},
 };
 use tokio::sync::watch;
@@ -215,6 +215,7 @@ impl Agents for World {
             configuration: String::new(),
             observed_at: jiff::Timestamp::UNIX_EPOCH,
             observed_ago: Default::default(),
+            allow_list: None,
             authority: Authority { electorate: self.electorate().filter(|_| node.writable), ..Authority::default() },
             engine: EngineObservation {
                 state: if node.running { EngineState::Running } else { EngineState::Crashed },
@@ -237,6 +238,14 @@ impl Agents for World {
 
     async fn check_settings(&self, _: &NodeName, _: CheckSettingsRequest) -> Result<(), AgentError> {
         Ok(())
+    }
+
+    async fn check_allow_list(
+        &self,
+        _: &NodeName,
+        _: CheckAllowListRequest,
+    ) -> Result<CheckAllowListResponse, AgentError> {
+        Ok(CheckAllowListResponse::default())
     }
 
     async fn wait_for_change(&self, _: &NodeName, _: Duration) {

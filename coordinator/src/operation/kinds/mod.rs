@@ -14,6 +14,7 @@ pub mod promote;
 pub mod rejoin;
 pub mod remove_member;
 pub mod resync;
+pub mod set_allow_list;
 
 /// The results of all, or the first failure.
 fn all_or_first_error(

@@ -8,7 +8,7 @@
 use std::{
     collections::BTreeSet,
     io,
-    net::{Ipv4Addr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener},
 };
 
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
@@ -23,6 +23,8 @@ const TCP: u8 = 6;
 const LISTEN: u32 = 1 << 10;
 /// More than there are states; the kernel ignores the rest.
 const ALL_STATES: u32 = 0xffff;
+/// States of a connection over which a client and the engine may still speak: established, half closed by either.
+const LIVE_STATES: u32 = (1 << 1) | (1 << 4) | (1 << 5) | (1 << 8);
 /// Length of a socket's address block: two ports, two addresses, interface, cookie.
 const IDENTITY: usize = 48;
 /// How often the list is read again, as a half-open connection may become another socket under our hands.
@@ -57,7 +59,7 @@ impl Sockets {
     }
 
     /// Whether sockets can be destroyed, tried on one that is made for it and waits on loopback.
-    pub(super) fn can_destroy(&mut self) -> Result<(), Refusal> {
+    pub(crate) fn can_destroy(&mut self) -> Result<(), Refusal> {
         const WHAT: &str = "make a socket to destroy";
         let of = |error: io::Error| Refusal::of(Errno::EIO, WHAT, &error.to_string());
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(of)?;
@@ -69,7 +71,30 @@ impl Sockets {
     }
 
     /// Destroys every socket with one of these local ports that does not listen; returns how many.
-    pub(super) fn destroy_all(&mut self, ports: &BTreeSet<u16>) -> Result<u32, Refusal> {
+    pub(crate) fn destroy_all(&mut self, ports: &BTreeSet<u16>) -> Result<u32, Refusal> {
+        self.destroy_of(ports, |_| true)
+    }
+
+    /// Addresses of those who have a live connection with one of these local ports, one for each connection. An IPv4 address that a
+    /// socket of both families shows as IPv6 is given as IPv4.
+    pub(crate) fn clients(&mut self, ports: &BTreeSet<u16>) -> Result<Vec<IpAddr>, Refusal> {
+        let mut clients = Vec::new();
+        for port in ports {
+            for family in FAMILIES {
+                let found = self.list(family, LIVE_STATES, *port)?;
+                // The list of one family may have sockets of the other.
+                clients.extend(found.iter().filter(|entry| entry.family == family).map(Entry::remote));
+            }
+        }
+        Ok(clients)
+    }
+
+    /// As [`Sockets::destroy_all`], of those clients alone for whose address `doomed` is true.
+    pub(crate) fn destroy_of(
+        &mut self,
+        ports: &BTreeSet<u16>,
+        doomed: impl Fn(IpAddr) -> bool,
+    ) -> Result<u32, Refusal> {
         let mut destroyed = BTreeSet::new();
         for _ in 0..ROUNDS {
             let mut found = Vec::new();
@@ -78,7 +103,7 @@ impl Sockets {
                     found.extend(self.list(family, ALL_STATES & !LISTEN, *port)?);
                 }
             }
-            found.retain(|entry| !destroyed.contains(&entry.identity));
+            found.retain(|entry| !destroyed.contains(&entry.identity) && doomed(entry.remote()));
             if found.is_empty() {
                 break;
             }
@@ -148,6 +173,17 @@ impl Entry {
 
     fn local_port(&self) -> u16 {
         u16::from_be_bytes([self.identity[0], self.identity[1]])
+    }
+
+    fn remote(&self) -> IpAddr {
+        const REMOTE: usize = 20;
+        let bytes = &self.identity[REMOTE..REMOTE + 16];
+        if self.family == FAMILIES[0] {
+            Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()
+        } else {
+            let address: [u8; 16] = bytes.try_into().expect("it is 16 bytes long");
+            IpAddr::V6(Ipv6Addr::from(address)).to_canonical()
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The nf_tables messages of the gate: table, sets, chains, rules and elements, written and read.
+//! The nf_tables messages: table, sets, chains, rules and elements, written and read.
 //!
 //! Numbers are those of `linux/netfilter/nf_tables.h`. Everything is of family `inet`: IPv4 and IPv6 in one table.
 
@@ -9,92 +9,73 @@ use super::{
     netlink::{APPEND, Attributes, CREATE, Message, NF_TABLES, Parsed, netfilter_header},
 };
 
-/// Set of the ports that are dropped unless they are open.
-pub(super) const GATED: &str = "gated";
-/// Set of the ports that are open; elements leave it by themselves.
-pub(super) const OPEN: &str = "open";
-/// Set that no rule consults: a change holds as long as its element in here lives.
-pub(super) const GUARD: &str = "guard";
-
 /// The table ends with the socket that made it, and nobody else may change it.
-pub(super) const TABLE_OWNED: u32 = 0x2;
+pub(crate) const TABLE_OWNED: u32 = 0x2;
 /// The table stays when its owner ends, and can be owned anew.
-pub(super) const TABLE_PERSISTS: u32 = 0x4;
+pub(crate) const TABLE_PERSISTS: u32 = 0x4;
+/// Elements are bounds of ranges.
+pub(crate) const SET_OF_RANGES: u32 = 0x4;
 /// Elements may have an end.
-pub(super) const SET_WITH_TIMEOUT: u32 = 0x10;
+pub(crate) const SET_WITH_TIMEOUT: u32 = 0x10;
 
-/// Before the usual filters, so that no accepting rule of theirs matters to what people see in their counters.
-pub(super) const PRIORITY: i32 = -10;
 const POLICY_ACCEPT: u32 = 1;
 const FAMILY_INET: u8 = 1;
 
 /// A set of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct SetForm {
-    pub(super) name: &'static str,
-    pub(super) flags: u32,
+pub(crate) struct SetForm {
+    pub(crate) name: &'static str,
+    pub(crate) flags: u32,
     /// How `nft list` shows the elements; the kernel does not care.
-    key_type: u32,
-    pub(super) key_length: u32,
+    pub(crate) key_type: u32,
+    pub(crate) key_length: u32,
 }
 
-/// The sets. A guard is named by two numbers: one drawn by the process, one counted in it.
-pub(super) const SETS: [SetForm; 3] = [
-    SetForm { name: GATED, flags: 0, key_type: TYPE_PORT, key_length: 2 },
-    SetForm { name: OPEN, flags: SET_WITH_TIMEOUT, key_type: TYPE_PORT, key_length: 2 },
-    SetForm { name: GUARD, flags: SET_WITH_TIMEOUT, key_type: (TYPE_MARK << 6) | TYPE_MARK, key_length: 8 },
-];
-const TYPE_PORT: u32 = 13;
-const TYPE_MARK: u32 = 19;
+/// Keys that `nft list` shows as ports.
+pub(crate) const TYPE_PORT: u32 = 13;
+/// Keys that it shows as IPv4 addresses.
+pub(crate) const TYPE_IPV4: u32 = 7;
+/// Keys that it shows as IPv6 addresses.
+pub(crate) const TYPE_IPV6: u32 = 8;
+/// Keys that it shows as marks.
+pub(crate) const TYPE_MARK: u32 = 19;
 
 /// A chain of the table with its rules, in their order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ChainForm {
-    pub(super) name: &'static str,
-    pub(super) hook: u32,
-    rules: &'static [Rule],
-}
-
-/// The chains.
-pub(super) const CHAINS: [ChainForm; 2] = [
-    ChainForm { name: "input", hook: 1, rules: &[Rule::Refuse, Rule::DropIncoming] },
-    ChainForm { name: "output", hook: 3, rules: &[Rule::DropOutgoing] },
-];
-
-// === impl ChainForm ===
-
-impl ChainForm {
-    /// Its rules in their order, on a kernel that can refuse or not.
-    pub(super) fn rules(&self, refuses: bool) -> impl Iterator<Item = Rule> + use<> {
-        self.rules.iter().copied().filter(move |rule| refuses || *rule != Rule::Refuse)
-    }
+#[derive(Debug, Clone)]
+pub(crate) struct ChainForm {
+    pub(crate) name: &'static str,
+    pub(crate) hook: u32,
+    pub(crate) priority: i32,
+    pub(crate) rules: Vec<Rule>,
 }
 
 /// An element of a set as the kernel shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Element {
-    pub(super) key: Vec<u8>,
+pub(crate) struct Element {
+    pub(crate) key: Vec<u8>,
+    /// Whether it is the first key after a range, in a set of ranges.
+    pub(crate) ends_range: bool,
     /// Time left; `None` for ever.
-    pub(super) left: Option<Duration>,
+    pub(crate) left: Option<Duration>,
 }
 
 /// A table as the kernel shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Table {
-    pub(super) flags: u32,
+pub(crate) struct Table {
+    pub(crate) flags: u32,
     /// Socket of the owner.
-    pub(super) owner: Option<u32>,
+    pub(crate) owner: Option<u32>,
 }
 
 /// Kinds of nf_tables messages, each with the next number for "get" and the one after for "delete".
 mod kind {
-    pub(super) const TABLE: u16 = 0;
-    pub(super) const CHAIN: u16 = 3;
-    pub(super) const RULE: u16 = 6;
-    pub(super) const SET: u16 = 9;
-    pub(super) const ELEMENT: u16 = 12;
-    pub(super) const GET: u16 = 1;
-    pub(super) const DELETE: u16 = 2;
+    pub(crate) const TABLE: u16 = 0;
+    pub(crate) const CHAIN: u16 = 3;
+    pub(crate) const RULE: u16 = 6;
+    pub(crate) const SET: u16 = 9;
+    pub(crate) const ELEMENT: u16 = 12;
+    pub(crate) const GET: u16 = 1;
+    pub(crate) const DELETE: u16 = 2;
 }
 
 const TABLE_NAME: u16 = 1;
@@ -116,9 +97,14 @@ const SET_ID: u16 = 10;
 const ELEMENTS: u16 = 3;
 const LIST_ELEMENT: u16 = 1;
 const ELEMENT_KEY: u16 = 1;
+const ELEMENT_FLAGS: u16 = 3;
 const ELEMENT_TIMEOUT: u16 = 4;
 const ELEMENT_LEFT: u16 = 5;
 const DATA_VALUE: u16 = 1;
+/// The element is the first key after a range.
+const ENDS_RANGE: u32 = 1;
+/// Elements in one message: a list of them has a length of 16 bits.
+const ELEMENTS_AT_ONCE: usize = 1000;
 
 fn message(what: &'static str, kind: u16, flags: u16, attributes: Attributes) -> Message {
     let mut body = netfilter_header(FAMILY_INET, 0);
@@ -133,18 +119,18 @@ fn attributes(answer: &[u8]) -> Parsed<'_> {
 // --- writing ----------------------------------------------------------------------------------------------------------
 
 /// Makes the table, or takes over one that is there.
-pub(super) fn add_table(table: &str, flags: u32) -> Message {
+pub(crate) fn add_table(table: &str, flags: u32) -> Message {
     let named = Attributes::default().text(TABLE_NAME, table).number(TABLE_FLAGS, flags);
     message("add the table", kind::TABLE, CREATE, named)
 }
 
 /// Deletes the table with everything in it.
-pub(super) fn delete_table(table: &str) -> Message {
+pub(crate) fn delete_table(table: &str) -> Message {
     message("delete the table", kind::TABLE + kind::DELETE, 0, Attributes::default().text(TABLE_NAME, table))
 }
 
 /// Makes a set; `number` tells it from others of the same batch.
-pub(super) fn add_set(table: &str, set: &SetForm, number: u32) -> Message {
+pub(crate) fn add_set(table: &str, set: &SetForm, number: u32) -> Message {
     let form = Attributes::default()
         .text(OF_TABLE, table)
         .text(SET_NAME, set.name)
@@ -156,8 +142,8 @@ pub(super) fn add_set(table: &str, set: &SetForm, number: u32) -> Message {
 }
 
 /// Makes a chain.
-pub(super) fn add_chain(table: &str, chain: &ChainForm) -> Message {
-    let hook = Attributes::default().number(1, chain.hook).bytes(2, &PRIORITY.to_be_bytes());
+pub(crate) fn add_chain(table: &str, chain: &ChainForm) -> Message {
+    let hook = Attributes::default().number(1, chain.hook).bytes(2, &chain.priority.to_be_bytes());
     let form = Attributes::default()
         .text(OF_TABLE, table)
         .text(CHAIN_NAME, chain.name)
@@ -168,7 +154,7 @@ pub(super) fn add_chain(table: &str, chain: &ChainForm) -> Message {
 }
 
 /// Makes a rule after those that are in a chain.
-pub(super) fn add_rule(table: &str, chain: &ChainForm, rule: Rule) -> Message {
+pub(crate) fn add_rule(table: &str, chain: &ChainForm, rule: &Rule) -> Message {
     let form = Attributes::default()
         .text(OF_TABLE, table)
         .text(RULE_CHAIN, chain.name)
@@ -177,7 +163,7 @@ pub(super) fn add_rule(table: &str, chain: &ChainForm, rule: Rule) -> Message {
 }
 
 /// Adds elements that end after the time, or never.
-pub(super) fn add_elements<'a>(
+pub(crate) fn add_elements<'a>(
     what: &'static str,
     table: &str,
     set: &str,
@@ -187,8 +173,27 @@ pub(super) fn add_elements<'a>(
     message(what, kind::ELEMENT, CREATE, elements(table, set, keys, timeout))
 }
 
+/// Adds bounds of ranges to a set of ranges, each a key and whether it is the first one after a range; as many messages as it
+/// takes.
+pub(crate) fn add_bounds<'a>(
+    what: &'static str,
+    table: &'a str,
+    set: &'a str,
+    bounds: &'a [(Vec<u8>, bool)],
+) -> impl Iterator<Item = Message> + 'a {
+    bounds.chunks(ELEMENTS_AT_ONCE).map(move |some| {
+        let list = some.iter().fold(Attributes::default(), |list, (key, ends_range)| {
+            let element = Attributes::default().nest(ELEMENT_KEY, Attributes::default().bytes(DATA_VALUE, key));
+            let element = if *ends_range { element.number(ELEMENT_FLAGS, ENDS_RANGE) } else { element };
+            list.nest(LIST_ELEMENT, element)
+        });
+        let list = Attributes::default().text(OF_TABLE, table).text(SET_NAME, set).nest(ELEMENTS, list);
+        message(what, kind::ELEMENT, CREATE, list)
+    })
+}
+
 /// Deletes elements; the kernel refuses when one is not there, or is over.
-pub(super) fn delete_elements<'a>(
+pub(crate) fn delete_elements<'a>(
     what: &'static str,
     table: &str,
     set: &str,
@@ -198,7 +203,7 @@ pub(super) fn delete_elements<'a>(
 }
 
 /// Deletes all elements; never refused while the set is there.
-pub(super) fn flush_set(what: &'static str, table: &str, set: &str) -> Message {
+pub(crate) fn flush_set(what: &'static str, table: &str, set: &str) -> Message {
     let named = Attributes::default().text(OF_TABLE, table).text(SET_NAME, set);
     message(what, kind::ELEMENT + kind::DELETE, 0, named)
 }
@@ -223,39 +228,39 @@ fn elements<'a>(
 // --- reading ----------------------------------------------------------------------------------------------------------
 
 /// Asks for one table.
-pub(super) fn get_table(table: &str) -> Message {
+pub(crate) fn get_table(table: &str) -> Message {
     message("read the table", kind::TABLE + kind::GET, 0, Attributes::default().text(TABLE_NAME, table))
 }
 
 /// Asks for the sets of a table.
-pub(super) fn get_sets(table: &str) -> Message {
+pub(crate) fn get_sets(table: &str) -> Message {
     message("read the sets", kind::SET + kind::GET, 0, Attributes::default().text(OF_TABLE, table))
 }
 
 /// Asks for all chains of the family: the kernel has no narrower question.
-pub(super) fn get_chains() -> Message {
+pub(crate) fn get_chains() -> Message {
     message("read the chains", kind::CHAIN + kind::GET, 0, Attributes::default())
 }
 
 /// Asks for the rules of a table.
-pub(super) fn get_rules(table: &str) -> Message {
+pub(crate) fn get_rules(table: &str) -> Message {
     message("read the rules", kind::RULE + kind::GET, 0, Attributes::default().text(OF_TABLE, table))
 }
 
 /// Asks for the elements of a set.
-pub(super) fn get_elements(table: &str, set: &str) -> Message {
+pub(crate) fn get_elements(table: &str, set: &str) -> Message {
     let named = Attributes::default().text(OF_TABLE, table).text(SET_NAME, set);
     message("read a set", kind::ELEMENT + kind::GET, 0, named)
 }
 
 /// Out of an answer to [`get_table`].
-pub(super) fn read_table(answer: &[u8]) -> Table {
+pub(crate) fn read_table(answer: &[u8]) -> Table {
     let table = attributes(answer);
     Table { flags: table.number(TABLE_FLAGS).unwrap_or_default(), owner: table.number(TABLE_OWNER) }
 }
 
 /// Name, flags and length of the keys out of an answer to [`get_sets`].
-pub(super) fn read_set(answer: &[u8]) -> (String, u32, u32) {
+pub(crate) fn read_set(answer: &[u8]) -> (String, u32, u32) {
     let set = attributes(answer);
     (
         set.text(SET_NAME).unwrap_or_default(),
@@ -265,7 +270,7 @@ pub(super) fn read_set(answer: &[u8]) -> (String, u32, u32) {
 }
 
 /// Whether an answer to [`get_chains`] is this chain of this table, and if so whether it stands where it should.
-pub(super) fn read_chain(answer: &[u8], table: &str, form: &ChainForm) -> Option<bool> {
+pub(crate) fn read_chain(answer: &[u8], table: &str, form: &ChainForm) -> Option<bool> {
     let chain = attributes(answer);
     if chain.text(OF_TABLE).as_deref() != Some(table) || chain.text(CHAIN_NAME).as_deref() != Some(form.name) {
         return None;
@@ -273,13 +278,13 @@ pub(super) fn read_chain(answer: &[u8], table: &str, form: &ChainForm) -> Option
     let hook = chain.nested(CHAIN_HOOK);
     Some(
         hook.and_then(|hook| hook.number(1)) == Some(form.hook)
-            && hook.and_then(|hook| hook.bytes(2)) == Some(&PRIORITY.to_be_bytes())
+            && hook.and_then(|hook| hook.bytes(2)) == Some(&form.priority.to_be_bytes())
             && chain.text(CHAIN_TYPE).as_deref() == Some("filter"),
     )
 }
 
 /// Table, chain and expressions out of an answer to [`get_rules`].
-pub(super) fn read_rule(answer: &[u8]) -> (String, String, &[u8]) {
+pub(crate) fn read_rule(answer: &[u8]) -> (String, String, &[u8]) {
     let rule = attributes(answer);
     (
         rule.text(OF_TABLE).unwrap_or_default(),
@@ -289,18 +294,19 @@ pub(super) fn read_rule(answer: &[u8]) -> (String, String, &[u8]) {
 }
 
 /// The elements out of an answer to [`get_elements`].
-pub(super) fn read_elements(answer: &[u8]) -> Vec<Element> {
+pub(crate) fn read_elements(answer: &[u8]) -> Vec<Element> {
     let list = attributes(answer).nested(ELEMENTS).unwrap_or_else(|| Parsed::new(&[]));
     list.all()
         .filter_map(|(_, element)| {
             let element = Parsed::new(element);
             let key = element.nested(ELEMENT_KEY)?.bytes(DATA_VALUE)?.to_vec();
+            let ends_range = element.number(ELEMENT_FLAGS).is_some_and(|flags| flags & ENDS_RANGE != 0);
             // Newer kernels show a timeout of 0 for what never ends.
             let left = match element.long(ELEMENT_TIMEOUT) {
                 None | Some(0) => None,
                 Some(_) => Some(Duration::from_millis(element.long(ELEMENT_LEFT).unwrap_or_default())),
             };
-            Some(Element { key, left })
+            Some(Element { key, ends_range, left })
         })
         .collect()
 }

@@ -1,7 +1,7 @@
-//! The gate's table in the kernel: what it has to look like, how it is found to be, and how it is made.
+//! A table in the kernel: what it has to look like, how it is found to be, and how it is made.
 //!
-//! **Invariant:** making it anew happens in one transaction with the gated ports in it, so that at no moment rules stand
-//! without the ports, nor the ports without rules, and nothing is open then.
+//! **Invariant:** making it anew happens in one transaction with what its sets have to hold, so that at no moment rules stand
+//! without that, nor that without rules.
 
 use std::{collections::BTreeSet, thread, time::Duration};
 
@@ -9,22 +9,22 @@ use nix::errno::Errno;
 
 use super::{
     expressions::is_rule,
-    message::{self, CHAINS, Element, GATED, SETS, TABLE_OWNED, TABLE_PERSISTS},
+    message::{self, ChainForm, Element, SetForm, TABLE_OWNED, TABLE_PERSISTS},
     netlink::{Message, Netlink, Refusal},
 };
 
-/// What the kernel can have of the table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Form {
+/// What a table has to look like, but for what its sets hold.
+#[derive(Debug, Clone)]
+pub(crate) struct Form {
     /// It is ours alone and survives a foreign flush and our end.
-    pub(super) owned: bool,
-    /// A connection to a port that is not open is refused, not left without an answer.
-    pub(super) refuses: bool,
+    pub(crate) owned: bool,
+    pub(crate) sets: Vec<SetForm>,
+    pub(crate) chains: Vec<ChainForm>,
 }
 
 /// How the table is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kept {
+pub(crate) enum Kept {
     /// It is ours and survives a foreign flush and our end.
     Owned,
     /// It is there; anybody with the right may change it.
@@ -36,8 +36,30 @@ pub(super) enum Kept {
 /// Every other flag of a table than those of ownership: a table with one of them does not drop.
 const FOREIGN_FLAGS: u32 = !(TABLE_OWNED | TABLE_PERSISTS);
 
+// === impl Form ===
+
+impl Form {
+    /// What makes a table of this form where there is none.
+    pub(crate) fn messages(&self, table: &str, contents: Vec<Message>) -> Vec<Message> {
+        let flags = if self.owned { TABLE_OWNED | TABLE_PERSISTS } else { 0 };
+        let mut messages = vec![message::add_table(table, flags)];
+        messages.extend((0..).zip(&self.sets).map(|(number, set)| message::add_set(table, set, number)));
+        messages.extend(contents);
+        messages.extend(self.chains.iter().map(|chain| message::add_chain(table, chain)));
+        let rules = |chain| ChainForm::messages(chain, table);
+        messages.extend(self.chains.iter().flat_map(rules));
+        messages
+    }
+}
+
+impl ChainForm {
+    fn messages<'a>(&'a self, table: &'a str) -> impl Iterator<Item = Message> + 'a {
+        self.rules.iter().map(move |rule| message::add_rule(table, self, rule))
+    }
+}
+
 /// Takes over a table that a process which has ended left behind, where `own` says so. Changes nothing else.
-pub(super) fn keep(netlink: &mut Netlink, table: &str, own: bool) -> Result<Kept, Refusal> {
+pub(crate) fn keep(netlink: &mut Netlink, table: &str, own: bool) -> Result<Kept, Refusal> {
     let Some(found) = get(netlink, table)? else { return Ok(Kept::Absent) };
     let owned = found.flags & TABLE_OWNED != 0;
     if owned && found.owner == Some(netlink.port()) {
@@ -61,13 +83,13 @@ pub(super) fn keep(netlink: &mut Netlink, table: &str, own: bool) -> Result<Kept
 }
 
 /// As [`keep`], for an owner that may have ended just now.
-pub(super) fn keep_soon(netlink: &mut Netlink, table: &str, own: bool) -> Result<Kept, Refusal> {
+pub(crate) fn keep_soon(netlink: &mut Netlink, table: &str, own: bool) -> Result<Kept, Refusal> {
     patiently(|| keep(netlink, table, own))
 }
 
 /// Tries again what an owner of the table prevents that may have ended just now: while any thread of its process is between
 /// fork and exec, the new process has the owner's socket as well, for milliseconds.
-pub(super) fn patiently<T>(mut attempt: impl FnMut() -> Result<T, Refusal>) -> Result<T, Refusal> {
+pub(crate) fn patiently<T>(mut attempt: impl FnMut() -> Result<T, Refusal>) -> Result<T, Refusal> {
     const ATTEMPTS: usize = 500;
     const PAUSE: Duration = Duration::from_millis(2);
     for _ in 1..ATTEMPTS {
@@ -80,8 +102,8 @@ pub(super) fn patiently<T>(mut attempt: impl FnMut() -> Result<T, Refusal>) -> R
 }
 
 /// What is not as it has to be, a sentence each. Contents of the sets are not looked at.
-pub(super) fn faults(netlink: &mut Netlink, table: &str, form: Form) -> Result<Vec<String>, Refusal> {
-    let Form { owned, refuses } = form;
+pub(crate) fn faults(netlink: &mut Netlink, table: &str, form: &Form) -> Result<Vec<String>, Refusal> {
+    let Form { owned, sets: wanted_sets, chains: wanted_chains } = form;
     let Some(found) = get(netlink, table)? else {
         return Ok(vec![format!("the table inet {table} was missing")]);
     };
@@ -89,12 +111,12 @@ pub(super) fn faults(netlink: &mut Netlink, table: &str, form: Form) -> Result<V
     if found.flags & FOREIGN_FLAGS != 0 {
         faults.push(format!("the table inet {table} was dormant"));
     }
-    if owned && found.flags & TABLE_OWNED == 0 {
+    if *owned && found.flags & TABLE_OWNED == 0 {
         faults.push(format!("the table inet {table} was somebody else's"));
     }
     let sets = netlink.dump(&message::get_sets(table))?;
     let sets: Vec<_> = sets.iter().map(|answer| message::read_set(answer)).collect();
-    for form in &SETS {
+    for form in wanted_sets {
         match sets.iter().find(|(name, ..)| name == form.name) {
             None => faults.push(format!("the set {} was missing", form.name)),
             Some((_, flags, length)) if (*flags, *length) == (form.flags, form.key_length) => {}
@@ -104,14 +126,14 @@ pub(super) fn faults(netlink: &mut Netlink, table: &str, form: Form) -> Result<V
     let chains = netlink.dump(&message::get_chains())?;
     let rules = netlink.dump(&message::get_rules(table))?;
     let rules: Vec<_> = rules.iter().map(|answer| message::read_rule(answer)).collect();
-    for form in &CHAINS {
+    for form in wanted_chains {
         match chains.iter().find_map(|answer| message::read_chain(answer, table, form)) {
             None => faults.push(format!("the chain {} was missing", form.name)),
             Some(false) => faults.push(format!("the chain {} was in another place", form.name)),
             Some(true) => {
                 let own: Vec<_> = rules.iter().filter(|(of, chain, _)| of == table && chain == form.name).collect();
-                let wanted: Vec<_> = form.rules(refuses).collect();
-                let same = || own.iter().zip(&wanted).all(|((.., shown), rule)| is_rule(shown, *rule));
+                let wanted = &form.rules;
+                let same = || own.iter().zip(wanted).all(|((.., shown), rule)| is_rule(shown, rule));
                 if own.is_empty() {
                     faults.push(format!("the rules of the chain {} were missing", form.name));
                 } else if own.len() != wanted.len() || !same() {
@@ -123,32 +145,16 @@ pub(super) fn faults(netlink: &mut Netlink, table: &str, form: Form) -> Result<V
     Ok(faults)
 }
 
-/// Makes the table as it has to be, in place of one that is there, with these ports gated and closed.
-pub(super) fn make(netlink: &mut Netlink, table: &str, gated: &BTreeSet<u16>, form: Form) -> Result<(), Refusal> {
-    let flags = if form.owned { TABLE_OWNED | TABLE_PERSISTS } else { 0 };
-    let mut batch = Vec::new();
-    if get(netlink, table)?.is_some() {
-        batch.push(message::delete_table(table));
-    }
-    batch.push(message::add_table(table, flags));
-    batch.extend((0..).zip(&SETS).map(|(number, set)| message::add_set(table, set, number)));
-    if !gated.is_empty() {
-        let keys = keys(gated);
-        let ports = keys.iter().map(<[u8; 2]>::as_slice);
-        batch.push(message::add_elements("gate the ports", table, GATED, ports, None));
-    }
-    batch.extend(CHAINS.iter().map(|chain| message::add_chain(table, chain)));
-    batch.extend(rules(table, form.refuses));
+/// Makes the table as it has to be, in place of one that is there; `contents` fill its sets.
+pub(crate) fn make(netlink: &mut Netlink, table: &str, form: &Form, contents: Vec<Message>) -> Result<(), Refusal> {
+    let there = get(netlink, table)?.is_some();
+    let mut batch: Vec<Message> = there.then(|| message::delete_table(table)).into_iter().collect();
+    batch.extend(form.messages(table, contents));
     netlink.batch(&batch)
 }
 
-/// The rules of all chains, each in its order.
-pub(super) fn rules(table: &str, refuses: bool) -> impl Iterator<Item = Message> {
-    CHAINS.iter().flat_map(move |chain| chain.rules(refuses).map(move |rule| message::add_rule(table, chain, rule)))
-}
-
 /// Deletes the table; one that is not there is deleted.
-pub(super) fn remove(netlink: &mut Netlink, table: &str) -> Result<(), Refusal> {
+pub(crate) fn remove(netlink: &mut Netlink, table: &str) -> Result<(), Refusal> {
     match netlink.batch(&[message::delete_table(table)]) {
         Err(refusal) if refusal.is(Errno::ENOENT) => Ok(()),
         other => other,
@@ -156,7 +162,7 @@ pub(super) fn remove(netlink: &mut Netlink, table: &str) -> Result<(), Refusal> 
 }
 
 /// The elements of a set; none where there is no such set.
-pub(super) fn elements(netlink: &mut Netlink, table: &str, set: &str) -> Result<Vec<Element>, Refusal> {
+pub(crate) fn elements(netlink: &mut Netlink, table: &str, set: &str) -> Result<Vec<Element>, Refusal> {
     match netlink.dump(&message::get_elements(table, set)) {
         Ok(answers) => Ok(answers.iter().flat_map(|answer| message::read_elements(answer)).collect()),
         Err(refusal) if refusal.is(Errno::ENOENT) => Ok(Vec::new()),
@@ -165,17 +171,17 @@ pub(super) fn elements(netlink: &mut Netlink, table: &str, set: &str) -> Result<
 }
 
 /// The ports of a set; none where there is no such set.
-pub(super) fn ports(netlink: &mut Netlink, table: &str, set: &str) -> Result<BTreeSet<u16>, Refusal> {
+pub(crate) fn ports(netlink: &mut Netlink, table: &str, set: &str) -> Result<BTreeSet<u16>, Refusal> {
     Ok(elements(netlink, table, set)?.iter().filter_map(port).collect())
 }
 
 /// The keys of these ports in the sets.
-pub(super) fn keys(ports: &BTreeSet<u16>) -> Vec<[u8; 2]> {
+pub(crate) fn keys(ports: &BTreeSet<u16>) -> Vec<[u8; 2]> {
     ports.iter().map(|port| port.to_be_bytes()).collect()
 }
 
 /// The port of a key in the sets.
-pub(super) fn port(element: &Element) -> Option<u16> {
+pub(crate) fn port(element: &Element) -> Option<u16> {
     element.key.as_slice().try_into().ok().map(u16::from_be_bytes)
 }
 

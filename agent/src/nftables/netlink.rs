@@ -1,4 +1,4 @@
-//! Netlink as the gate uses it: one socket, requests, dumps, nf_tables batches, and the kernel's own words about errors.
+//! Netlink as it is needed here: one socket, requests, dumps, nf_tables batches, and the kernel's own words about errors.
 //!
 //! Not a netlink library: it knows the framing and attributes, not what the messages mean ([`super::message`]).
 //!
@@ -19,9 +19,9 @@ const ACKNOWLEDGE: u16 = 0x4;
 /// Everything of a kind is wanted.
 const DUMP: u16 = 0x300;
 /// What is new may be created.
-pub(super) const CREATE: u16 = 0x400;
+pub(crate) const CREATE: u16 = 0x400;
 /// What is new comes after what is there.
-pub(super) const APPEND: u16 = 0x800;
+pub(crate) const APPEND: u16 = 0x800;
 /// In an answer: what is dumped has changed meanwhile.
 const INTERRUPTED: u16 = 0x10;
 /// In an error: the request is not repeated in full.
@@ -34,7 +34,7 @@ const KIND_DONE: u16 = 3;
 const KIND_BATCH_BEGIN: u16 = 0x10;
 const KIND_BATCH_END: u16 = 0x11;
 /// Number of nf_tables among the netfilter subsystems.
-pub(super) const NF_TABLES: u16 = 10;
+pub(crate) const NF_TABLES: u16 = 10;
 
 const HEADER: usize = 16;
 const NESTED: u16 = 0x8000;
@@ -44,7 +44,7 @@ const KIND_MASK: u16 = 0x3fff;
 const DUMP_ATTEMPTS: usize = 16;
 
 /// A socket to one netlink family.
-pub(super) struct Netlink {
+pub(crate) struct Netlink {
     socket: Socket,
     port: u32,
     sequence: u32,
@@ -53,36 +53,36 @@ pub(super) struct Netlink {
 
 /// A message without the header of netlink.
 #[derive(Debug, Clone)]
-pub(super) struct Message {
+pub(crate) struct Message {
     /// What it does, for people: "add the guard".
-    pub(super) what: &'static str,
-    pub(super) kind: u16,
-    pub(super) flags: u16,
-    pub(super) body: Vec<u8>,
+    pub(crate) what: &'static str,
+    pub(crate) kind: u16,
+    pub(crate) flags: u16,
+    pub(crate) body: Vec<u8>,
 }
 
 /// One message that the kernel did not take.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Failure {
+pub(crate) struct Failure {
     /// Its place in the batch; `None` when the batch as a whole failed.
-    pub(super) place: Option<usize>,
+    pub(crate) place: Option<usize>,
     /// The number of the error.
-    pub(super) code: i32,
+    pub(crate) code: i32,
     /// What was wanted and the kernel's words.
-    pub(super) text: String,
+    pub(crate) text: String,
 }
 
 /// Why a request was not done. Of a batch nothing was done then.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Refusal(pub(super) Vec<Failure>);
+pub(crate) struct Refusal(pub(crate) Vec<Failure>);
 
 /// Attributes that are being written.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Attributes(Vec<u8>);
+pub(crate) struct Attributes(Vec<u8>);
 
 /// Attributes that are read.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Parsed<'a>(&'a [u8]);
+pub(crate) struct Parsed<'a>(&'a [u8]);
 
 /// A message out of the socket's queue.
 struct Answer<'a> {
@@ -96,7 +96,7 @@ struct Answer<'a> {
 
 impl Netlink {
     /// A socket of the calling thread's network namespace.
-    pub(super) fn open(family: isize) -> io::Result<Self> {
+    pub(crate) fn open(family: isize) -> io::Result<Self> {
         let mut socket = Socket::new(family)?;
         let port = socket.bind_auto()?.port_number();
         socket.set_non_blocking(true)?;
@@ -106,13 +106,18 @@ impl Netlink {
         Ok(Self { socket, port, sequence: 0, received: Vec::with_capacity(64 * 1024) })
     }
 
+    /// Makes room for batches of so many bytes, past the system's limit: a batch goes out in one piece.
+    pub(crate) fn reserve(&self, bytes: usize) -> io::Result<()> {
+        Ok(rustix::net::sockopt::set_socket_send_buffer_size_force(&self.socket, bytes)?)
+    }
+
     /// The kernel's name of this socket, by which it knows the owner of a table.
-    pub(super) fn port(&self) -> u32 {
+    pub(crate) fn port(&self) -> u32 {
         self.port
     }
 
     /// Asks for one thing that is acknowledged.
-    pub(super) fn ask(&mut self, message: &Message) -> Result<Vec<Vec<u8>>, Refusal> {
+    pub(crate) fn ask(&mut self, message: &Message) -> Result<Vec<Vec<u8>>, Refusal> {
         let sequence = self.next_sequence();
         let mut bytes = Vec::with_capacity(HEADER + message.body.len());
         put(&mut bytes, message, message.flags | REQUEST | ACKNOWLEDGE, sequence);
@@ -135,7 +140,7 @@ impl Netlink {
     }
 
     /// Asks for everything of a kind; once more when it changed meanwhile.
-    pub(super) fn dump(&mut self, message: &Message) -> Result<Vec<Vec<u8>>, Refusal> {
+    pub(crate) fn dump(&mut self, message: &Message) -> Result<Vec<Vec<u8>>, Refusal> {
         for _ in 0..DUMP_ATTEMPTS {
             let sequence = self.next_sequence();
             let mut bytes = Vec::with_capacity(HEADER + message.body.len());
@@ -172,7 +177,7 @@ impl Netlink {
     }
 
     /// Makes these changes, all or none; done and visible to packets when this returns.
-    pub(super) fn batch(&mut self, messages: &[Message]) -> Result<(), Refusal> {
+    pub(crate) fn batch(&mut self, messages: &[Message]) -> Result<(), Refusal> {
         const WHAT: &str = "make the changes";
         let begin = self.next_sequence();
         let mut bytes = Vec::with_capacity(4096);
@@ -301,7 +306,7 @@ fn error(answer: &Answer<'_>) -> (i32, String) {
 }
 
 /// The four bytes between netlink's header and a netfilter message's attributes.
-pub(super) fn netfilter_header(family: u8, resource: u16) -> Vec<u8> {
+pub(crate) fn netfilter_header(family: u8, resource: u16) -> Vec<u8> {
     let [high, low] = resource.to_be_bytes();
     vec![family, 0, high, low]
 }
@@ -318,7 +323,7 @@ impl Failure {
 
 impl Refusal {
     /// A refusal in our own words.
-    pub(super) fn of(code: Errno, what: &'static str, text: &str) -> Self {
+    pub(crate) fn of(code: Errno, what: &'static str, text: &str) -> Self {
         Self(vec![Failure { place: None, code: code as i32, text: format!("{what}: {text}") }])
     }
 
@@ -328,17 +333,17 @@ impl Refusal {
     }
 
     /// Whether every failure is this error.
-    pub(super) fn is(&self, code: Errno) -> bool {
+    pub(crate) fn is(&self, code: Errno) -> bool {
         self.0.iter().all(|failure| failure.code == code as i32)
     }
 
     /// Whether this message was the only one that failed, and with this error.
-    pub(super) fn is_only(&self, place: usize, code: Errno) -> bool {
+    pub(crate) fn is_only(&self, place: usize, code: Errno) -> bool {
         matches!(self.0.as_slice(), [one] if one.place == Some(place) && one.code == code as i32)
     }
 
     /// All of it in one line; the same words once.
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut texts: Vec<&str> = self.0.iter().map(|failure| failure.text.as_str()).collect();
         texts.dedup();
         texts.join("; ")
@@ -348,7 +353,7 @@ impl Refusal {
 // === impl Attributes ===
 
 impl Attributes {
-    pub(super) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
+    pub(crate) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
         let length = u16::try_from(4 + value.len()).expect("our attributes are short");
         self.0.extend_from_slice(&length.to_ne_bytes());
         self.0.extend_from_slice(&kind.to_ne_bytes());
@@ -357,25 +362,25 @@ impl Attributes {
         self
     }
 
-    pub(super) fn text(self, kind: u16, value: &str) -> Self {
+    pub(crate) fn text(self, kind: u16, value: &str) -> Self {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);
         self.bytes(kind, &bytes)
     }
 
-    pub(super) fn number(self, kind: u16, value: u32) -> Self {
+    pub(crate) fn number(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
-    pub(super) fn long(self, kind: u16, value: u64) -> Self {
+    pub(crate) fn long(self, kind: u16, value: u64) -> Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
-    pub(super) fn nest(self, kind: u16, inner: Self) -> Self {
+    pub(crate) fn nest(self, kind: u16, inner: Self) -> Self {
         self.bytes(kind | NESTED, &inner.0)
     }
 
-    pub(super) fn finish(self) -> Vec<u8> {
+    pub(crate) fn finish(self) -> Vec<u8> {
         self.0
     }
 }
@@ -383,12 +388,12 @@ impl Attributes {
 // === impl Parsed ===
 
 impl<'a> Parsed<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
 
     /// All of them, in order.
-    pub(super) fn all(self) -> impl Iterator<Item = (u16, &'a [u8])> {
+    pub(crate) fn all(self) -> impl Iterator<Item = (u16, &'a [u8])> {
         let mut rest = self.0;
         std::iter::from_fn(move || {
             let length = usize::from(u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?));
@@ -399,25 +404,25 @@ impl<'a> Parsed<'a> {
         })
     }
 
-    pub(super) fn bytes(self, kind: u16) -> Option<&'a [u8]> {
+    pub(crate) fn bytes(self, kind: u16) -> Option<&'a [u8]> {
         self.all().find(|(found, _)| *found == kind).map(|(_, value)| value)
     }
 
-    pub(super) fn nested(self, kind: u16) -> Option<Self> {
+    pub(crate) fn nested(self, kind: u16) -> Option<Self> {
         self.bytes(kind).map(Self)
     }
 
-    pub(super) fn text(self, kind: u16) -> Option<String> {
+    pub(crate) fn text(self, kind: u16) -> Option<String> {
         let bytes = self.bytes(kind)?;
         let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
         Some(String::from_utf8_lossy(&bytes[..end]).into_owned())
     }
 
-    pub(super) fn number(self, kind: u16) -> Option<u32> {
+    pub(crate) fn number(self, kind: u16) -> Option<u32> {
         self.bytes(kind)?.get(..mem::size_of::<u32>())?.try_into().ok().map(u32::from_be_bytes)
     }
 
-    pub(super) fn long(self, kind: u16) -> Option<u64> {
+    pub(crate) fn long(self, kind: u16) -> Option<u64> {
         self.bytes(kind)?.get(..mem::size_of::<u64>())?.try_into().ok().map(u64::from_be_bytes)
     }
 }
