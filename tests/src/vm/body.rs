@@ -4,8 +4,8 @@
 //! power cut kills the first process; the page cache is the host's, so no fsync is missed.
 //!
 //! **Invariants:** each system is in a control group of its own: otherwise the systemd of one machine would kill in the groups of
-//! another. nspawn's own process is the child of a shell that waits for the end of the test's pipe, kills it and removes the
-//! group; with nspawn the system's first process dies, and with that all others.
+//! another. A shell outside of it waits for the end of the test's pipe, and then kills all that is in the group and removes it:
+//! a system would outlive nspawn's own process.
 
 use std::{
     fs,
@@ -31,18 +31,19 @@ const MADE: Duration = Duration::from_secs(30);
 /// How long a system may take to boot.
 const BOOTED: Duration = Duration::from_secs(90);
 
-/// Runs nspawn in a control group of its own until its input ends. A disk that hangs would keep the processes of the system.
+/// Runs nspawn in a control group of its own until its input ends. A disk that hangs would keep the processes of the system, and
+/// the last ones of a group may still be on their way out when it is to be removed.
 const HOLD: &str = r#"
-group=$1 disk=$2; shift 2
+group=$1 shadow=$2 disk=$3; shift 3
 mkdir "$group" || exit
-sh -c 'echo $$ >"$1/cgroup.procs" && shift && exec "$@"' enter "$group" "$@" </dev/null & machine=$!
+sh -c 'echo $$ >"$1/cgroup.procs" && shift && exec "$@"' enter "$group" "$@" </dev/null &
 read -r _
-kill -9 $machine 2>/dev/null
+echo 1 >"$group/cgroup.kill"
 fsfreeze --unfreeze "$disk" 2>/dev/null
 wait
-# The last process of a group may still be on its way out.
 for _ in 1 2 3 4 5 6 7 8 9 10; do
-    find "$group" -depth -type d -exec rmdir {} + 2>/dev/null && break
+    find "$group" ${shadow:+"$shadow"} -depth -type d -exec rmdir {} + 2>/dev/null
+    [ -e "$group" ] || [ -e "$shadow" ] || break
     sleep 0.1
 done
 "#;
@@ -72,13 +73,17 @@ pub const PACKAGES: &str = "/srv/regent";
 /// Number of the next control group of this process.
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// Where control groups of version 2 are mounted; not at the top where the host still has those of version 1.
-fn control_groups() -> Result<PathBuf> {
+/// Where control groups of version 2 are mounted, not at the top where the host still has those of version 1; and systemd's own
+/// tree of version 1, in which nspawn then makes a group of the same name.
+fn control_groups() -> Result<(PathBuf, Option<PathBuf>)> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;
-    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let found = fields.find(|fields| fields.get(2) == Some(&"cgroup2"));
-    let point = found.and_then(|fields| fields.get(1).map(PathBuf::from));
-    point.context("no control groups of version 2 are mounted on this host (mount -t cgroup2)")
+    let mounted = |kind: &str, option: &str| {
+        let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let found = fields.find(|fields| fields.len() > 3 && fields[2] == kind && fields[3].contains(option));
+        found.map(|fields| PathBuf::from(fields[1]))
+    };
+    let groups = mounted("cgroup2", "").context("no control groups of version 2 are mounted (mount -t cgroup2)")?;
+    Ok((groups, mounted("cgroup", "name=systemd")))
 }
 
 // === impl News ===
@@ -142,10 +147,12 @@ impl Body for Whole {
     fn power_on(&self) -> Result<Held> {
         self.news.listen()?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let group = control_groups()?.join(format!("regent-test-{}-{number}-{}", std::process::id(), self.name));
+        let name = format!("regent-test-{}-{number}-{}", std::process::id(), self.name);
+        let (groups, shadows) = control_groups()?;
         let console = fs::OpenOptions::new().create(true).append(true).open(&self.console)?;
         let mut command = Command::new("sh");
-        command.args(["-c", HOLD, "hold"]).arg(group).arg(&self.disk);
+        command.args(["-c", HOLD, "hold"]).arg(groups.join(&name));
+        command.arg(shadows.map(|shadows| shadows.join(&name)).unwrap_or_default()).arg(&self.disk);
         command.args(["systemd-nspawn", "--quiet", "--boot", "--machine", &self.name, "--directory"]).arg(&self.root);
         // Nobody else on the host is told of it; the network puts the cable in.
         command.args(["--register=no", "--keep-unit", "--private-network", "--notify-ready=yes"]);

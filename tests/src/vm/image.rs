@@ -1,6 +1,7 @@
 //! What machines start from: a root file system, with or without an engine, and the packages of Regent that are installed on it.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -41,10 +42,14 @@ impl Image {
 pub(super) fn packages() -> Result<PathBuf> {
     let folder = program_folder()?.join("packages");
     if std::env::var_os("REGENT_TEST_BUILT").is_none() {
+        // Those of another version would be installed as well.
+        if folder.exists() {
+            fs::remove_dir_all(&folder)?;
+        }
         let mut make = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/package"));
         make.args(["--profile", "dev", "--out"]).arg(&folder);
         run(make)?;
     }
-    ensure!(folder.exists(), "{} does not exist: tests/run --build", folder.display());
+    ensure!(folder.exists(), "{0} does not exist: deploy/package --profile dev --out {0}", folder.display());
     Ok(folder)
 }

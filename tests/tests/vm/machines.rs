@@ -1,12 +1,19 @@
 //! The machines themselves: what the other tests rest on.
 
-use std::fs;
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Command, Stdio},
+};
 
+use anyhow::ensure;
 use regent_tests::{
     folder::TestFolder,
     network::CLIENTS,
     process,
     vm::{Image, System, Systems},
+    wait,
 };
 
 use crate::support::{SOON, inside};
@@ -49,7 +56,7 @@ fn machines_are_apart_from_each_other_and_from_the_host() {
             system.host_pid(shown.parse().unwrap()).unwrap()
         };
         let (first, second) = (pid(one), pid(two));
-        assert!(fs::read_to_string(format!("/proc/{first}/cmdline")).unwrap().contains("sleep\01000"));
+        assert!(fs::read_to_string(format!("/proc/{first}/cmdline")).unwrap().contains("sleep\x001000"));
         one.run(&["systemctl", "kill", "--signal", "KILL", "sleeper"]).unwrap();
         process::ended(first, SOON).await.unwrap();
         assert!(process::lives(second));
@@ -95,4 +102,52 @@ fn what_a_machine_has_written_outlives_its_power() {
         assert!(reaches(two, "one"));
         assert_eq!(one.journal(None).unwrap().matches("Startup finished in").count(), 3, "of three boots");
     });
+}
+
+/// Set for a run of a test in a process that is going to be killed.
+const STAYS: &str = "REGENT_TEST_STAYS";
+
+/// Boots a machine, says which processes it is made of and where its files are, and stays.
+fn stay() {
+    inside(|| async {
+        let folder = TestFolder::new().unwrap();
+        let systems = Systems::new(&folder, Image::Empty, &["one"]).unwrap();
+        systems.boot().unwrap();
+        let processes = systems.system("one").unwrap().machine().processes().unwrap();
+        println!("\nstays {} {processes:?}", folder.path().display());
+        std::future::pending::<()>().await;
+    });
+}
+
+#[test]
+fn machines_end_with_a_test_that_is_killed() {
+    if std::env::var_os(STAYS).is_some() {
+        return stay();
+    }
+    let mut test = Command::new(std::env::current_exe().unwrap());
+    test.args(["--exact", "machines::machines_end_with_a_test_that_is_killed", "--nocapture"]).env(STAYS, "1");
+    let mut test = test.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(test.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let said = lines.find_map(|line| line.strip_prefix("stays ").map(ToOwned::to_owned)).expect("a machine boots");
+    let (folder, processes) = said.split_once(' ').unwrap();
+    let processes: Vec<u32> =
+        processes.trim_matches(['[', ']']).split(", ").map(|process| process.parse().unwrap()).collect();
+    assert!(processes.len() > 3 && processes.iter().all(|process| process::lives(*process)), "{processes:?}");
+    let id = test.id();
+    let groups = || {
+        let mut find = Command::new("find");
+        find.args(["/sys/fs/cgroup", "-maxdepth", "2", "-name"]).arg(format!("regent-test-{id}-*"));
+        String::from_utf8(find.output().unwrap().stdout).unwrap()
+    };
+    assert!(!groups().is_empty());
+    test.kill().unwrap();
+    test.wait().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let gone = wait::until("the end of the machine", SOON, || async {
+        let left: Vec<_> = processes.iter().filter(|process| process::lives(**process)).collect();
+        ensure!(left.is_empty() && groups().is_empty(), "processes {left:?}, groups {:?}", groups());
+        Ok(())
+    });
+    runtime.block_on(gone).unwrap();
+    fs::remove_dir_all(Path::new(folder)).unwrap();
 }
