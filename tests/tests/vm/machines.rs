@@ -108,6 +108,7 @@ fn what_a_machine_has_written_outlives_its_power() {
 const STAYS: &str = "REGENT_TEST_STAYS";
 
 /// Boots a machine, says which processes it is made of and where its files are, and stays.
+#[expect(clippy::print_stdout, reason = "it is said to the test that started this one")]
 fn stay() {
     inside(|| async {
         let folder = TestFolder::new().unwrap();
