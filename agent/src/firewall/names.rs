@@ -39,7 +39,7 @@ impl Names for NoNames {
     }
 }
 
-/// The host in "host:port", "[address]:port" or a host alone.
+/// The host in `host:port`, `[address]:port` or a host alone.
 pub(super) fn host_of(text: &str) -> &str {
     if let Some(rest) = text.strip_prefix('[') {
         return rest.split(']').next().unwrap_or_default();

@@ -267,7 +267,7 @@ async fn story() -> Result<()> {
     // not back in time has cost its member the reign.
     let healthy = fleet.api.healthy(CLUSTER, SOON).await?;
     let is_replica = |member: &&wire::Member| api::plain(&member.name) != healthy.primary;
-    let member = healthy.members.iter().filter(is_replica).last().context("there are replicas")?;
+    let member = healthy.members.iter().rfind(is_replica).context("there are replicas")?;
     let (away, node) = (api::plain(&member.name).to_owned(), api::plain(&member.node).to_owned());
     let second = on(&node)?;
     fleet.power_off(&node)?;

@@ -1,7 +1,7 @@
 //! The engine's process: started so that it survives the agent, adopted by pidfd after a restart of the agent.
 //!
 //! The process is started through `helper detach` of our own program, so that it has its own session: in a transient
-//! [`unit`] of systemd's where that runs, else as our child ([`detached`]). Its end is seen through its pidfd, in milliseconds,
+//! [`mod@unit`] of systemd's where that runs, else as our child ([`detached`]). Its end is seen through its pidfd, in milliseconds,
 //! whoever its parent is. What belongs to the engine is told by the unit's control group, and by the working directory: an
 //! engine's processes make sessions and groups of their own, but all work in the data directory.
 //!
