@@ -256,6 +256,7 @@ pub(crate) async fn person(nodes: Vec<String>, shown: Shown, seed: u64) -> Ended
                 Some(Wish::Resync(node)) => resync(&connected, &shown, &node).await?,
                 Some(Wish::Promote(node)) => promote(&connected, &node).await?,
                 Some(Wish::Reshape(node)) => reshape(&connected, &shown, &node).await?,
+                Some(Wish::Allow) => allow(&connected).await?,
                 Some(Wish::Delete) => delete(&connected).await?,
                 Some(Wish::Profile(profile)) => change_profile(&connected, profile).await?,
                 Some(Wish::Failover { off }) => fail_over(&connected, off).await?,
@@ -291,6 +292,21 @@ async fn change_profile(channel: &Channel, profile: Profile) -> anyhow::Result<(
     match ClusterServiceClient::new(channel.clone()).update_cluster(request).await {
         Ok(_) => traced!("the times are those of {profile}"),
         Err(status) => traced!("other times were refused: {}", status.message()),
+    }
+    Ok(())
+}
+
+/// Lets one more range of addresses in, and those that are not in the list not any more.
+async fn allow(channel: &Channel) -> anyhow::Result<()> {
+    let request = wire::SetAllowListRequest {
+        name: format!("clusters/{CLUSTER}"),
+        change: wire::AllowListChange::Add.into(),
+        ranges: vec!["192.0.2.0/24".to_owned()],
+        ..Default::default()
+    };
+    match ClusterServiceClient::new(channel.clone()).set_allow_list(request).await {
+        Ok(_) => traced!("an allow-list was asked for"),
+        Err(status) => traced!("an allow-list was refused: {}", status.message()),
     }
     Ok(())
 }

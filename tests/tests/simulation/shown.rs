@@ -21,6 +21,8 @@ pub(crate) enum Wish {
     Promote(String),
     /// Take this node's member out, or make a member there.
     Reshape(String),
+    /// Let only some addresses in.
+    Allow,
     /// Remove the cluster.
     Delete,
     /// Ask for a failover whatever it loses, and vouch that this node is off.

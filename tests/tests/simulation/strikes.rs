@@ -96,6 +96,7 @@ impl Strike {
                 cast.stage(None, 0..1, vec![on(Kind::AgentCrash, &first, Duration::from_secs(15))]);
                 cast.stage(None, 500..1000, vec![Act::Ask(Wish::Reshape(leaving))]);
             }
+            "set_allow_list" => cast.stage(None, 0..1, vec![Act::Ask(Wish::Allow)]),
             "delete_cluster" => cast.stage(None, 0..1, vec![Act::Ask(Wish::Delete)]),
             unknown => panic!("nothing brings about an operation {unknown}"),
         }
