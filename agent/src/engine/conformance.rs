@@ -41,6 +41,8 @@ pub trait World: Send + Sync {
     fn put_foreign_data(&self, member: u32);
     /// Whether that is still there.
     fn has_foreign_data(&self, member: u32) -> bool;
+    /// Whether the node has anything on its disk for the member, be it an empty folder.
+    fn has_traces(&self, member: u32) -> bool;
     /// Leaves the member as an interrupted rewind leaves it.
     fn interrupt_rewind(&self, member: u32);
     /// Waits until the condition holds, with a deadline; how to wait is the world's.
@@ -473,8 +475,13 @@ async fn release(world: &dyn World) -> Outcome {
     equal("the number of processes", &world.processes(1), &0)?;
     check(!one.has_data(), || "there is still data".to_owned())?;
     equal("the state", &one.observe().await.state, &EngineState::Absent)?;
+    // As when the power went, or the disk was full, before the ledger had the first one's end.
+    let again = told("open", world.open(1))?;
+    told("release by a driver opened again", again.release(false).await)?;
+    check(!world.has_traces(1), || "something is left on the disk".to_owned())?;
     let one = primary(world, 1).await?;
     world.write(1).await?;
     told("release", one.release(true).await)?;
+    check(world.has_traces(1), || "the data was not kept".to_owned())?;
     check(!one.has_data(), || "there is still data".to_owned())
 }

@@ -178,6 +178,10 @@ impl World for RealWorld {
         self.data(member).join("PG_VERSION").exists()
     }
 
+    fn has_traces(&self, member: u32) -> bool {
+        self.root(member).exists()
+    }
+
     fn interrupt_rewind(&self, member: u32) {
         std::fs::write(self.root(member).join("dirty"), "rewinding").unwrap();
     }

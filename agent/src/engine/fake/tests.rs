@@ -101,6 +101,12 @@ impl World for Trio {
         self.world.lock().instances[&self.endpoint(member)].foreign
     }
 
+    fn has_traces(&self, member: u32) -> bool {
+        let state = self.world.lock();
+        let instance = &state.instances[&self.endpoint(member)];
+        instance.data.is_some() || instance.incoming.is_some() || !instance.kept.is_empty()
+    }
+
     fn interrupt_rewind(&self, member: u32) {
         self.world.interrupt_rewind(&self.endpoint(member));
     }

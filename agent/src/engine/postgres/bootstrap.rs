@@ -13,7 +13,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::{
     Postgres,
     config::{self, AGENT, APPLICATION, REPLICATOR, SUPERUSER},
-    layout::{Layout, io_error},
+    layout::Layout,
     lifecycle::Force,
     session::{Session, Who, literal},
 };
@@ -270,56 +270,20 @@ impl Postgres {
 
     /// Stops the engine and removes the member's files, or leaves the data in `kept`.
     pub(super) async fn give_up(&self, keep_data: bool) -> Result<(), DriverError> {
-        if !self.on_disk(Layout::is_ours_or_nobodys).await? {
-            return Ok(());
+        if self.on_disk(Layout::is_ours_or_nobodys).await? {
+            super::tools::end_leftovers(&self.target()).await;
+            match self.stop_fast().await {
+                Ok(()) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "the engine does not stop cleanly and is killed");
+                    self.kill().await?;
+                }
+            }
+            self.on_disk(move |layout| layout.give_up(keep_data)).await?;
+            self.wanted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         }
-        super::tools::end_leftovers(&self.target()).await;
-        match self.stop_fast().await {
-            Ok(()) => {}
-            Err(error) => {
-                tracing::warn!(%error, "the engine does not stop cleanly and is killed");
-                self.kill().await?;
-            }
-        }
-        self.on_disk(move |layout| {
-            if keep_data && layout.has_data() {
-                layout.make_folder(&layout.kept(), 0o711, false)?;
-                layout.rename(&layout.data(), &layout.kept().join(layout.free_kept_name()))?;
-            } else if !keep_data {
-                layout.remove_tree(&layout.kept())?;
-            }
-            // The power may go half-way: what is left then must not be started. A full disk does not stop a release.
-            if layout.has_data()
-                && let Err(error) = layout.mark_dirty("its member was being released")
-            {
-                tracing::warn!(%error, "the data that is being removed could not be marked");
-            }
-            for folder in [layout.data(), layout.incoming(), layout.own_log(), layout.conf(), layout.log()] {
-                layout.remove_tree(&folder)?;
-            }
-            let marks = [
-                layout.incoming_complete(),
-                layout.swap_journal(),
-                layout.dirty(),
-                layout.initializing(),
-                layout.canary(),
-            ];
-            for mark in marks {
-                layout.unmark(&mark)?;
-            }
-            layout.disclaim()
-        })
-        .await?;
-        self.wanted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        // The folder itself goes too when nothing was kept in it.
-        match fs::remove_dir(&self.layout.root) {
-            Err(error)
-                if matches!(error.kind(), std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::NotFound) =>
-            {
-                Ok(())
-            }
-            other => other.map_err(io_error("remove", &self.layout.root)),
-        }
+        // Also where it is nobody's: a release whose end could not be noted is asked for again, and to open the driver made the folder.
+        self.on_disk(|layout| layout.remove_root_if_empty()).await
     }
 }
 

@@ -258,9 +258,43 @@ impl Layout {
         (1u32..).map(|n| format!("data-{n}")).find(|name| !self.kept().join(name).exists()).expect("numbers do not end")
     }
 
-    /// Gives up the folder, after everything else in it is gone.
-    pub(super) fn disclaim(&self) -> Result<(), DriverError> {
-        self.unmark(&self.marker())
+    /// Removes everything of the member, the mark of whose folder it is last; the data is left in `kept` if that is wanted.
+    pub(super) fn give_up(&self, keep_data: bool) -> Result<(), DriverError> {
+        if keep_data && self.has_data() {
+            self.make_folder(&self.kept(), 0o711, false)?;
+            self.rename(&self.data(), &self.kept().join(self.free_kept_name()))?;
+        } else if !keep_data {
+            self.remove_tree(&self.kept())?;
+        }
+        // The power may go half-way: what is left then must not be started. A full disk does not stop a release.
+        if self.has_data()
+            && let Err(error) = self.mark_dirty("its member was being released")
+        {
+            tracing::warn!(%error, "the data that is being removed could not be marked");
+        }
+        for folder in [self.data(), self.incoming(), self.own_log(), self.conf(), self.log()] {
+            self.remove_tree(&folder)?;
+        }
+        let marks = [
+            self.incoming_complete(),
+            self.swap_journal(),
+            self.dirty(),
+            self.initializing(),
+            self.canary(),
+            self.marker(),
+        ];
+        for mark in marks {
+            self.unmark(&mark)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the folder itself, unless something was kept in it.
+    pub(super) fn remove_root_if_empty(&self) -> Result<(), DriverError> {
+        match fs::remove_dir(&self.root) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) => Ok(()),
+            other => other.map_err(io_error("remove", &self.root)),
+        }
     }
 
     /// Makes `standby.signal`, with which the engine never starts as a primary.
