@@ -21,7 +21,10 @@ use regent_proto::agent::v1::{
 };
 use tokio::sync::{broadcast, watch};
 
-use self::identity::{KeptOut, Mark, Rival};
+use self::{
+    identity::{KeptOut, Mark, Rival},
+    trail::Trail,
+};
 use crate::model::shown::Shown;
 
 pub mod contest;
@@ -31,10 +34,7 @@ pub mod identity;
 pub mod joiner;
 pub mod link;
 pub mod reaper;
-
-/// Positions are remembered for so long, and so many of them: more than any heartbeat takes.
-const TRAIL: Duration = Duration::from_secs(10);
-const TRAIL_LENGTH: usize = 64;
+pub mod trail;
 
 /// The last word of a node.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -73,8 +73,8 @@ pub struct NodeView {
     pub observation: Option<Observation>,
     /// Last position that its member reported, kept when the engine no longer answers (rule P4).
     pub last_position: Option<(ClusterId, Position)>,
-    /// Positions that its member reported of late, each with when, oldest first (rule M3).
-    pub trail: Vec<(Duration, Position)>,
+    /// Positions that its member reported of late (rule M3).
+    pub trail: Trail,
     /// Facts of its machine.
     pub host: Option<HostFacts>,
     /// Steps that run on it.
@@ -252,9 +252,7 @@ impl NodeView {
             if self.last_position.as_ref().is_some_and(|(cluster, _)| *cluster != seen.cluster_id) {
                 self.trail.clear();
             }
-            self.trail.push((at.saturating_sub(seen.observed_ago), position.clone()));
-            let first_kept = self.trail.iter().rposition(|(then, _)| at.saturating_sub(*then) > TRAIL).unwrap_or(0);
-            self.trail.drain(..first_kept.max(self.trail.len().saturating_sub(TRAIL_LENGTH)));
+            self.trail.add(at.saturating_sub(seen.observed_ago), position.clone(), at);
             self.last_position = Some((seen.cluster_id, position.clone()));
         }
         if let Some(seen) = &observation {
@@ -270,8 +268,7 @@ impl NodeView {
         let seen = self.observation.as_ref()?;
         let own = seen.engine.position.as_ref()?;
         let looked = self.last_contact?.saturating_sub(seen.observed_ago);
-        let then = primary.trail.iter().rev().find(|(at, _)| *at <= looked).or_else(|| primary.trail.first());
-        Some(then?.1.minus(own).amount())
+        Some(primary.trail.at(looked)?.minus(own).amount())
     }
 
     /// There is no session any more, or it could not be opened.
