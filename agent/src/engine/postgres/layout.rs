@@ -258,7 +258,7 @@ impl Layout {
         (1u32..).map(|n| format!("data-{n}")).find(|name| !self.kept().join(name).exists()).expect("numbers do not end")
     }
 
-    /// Removes everything of the member, the mark of whose folder it is last; the data is left in `kept` if that is wanted.
+    /// Removes everything of the member, and at last the mark of whose folder it is; the data is left in `kept` if that is wanted.
     pub(super) fn give_up(&self, keep_data: bool) -> Result<(), DriverError> {
         if keep_data && self.has_data() {
             self.make_folder(&self.kept(), 0o711, false)?;
@@ -281,12 +281,16 @@ impl Layout {
             self.dirty(),
             self.initializing(),
             self.canary(),
-            self.marker(),
         ];
         for mark in marks {
             self.unmark(&mark)?;
         }
-        Ok(())
+        self.disclaim()
+    }
+
+    /// Gives up the folder, after everything else in it is gone.
+    pub(super) fn disclaim(&self) -> Result<(), DriverError> {
+        self.unmark(&self.marker())
     }
 
     /// Removes the folder itself, unless something was kept in it.
