@@ -48,6 +48,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("an end that is too near opens nothing", |w| Box::pin(no_time_left(w))),
     ("closing closes, also twice and after the end", |w| Box::pin(closes(w))),
     ("arming again keeps what is open", |w| Box::pin(arming_keeps(w))),
+    ("ports are gated and opened in one change", |w| Box::pin(armed_open(w))),
     ("a port that is gated no more has no opening left", |w| Box::pin(no_stale_opening(w))),
     ("disarming lets everything pass", |w| Box::pin(disarmed(w))),
     ("the next process finds what the one before left", |w| Box::pin(next_process(w))),
@@ -286,6 +287,27 @@ async fn closing_puts_back(world: &dyn World) -> Outcome {
     passes(world, port).await?;
     did(gate.close().await)?;
     dropped(world, port).await
+}
+
+async fn armed_open(world: &dyn World) -> Outcome {
+    let (gate, [port, neighbour], clock) = (world.gate(), world.ports(), world.clock());
+    ensure!(
+        gate.arm_open(&BTreeSet::from([port]), Some(clock.now())).await == Err(GateError::NoTimeLeft),
+        "there was no time left, and it was armed"
+    );
+    passes(world, port).await?;
+    let end = clock.now().plus(Duration::from_millis(1500));
+    did(gate.arm_open(&BTreeSet::from([port]), Some(end)).await)?;
+    passes(world, port).await?;
+    passes(world, neighbour).await?;
+    let state = did(gate.state().await)?;
+    ensure!(state.gated == BTreeSet::from([port]), "gated are {:?}", state.gated);
+    ensure!(matches!(state.open, Open::Until(_)), "it is open, and the state says {:?}", state.open);
+    let faults = did(gate.verify().await)?;
+    ensure!(faults.is_empty(), "missing: {faults:?}");
+    world.wait(end.awaited_for(clock.now())).await;
+    dropped(world, port).await?;
+    passes(world, neighbour).await
 }
 
 async fn nothing_to_put_back(world: &dyn World) -> Outcome {

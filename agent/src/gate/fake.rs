@@ -209,6 +209,32 @@ impl FakeGate {
         }
     }
 
+    /// Opens what is gated once the table was changed, if that is in time; else nothing is.
+    async fn replace_opening(
+        &self,
+        end: Option<Moment>,
+        change: impl FnOnce(&mut Table) + Send,
+    ) -> Result<(), GateError> {
+        let decided = self.kernel.clock.now();
+        let timeout = end.map(|end| timeout(end, decided.plus(GUARD_END))).transpose()?;
+        self.turn().await;
+        self.act("open the gate", |state| {
+            let now = self.kernel.clock.now().plus(state.delay);
+            let Some(table) = &mut state.table else {
+                return Err(GateError::Kernel { doing: "open the gate", detail: "the table is missing".to_owned() });
+            };
+            if decided.age(now) >= GUARD_LIFE && !mutation::broken(Rule::G2Late) {
+                state.late += 1;
+                return Err(GateError::Late);
+            }
+            change(table);
+            let until = timeout.map(|timeout| now.plus(timeout));
+            table.open = table.gated.iter().map(|port| (*port, until)).collect();
+            Ok(())
+        })
+        .await
+    }
+
     fn armed(&self) -> MutexGuard<'_, Option<BTreeSet<u16>>> {
         self.armed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -265,21 +291,14 @@ impl Gate for FakeGate {
     }
 
     async fn open(&self, end: Option<Moment>) -> Result<(), GateError> {
-        let decided = self.kernel.clock.now();
-        let timeout = end.map(|end| timeout(end, decided.plus(GUARD_END))).transpose()?;
-        self.turn().await;
-        self.act("open the gate", |state| {
-            let now = self.kernel.clock.now().plus(state.delay);
-            let Some(table) = &mut state.table else {
-                return Err(GateError::Kernel { doing: "open the gate", detail: "the table is missing".to_owned() });
-            };
-            if decided.age(now) >= GUARD_LIFE && !mutation::broken(Rule::G2Late) {
-                state.late += 1;
-                return Err(GateError::Late);
-            }
-            let until = timeout.map(|timeout| now.plus(timeout));
-            table.open = table.gated.iter().map(|port| (*port, until)).collect();
-            Ok(())
+        self.replace_opening(end, |_| ()).await
+    }
+
+    async fn arm_open(&self, ports: &BTreeSet<u16>, end: Option<Moment>) -> Result<(), GateError> {
+        self.arm(&BTreeSet::new()).await?;
+        self.replace_opening(end, |table| {
+            table.gated.clone_from(ports);
+            *self.armed() = Some(ports.clone());
         })
         .await
     }

@@ -53,6 +53,10 @@ impl Gate for Measured {
         count("open", self.0.open(end).await)
     }
 
+    async fn arm_open(&self, ports: &BTreeSet<u16>, end: Option<Moment>) -> Result<(), GateError> {
+        count("arm-open", self.0.arm_open(ports, end).await)
+    }
+
     async fn close(&self) -> Result<(), GateError> {
         count("close", self.0.close().await)
     }

@@ -100,6 +100,10 @@ pub trait Gate: Send + Sync + 'static {
     /// longer one.
     async fn open(&self, end: Option<Moment>) -> Result<(), GateError>;
 
+    /// Gates these ports, where none are, and opens them in the same change, so that nobody is kept out for a moment; else as
+    /// [`Gate::open`].
+    async fn arm_open(&self, ports: &BTreeSet<u16>, end: Option<Moment>) -> Result<(), GateError>;
+
     /// Closes the gate at once.
     async fn close(&self) -> Result<(), GateError>;
 

@@ -43,6 +43,10 @@ impl Gate for NoGate {
         Ok(())
     }
 
+    async fn arm_open(&self, _: &BTreeSet<u16>, _: Option<Moment>) -> Result<(), GateError> {
+        Ok(())
+    }
+
     async fn close(&self) -> Result<(), GateError> {
         Ok(())
     }

@@ -69,10 +69,14 @@ pub struct Answer {
 pub(super) enum Order {
     /// Arm the gate for a reign that is about to begin, closed, with no old socket left (rules G1, G4).
     Take { ports: BTreeSet<u16>, done: oneshot::Sender<Result<(), GateError>> },
+    /// Arm the gate, open by the lease that stands, in front of an engine that serves already: nobody is cut.
+    TakeRunning { ports: BTreeSet<u16>, done: oneshot::Sender<Result<(), GateError>> },
     /// Close the gate and destroy all sockets.
     Cut { done: oneshot::Sender<Result<(), GateError>> },
     /// Gate nothing any more: the engine is verified read-only or stopped.
     LayDown { done: oneshot::Sender<Result<(), GateError>> },
+    /// Gate nothing any more, and cut nobody: the engine is no member's any more.
+    LetGo { done: oneshot::Sender<Result<(), GateError>> },
     /// The ports on which the engine listens.
     Ports(BTreeSet<u16>),
 }
@@ -354,20 +358,39 @@ impl LeaseHandle {
     /// G4). The ledger names the reign already.
     pub async fn take(&self, epoch: Epoch, ports: BTreeSet<u16>, within: Duration) -> Result<(), LeaseError> {
         self.order(|done| Order::Take { ports, done }).await?;
+        self.wait_until(|| self.holds(epoch), within).await.map_err(|_| LeaseError::NotHeld { epoch, within })
+    }
+
+    /// As [`Self::take`], for an engine that serves already and is nobody's yet: first the lease, then the gate, which stands open
+    /// from its first moment. Only where nobody else can have been promoted: the cluster has had no other primary.
+    pub async fn take_running(&self, epoch: Epoch, ports: BTreeSet<u16>, within: Duration) -> Result<(), LeaseError> {
+        let granted = || self.standing().is_some_and(|standing| standing.epoch == epoch);
+        self.wait_until(granted, within).await.map_err(|_| LeaseError::NotHeld { epoch, within })?;
+        loop {
+            match self.order(|done| Order::TakeRunning { ports: ports.clone(), done }).await {
+                // The machine was too busy for one try; the lease is renewed meanwhile.
+                Err(LeaseError::Gate(GateError::Late | GateError::NoTimeLeft)) if granted() => {}
+                other => break other?,
+            }
+        }
+        self.wait_until(|| self.holds(epoch), within).await.map_err(|_| LeaseError::NotHeld { epoch, within })
+    }
+
+    async fn wait_until(&self, there: impl Fn() -> bool, within: Duration) -> Result<(), tokio::time::error::Elapsed> {
         let mut changes = self.changes();
-        let held = async {
+        let waiting = async {
             loop {
                 // A heartbeat that is sent now brings the grant soonest.
                 self.beat();
                 let again = self.timing().heartbeat;
-                if self.holds(epoch) {
+                if there() {
                     return;
                 }
                 // Running out of time is as good as a change.
                 let _ = tokio::time::timeout(again, changes.changed()).await;
             }
         };
-        tokio::time::timeout(within, held).await.map_err(|_| LeaseError::NotHeld { epoch, within })
+        tokio::time::timeout(within, waiting).await
     }
 
     /// Whether a lease of this epoch stands, and the gate with it.
@@ -384,6 +407,12 @@ impl LeaseHandle {
     /// Gates nothing any more. Only when the engine is verified read-only or stopped (rule G1).
     pub async fn lay_down(&self) -> Result<(), LeaseError> {
         self.order(|done| Order::LayDown { done }).await
+    }
+
+    /// Gates nothing any more and cuts nobody. Only for an engine that is no member's any more and of whose cluster nobody else is, or
+    /// becomes, the primary: it goes on without a lease.
+    pub async fn let_go(&self) -> Result<(), LeaseError> {
+        self.order(|done| Order::LetGo { done }).await
     }
 
     /// Tells on which ports the engine listens.

@@ -134,7 +134,7 @@ impl NftablesGate {
 
     /// The second half of [`Gate::open`]: makes the change, or nothing when the guard has ended.
     pub fn make(&self, prepared: Prepared, end: Option<Moment>) -> Result<(), GateError> {
-        self.with("open the gate", |kernel| self.replace_opening(kernel, &prepared, end))?
+        self.with("open the gate", |kernel| self.replace_opening(kernel, &prepared, end, None))?
     }
 
     fn add_guard(&self, kernel: &mut Kernel) -> Result<Prepared, GateError> {
@@ -145,15 +145,28 @@ impl NftablesGate {
         Ok(Prepared { guard, until: self.clock.now().plus(GUARD_END) })
     }
 
-    fn replace_opening(&self, kernel: &mut Kernel, change: &Prepared, end: Option<Moment>) -> Result<(), GateError> {
+    /// Opens what is gated, or these ports, which are gated by the same change.
+    fn replace_opening(
+        &self,
+        kernel: &mut Kernel,
+        change: &Prepared,
+        end: Option<Moment>,
+        newly_gated: Option<&BTreeSet<u16>>,
+    ) -> Result<(), GateError> {
         const DOING: &str = "open the gate";
         if self.is_over(change) {
             return Err(GateError::Late);
         }
         let timeout = end.map(|end| timeout(end, change.until)).transpose()?;
-        let ports = kernel.gated(&self.table).map_err(|refusal| says(DOING, &refusal))?;
-        let keys = table::keys(&ports);
         let mut batch = vec![message::flush_set("replace the opening", &self.table, OPEN)];
+        let ports = match newly_gated {
+            Some(ports) => {
+                batch.extend(gating(&self.table, ports));
+                ports.clone()
+            }
+            None => kernel.gated(&self.table).map_err(|refusal| says(DOING, &refusal))?,
+        };
+        let keys = table::keys(&ports);
         if !keys.is_empty() {
             let keys = keys.iter().map(<[u8; 2]>::as_slice);
             batch.push(message::add_elements("open the ports", &self.table, OPEN, keys, timeout));
@@ -321,7 +334,21 @@ impl Gate for NftablesGate {
                 timeout(end, self.clock.now().plus(GUARD_END))?;
             }
             let prepared = self.add_guard(kernel)?;
-            self.replace_opening(kernel, &prepared, end)
+            self.replace_opening(kernel, &prepared, end, None)
+        })?
+    }
+
+    async fn arm_open(&self, ports: &BTreeSet<u16>, end: Option<Moment>) -> Result<(), GateError> {
+        const DOING: &str = "arm the gate";
+        self.with(DOING, |kernel| {
+            if let Some(end) = end {
+                timeout(end, self.clock.now().plus(GUARD_END))?;
+            }
+            self.arm_in(kernel, &BTreeSet::new()).map_err(|refusal| says(DOING, &refusal))?;
+            let prepared = self.add_guard(kernel)?;
+            self.replace_opening(kernel, &prepared, end, Some(ports))?;
+            kernel.armed = Some(ports.clone());
+            Ok(())
         })?
     }
 

@@ -307,6 +307,10 @@ impl Running {
                 let taken = self.take(ports).await;
                 self.answer(done, taken);
             }
+            Order::TakeRunning { ports, done } => {
+                let taken = self.take_running(ports).await;
+                self.answer(done, taken);
+            }
             Order::Cut { done } => {
                 let cut = self.cut().await;
                 self.answer(done, cut);
@@ -314,6 +318,10 @@ impl Running {
             Order::LayDown { done } => {
                 let laid_down = self.lay_down().await;
                 self.answer(done, laid_down);
+            }
+            Order::LetGo { done } => {
+                let let_go = self.let_go().await;
+                self.answer(done, let_go);
             }
         }
     }
@@ -337,6 +345,31 @@ impl Running {
         let ports = ports.union(&self.listening).copied().collect();
         self.arm(ports).await?;
         self.cut().await
+    }
+
+    async fn take_running(&mut self, ports: BTreeSet<u16>) -> Result<(), GateError> {
+        if !self.has_gate() || self.armed.is_some() {
+            // What is armed already is kept as the lease wants it.
+            return Ok(());
+        }
+        let judged = self.judge();
+        let standing = judged.standing.ok_or(GateError::NoTimeLeft)?;
+        let ports = ports.union(&self.listening).copied().collect();
+        self.keeper.gate.arm_open(&ports, standing.end).await?;
+        self.armed = Some(ports);
+        self.opened = Some(Opened { epoch: standing.epoch, end: standing.end, inherited: false });
+        self.confirm(standing.epoch, judged.version);
+        Ok(())
+    }
+
+    async fn let_go(&mut self) -> Result<(), GateError> {
+        if self.armed.is_none() {
+            return Ok(());
+        }
+        self.keeper.gate.disarm().await?;
+        (self.armed, self.opened) = (None, None);
+        self.shared.set_kernel(|kernel| *kernel = super::handle::Kernel::default());
+        Ok(())
     }
 
     async fn cut(&mut self) -> Result<(), GateError> {
