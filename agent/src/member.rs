@@ -18,7 +18,7 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     config::PortRange,
-    engine::{Context, Driver, DriverError, Factory, SettingsCheck},
+    engine::{Context, Driver, DriverError, Factory, FoundInstance, Ground, SettingsCheck},
     ledger::Membership,
     supervisor::Backend,
 };
@@ -156,6 +156,18 @@ impl Member {
         let section = self.place.sections.get(engine);
         let agent_program = &self.place.agent_program;
         Ok(self.factory(engine)?.check_settings(&SettingsCheck { section, agent_program, version, settings }).await?)
+    }
+
+    /// Instances that run on this node and are no member's, each with the name of its engine.
+    pub async fn survey(&self) -> Result<Vec<(&'static str, FoundInstance)>, OpenError> {
+        let mut found = Vec::new();
+        for factory in self.engines {
+            let section = self.place.sections.get(factory.name());
+            let (agent_program, data_root) = (&*self.place.agent_program, &*self.place.data_root);
+            let instances = factory.survey(&Ground { section, agent_program, data_root }).await?;
+            found.extend(instances.into_iter().map(|instance| (factory.name(), instance)));
+        }
+        Ok(found)
     }
 
     fn factory(&self, engine: &str) -> Result<&'static dyn Factory, OpenError> {

@@ -88,7 +88,7 @@ async fn a_released_node_keeps_nobody_out() {
     let bench = Bench::new();
     let assign = Action::Assign { spec: told(&["192.0.2.0/24"]), port: 0 };
     bench.run(header(1, 1, "assign", &assign), assign).await.unwrap();
-    let release = Action::Release { keep_data: false };
+    let release = Action::Release { keep_data: false, give_back: false };
     bench.run(header(1, 2, "release", &release), release).await.unwrap();
     assert_eq!(bench.packets.passage(), None);
     assert!(!bench.directory.path().join(FILE).exists());

@@ -136,7 +136,7 @@ async fn a_member_from_its_assignment_to_its_release() {
     let membership = agent.executor.ledger().read().membership.clone().unwrap();
     assert_eq!((membership.writable_epoch, membership.fenced), (Some(Epoch(3)), false));
 
-    agent.done(4, "release", Action::Release { keep_data: false }).await;
+    agent.done(4, "release", Action::Release { keep_data: false, give_back: false }).await;
     assert_eq!(regent_agent::member::data_in(&folder.path().join("engines")), None);
     assert!(agent.member.driver().is_none());
     agent.stop.cancel();

@@ -442,7 +442,7 @@ async fn a_node_in_quarantine_joins_no_other_cluster_beside_unknown_data() {
 #[tokio::test]
 async fn a_release_is_for_good_until_a_later_operation_takes_the_node_in_again() {
     let bench = Bench::assigned().await;
-    let release = || Action::Release { keep_data: false };
+    let release = || Action::Release { keep_data: false, give_back: false };
     done(&bench, 1, 2, "release", release()).await;
     assert!(!bench.directory.path().join("secrets.json").exists());
     assert!(bench.member.driver().is_none());

@@ -122,6 +122,11 @@ reasons! {
         "The port is taken by another program on the node." "Choose another port or stop that program.";
     ForeignData "FOREIGN_DATA" FailedPrecondition false
         "The data directory is not empty and not this cluster's." "Move the data away; it is never removed for you.";
+    NotAdoptable "NOT_ADOPTABLE" FailedPrecondition false
+        "The running instance is not as it has to be to become a cluster." "Mend what the message names, or accept it; the instance goes on as it was.";
+    NoCredentials "NO_CREDENTIALS" FailedPrecondition false
+        "The cluster was adopted, and its applications have logins of their own."
+        "Use the logins that the instance had; Regent does not know them.";
     DiskFull "DISK_FULL" ResourceExhausted false
         "The node's disk is full or too small." "Free or add space, then try again.";
     TokenUsed "TOKEN_USED" FailedPrecondition false

@@ -106,6 +106,9 @@ pub struct ClusterSpec {
     pub secrets: BTreeMap<String, SecretString>,
     /// Which addresses reach its engines.
     pub allow_list: AllowList,
+    /// Who may log in from where, in the engine's own terms, as an adopted instance had it; empty for the driver's own rules. Only the
+    /// driver reads it.
+    pub access_rules: String,
 }
 
 /// How an allow-list stands on a member.

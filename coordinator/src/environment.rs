@@ -127,6 +127,7 @@ impl Environment {
             settings: cluster.settings.clone(),
             secrets: BTreeMap::new(),
             allow_list: cluster.allow_list.clone(),
+            access_rules: cluster.access_rules.clone(),
         }
     }
 

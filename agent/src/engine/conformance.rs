@@ -3,7 +3,12 @@
 //! A case gets a [`World`] of its own: a cluster of up to three members, with means to write and read as a client does and
 //! to do harm. Cases say nothing about how an engine does it. A case that fails returns a sentence.
 
-use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt::Debug,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
@@ -11,7 +16,7 @@ use regent_common::topology::{ClusterSpec, EngineState, Peer, Progress, Role, Te
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{CloneOptions, Driver, DriverError, StartAs, Stop, Work};
+use super::{CloneOptions, Driver, DriverError, FoundInstance, StartAs, Stop, Work};
 
 /// Makes worlds.
 #[async_trait]
@@ -43,6 +48,11 @@ pub trait World: Send + Sync {
     fn has_foreign_data(&self, member: u32) -> bool;
     /// Whether the node has anything on its disk for the member, be it an empty folder.
     fn has_traces(&self, member: u32) -> bool;
+    /// Starts an engine of nobody's on the member's node and port, as a primary into which [`Self::write`] can write, or as a replica
+    /// of the unmanaged one of another member; the folder of its data.
+    async fn start_unmanaged(&self, member: u32, upstream: Option<u32>) -> Result<PathBuf, String>;
+    /// What can be adopted on the member's node.
+    async fn survey(&self, member: u32) -> Result<Vec<FoundInstance>, DriverError>;
     /// Leaves the member as an interrupted rewind leaves it.
     fn interrupt_rewind(&self, member: u32);
     /// Waits until the condition holds, with a deadline; how to wait is the world's.
@@ -74,6 +84,9 @@ pub const CASES: &[(&str, Case)] = &[
     ("a new driver takes the running engine over", |w| Box::pin(adopted(w))),
     ("an unknown or owned setting is refused", |w| Box::pin(settings(w))),
     ("a released member leaves nothing", |w| Box::pin(release(w))),
+    ("a running instance is adopted and given back without a break", |w| Box::pin(adopted_and_given_back(w))),
+    ("an adopted pair is like any other", |w| Box::pin(adopted_pair(w))),
+    ("what does not run is not adopted", |w| Box::pin(nothing_to_adopt(w))),
 ];
 
 /// Runs every case whose name contains `filter`, each in a world of its own, and panics with the list of those that failed.
@@ -484,4 +497,79 @@ async fn release(world: &dyn World) -> Outcome {
     told("release", one.release(true).await)?;
     check(world.has_traces(1), || "the data was not kept".to_owned())?;
     check(!one.has_data(), || "there is still data".to_owned())
+}
+
+/// A member that is configured for the instance which runs on its node; where that instance's data is.
+async fn about_to_adopt(world: &dyn World, member: u32, data: &Path) -> Result<Arc<dyn Driver>, String> {
+    let found = told("survey", world.survey(member).await)?;
+    let found = found.into_iter().find(|found| found.data_directory == data).ok_or("the instance was not found")?;
+    check(found.problems.is_empty(), || format!("it cannot be adopted: {:?}", found.problems))?;
+    equal("the port", &found.port, &world.peer(member).engine.port)?;
+    let mut spec = ClusterSpec { access_rules: found.access_rules, settings: found.settings, ..world.spec() };
+    // Its applications have logins of their own.
+    spec.secrets.remove("application");
+    let driver = told("open", world.open(member))?;
+    told("configure", driver.configure(&spec).await)?;
+    equal("the state before", &driver.observe().await.state, &EngineState::Absent)?;
+    Ok(driver)
+}
+
+async fn adopted_and_given_back(world: &dyn World) -> Outcome {
+    let data = world.start_unmanaged(1, None).await?;
+    world.write(1).await?;
+    for _ in 0..2 {
+        let one = about_to_adopt(world, 1, &data).await?;
+        told("adopt", one.adopt(&data, None).await)?;
+        let seen = one.observe().await;
+        equal("the state", &seen.state, &EngineState::Running)?;
+        equal("the role", &seen.role, &Some(Role::Primary))?;
+        world.write(1).await?;
+        // As when the agent was killed before it had noted the end.
+        let again = told("open", world.open(1))?;
+        told("adopt again", again.adopt(&data, None).await)?;
+        equal("the process", &again.observe().await.pid, &seen.pid)?;
+        equal("what can be adopted", &told("survey", world.survey(1).await)?.len(), &0)?;
+        equal("whether it was given back", &told("give back", again.give_back().await)?, &true)?;
+        world.write(1).await?;
+        check(!world.has_traces(1), || "something of the member is left".to_owned())?;
+        equal("whether it was given back again", &told("give back again", again.give_back().await)?, &false)?;
+    }
+    equal("the number of rows", &world.rows(1).await?, &5)
+}
+
+async fn adopted_pair(world: &dyn World) -> Outcome {
+    let data = world.start_unmanaged(1, None).await?;
+    world.write(1).await?;
+    let copy = world.start_unmanaged(2, Some(1)).await?;
+    let (one, two) = (about_to_adopt(world, 1, &data).await?, about_to_adopt(world, 2, &copy).await?);
+    check(two.adopt(&copy, None).await.is_err(), || "a replica was adopted as a primary".to_owned())?;
+    told("give back", two.give_back().await)?;
+    let two = {
+        drop(two);
+        about_to_adopt(world, 2, &copy).await?
+    };
+    told("adopt", one.adopt(&data, None).await)?;
+    told("adopt the replica", two.adopt(&copy, Some(&world.peer(1))).await)?;
+    world.write(1).await?;
+    shows(world, 2, 2).await?;
+    let seen = two.observe().await;
+    equal("the stream", &seen.streaming, &Ternary::Yes)?;
+    // From here on it is a cluster as every other.
+    told("kill", one.stop(Stop::Kill).await)?;
+    told("cut", two.cut().await)?;
+    told("promote", two.promote().await)?;
+    world.write(2).await?;
+    told("start", one.start(StartAs::Replica(world.peer(2))).await)?;
+    shows(world, 1, 3).await?;
+    told("release", two.release(false).await)?;
+    check(!world.has_traces(2), || "something of the member is left".to_owned())
+}
+
+async fn nothing_to_adopt(world: &dyn World) -> Outcome {
+    let one = told("open", world.open(1))?;
+    told("configure", one.configure(&world.spec()).await)?;
+    check(one.adopt(Path::new("/nowhere/main"), None).await.is_err(), || "nothing was adopted".to_owned())?;
+    equal("whether it was given back", &told("give back", one.give_back().await)?, &false)?;
+    told("initialize", one.initialize().await)?;
+    world.write(1).await
 }

@@ -44,6 +44,9 @@ pub trait Factory: Sync {
     /// Asks the engine's own program whether it would take these settings; changes nothing.
     async fn check_settings(&self, asked: &SettingsCheck<'_>) -> Result<(), DriverError>;
 
+    /// Instances of this engine that run on the node and are no member's, for an adoption; changes nothing.
+    async fn survey(&self, ground: &Ground<'_>) -> Result<Vec<FoundInstance>, DriverError>;
+
     /// Makes the driver of one member. Starts nothing; adopts a process that an earlier agent left running.
     fn open(&self, context: Context) -> Result<Arc<dyn Driver>, DriverError>;
 }
@@ -59,6 +62,59 @@ pub struct SettingsCheck<'a> {
     pub version: &'a str,
     /// The settings, by the engine's names.
     pub settings: &'a BTreeMap<String, String>,
+}
+
+/// Where instances are looked for.
+#[derive(Debug)]
+pub struct Ground<'a> {
+    /// The engine's section of the agent's configuration.
+    pub section: Option<&'a toml::Table>,
+    /// This program, for its helper subcommands.
+    pub agent_program: &'a Path,
+    /// Folder of all members' data: what is in it is not looked for, and what is adopted moves into it.
+    pub data_root: &'a Path,
+}
+
+/// An instance that runs and is no member's.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FoundInstance {
+    /// Version of the engine, as a cluster names it.
+    pub version: String,
+    /// Folder of its data.
+    pub data_directory: PathBuf,
+    /// Port on which it listens.
+    pub port: u16,
+    /// Whether it is a replica.
+    pub replica: bool,
+    /// Names its data's history: only instances with the same one are copies of each other.
+    pub history: String,
+    /// Where a replica's stream comes from.
+    pub upstream: Option<Endpoint>,
+    /// Replicas that stream from it, as "NAME at ADDRESS".
+    pub replicas: Vec<String>,
+    /// Settings that a cluster may have and that are not the engine's defaults.
+    pub settings: BTreeMap<String, String>,
+    /// Who may log in from where, see [`ClusterSpec::access_rules`].
+    pub access_rules: String,
+    /// Settings that an adoption changes.
+    pub changes: Vec<SettingChange>,
+    /// Why it cannot be adopted, a sentence each with what to do; empty when it can be.
+    pub problems: Vec<String>,
+    /// What it has and a cluster would not, a sentence each; a person has to accept that.
+    pub losses: Vec<String>,
+}
+
+/// A setting that an adoption changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingChange {
+    /// The engine's name for it.
+    pub name: String,
+    /// Its value now.
+    pub now: String,
+    /// Its value afterwards.
+    pub then: String,
+    /// Whether only a restart of the engine brings it into force.
+    pub needs_restart: bool,
 }
 
 /// What a driver is given about its member and its node.
@@ -211,6 +267,15 @@ pub trait Driver: Send + Sync {
     /// Flushes, so that copies made from now on see the present history.
     async fn checkpoint(&self) -> Result<(), DriverError>;
 
+    /// Takes over the instance that runs on `data_directory` and is nobody's, without stopping it: as a replica of `upstream`, which it
+    /// then follows as every member does, or as the primary, whose lease stands (rule L6). The member was configured before. Called
+    /// again it goes on where it was broken off. What it changed, and only that, [`Driver::give_back`] puts back.
+    async fn adopt(&self, data_directory: &Path, upstream: Option<&Peer>) -> Result<Position, DriverError>;
+
+    /// The adopted instance goes on as it was found, under its own configuration; nothing of the member is left. False, with nothing
+    /// changed, when none was adopted.
+    async fn give_back(&self) -> Result<bool, DriverError>;
+
     /// Stops the engine and removes the member's data, or moves it to `kept`.
     async fn release(&self, keep_data: bool) -> Result<(), DriverError>;
 }
@@ -267,6 +332,14 @@ pub enum DriverError {
         path: PathBuf,
         /// What was being done and how much is missing.
         detail: String,
+    },
+    /// The instance cannot be adopted.
+    #[error("the instance in {path} cannot be adopted: {problem}; it goes on as it was")]
+    NotAdoptable {
+        /// Its data.
+        path: PathBuf,
+        /// Why, and what to do.
+        problem: String,
     },
     /// The member's data does not exist.
     #[error("there is no data in {path}")]

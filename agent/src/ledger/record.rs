@@ -161,6 +161,9 @@ pub struct StoredSpec {
     pub members: Vec<Peer>,
     /// Settings by the engine's names.
     pub settings: BTreeMap<String, String>,
+    /// Who may log in from where, as an adopted instance had it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub access_rules: String,
 }
 
 /// The steps of one operation on this node.
@@ -311,6 +314,7 @@ impl From<&ClusterSpec> for StoredSpec {
             version: spec.version.clone(),
             members: spec.members.clone(),
             settings: spec.settings.clone(),
+            access_rules: spec.access_rules.clone(),
         }
     }
 }
@@ -327,6 +331,7 @@ impl StoredSpec {
             secrets,
             // No concern of a driver's, and kept elsewhere.
             allow_list: AllowList::default(),
+            access_rules: self.access_rules.clone(),
         }
     }
 }

@@ -47,6 +47,7 @@ fn membership(epoch: u64, token: u64) -> Membership {
             version: String::new(),
             members: Vec::new(),
             settings: Default::default(),
+            access_rules: String::new(),
         },
         configured: false,
         configuration: String::new(),

@@ -12,7 +12,7 @@ use regent_common::{
 use regent_proto::agent::v1::{
     self as wire, CheckAllowListRequest, CheckAllowListResponse, CheckSettingsRequest, CheckSettingsResponse,
     ClientConnections, ExecuteRequest, ExecuteResponse, GetLedgerRequest, GetLedgerResponse, LedgerStep, StepHeader,
-    execute_response::Event, step_service_server::StepService,
+    SurveyInstancesRequest, SurveyInstancesResponse, execute_response::Event, step_service_server::StepService,
 };
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     access,
+    engine::{FoundInstance, SettingChange},
     ledger::{Digest, Header, Ledger, StepKey, StepOutcome},
     node::Node,
     steps::{Action, Execution, StepError, running::Running},
@@ -61,6 +62,16 @@ impl StepService for Steps {
         let checked = self.0.member.check_settings(&asked.engine, &asked.version, &asked.settings).await;
         checked.map_err(|error| StepError::from(error).status())?;
         Ok(Response::new(CheckSettingsResponse {}))
+    }
+
+    async fn survey_instances(
+        &self,
+        request: Request<SurveyInstancesRequest>,
+    ) -> Result<Response<SurveyInstancesResponse>, Status> {
+        access::coordinator(&request, &self.0.coordinator_id)?;
+        let found = self.0.member.survey().await.map_err(|error| StepError::from(error).status())?;
+        let instances = found.into_iter().map(|(engine, instance)| found_to_wire(engine, instance)).collect();
+        Ok(Response::new(SurveyInstancesResponse { instances }))
     }
 
     async fn check_allow_list(
@@ -105,6 +116,30 @@ impl Steps {
             }
         }
         executor.execute(header, action).await
+    }
+}
+
+fn found_to_wire(engine: &str, found: FoundInstance) -> wire::FoundInstance {
+    let change = |SettingChange { name, now, then, needs_restart }: SettingChange| wire::SettingChange {
+        name,
+        now,
+        then,
+        needs_restart,
+    };
+    wire::FoundInstance {
+        engine: engine.to_owned(),
+        version: found.version,
+        data_directory: found.data_directory.display().to_string(),
+        port: found.port.into(),
+        replica: found.replica,
+        history: found.history,
+        upstream: found.upstream.as_ref().map(Into::into),
+        replicas: found.replicas,
+        settings: found.settings,
+        access_rules: found.access_rules,
+        changes: found.changes.into_iter().map(change).collect(),
+        problems: found.problems,
+        losses: found.losses,
     }
 }
 

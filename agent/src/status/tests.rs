@@ -29,6 +29,7 @@ pub(crate) fn membership() -> Membership {
             version: String::new(),
             members: (1..=3).map(peer).collect(),
             settings: BTreeMap::new(),
+            access_rules: String::new(),
         },
         configured: true,
         configuration: String::new(),

@@ -1,6 +1,6 @@
 //! What a step is to do, translated from the wire. The list of actions of this agent.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use regent_common::{
     convert::ConvertError,
@@ -74,6 +74,8 @@ pub enum Action {
     Release {
         /// Leave the data aside instead of removing it.
         keep_data: bool,
+        /// Let an adopted instance go on as it was found; whatever `keep_data` says.
+        give_back: bool,
     },
     /// Flushes the primary.
     Checkpoint,
@@ -88,6 +90,13 @@ pub enum Action {
     },
     /// Lets applications in again.
     UndoDrain,
+    /// Takes a running instance over.
+    Adopt {
+        /// Folder of its data.
+        data_directory: PathBuf,
+        /// Whom it follows; `None` for the first primary.
+        upstream: Option<Peer>,
+    },
     /// Makes this member the primary on the word of a person, without a coordinator (rule P9). Never comes over the wire.
     ForcePrimary {
         /// What the person said, and when.
@@ -146,6 +155,7 @@ impl Action {
             Self::Checkpoint => "checkpoint",
             Self::Drain { .. } => DRAIN,
             Self::UndoDrain => "undo_drain",
+            Self::Adopt { .. } => "adopt",
             Self::ForcePrimary { .. } => "force_primary",
         }
     }
@@ -169,11 +179,12 @@ impl Action {
             | Self::Checkpoint
             | Self::Drain { .. }
             | Self::UndoDrain
+            | Self::Adopt { .. }
             | Self::ForcePrimary { .. } => Claim::Act,
         }
     }
 
-    /// Whether an engine may be started by it: whoever is kept out has to be kept out before.
+    /// Whether an engine may be started by it, or becomes the member's: whoever is kept out has to be kept out before.
     pub fn may_start_engine(&self) -> bool {
         match self {
             Self::Initialize
@@ -182,6 +193,7 @@ impl Action {
             | Self::Follow { .. }
             | Self::Examine
             | Self::Rewind { .. }
+            | Self::Adopt { .. }
             | Self::ForcePrimary { .. } => true,
             Self::Assign { .. }
             | Self::Configure { .. }
@@ -233,7 +245,7 @@ impl TryFrom<wire::Action> for Action {
             }
             Wire::Examine(wire::Examine {}) => Self::Examine,
             Wire::Rewind(wire::Rewind { source }) => Self::Rewind { source: required("rewind", "source", source)? },
-            Wire::Release(wire::Release { keep_data }) => Self::Release { keep_data },
+            Wire::Release(wire::Release { keep_data, give_back }) => Self::Release { keep_data, give_back },
             Wire::Checkpoint(wire::Checkpoint {}) => Self::Checkpoint,
             Wire::Drain(wire::Drain { successor, within_millis, hold_millis }) => Self::Drain {
                 successor: successor
@@ -243,6 +255,13 @@ impl TryFrom<wire::Action> for Action {
                 hold: Duration::from_millis(hold_millis),
             },
             Wire::UndoDrain(wire::UndoDrain {}) => Self::UndoDrain,
+            Wire::Adopt(wire::Adopt { data_directory, upstream }) => Self::Adopt {
+                data_directory: data_directory.into(),
+                upstream: upstream
+                    .map(Peer::try_from)
+                    .transpose()
+                    .map_err(|source| ActionError::Field { action: "adopt", source })?,
+            },
         })
     }
 }

@@ -120,6 +120,19 @@ impl StepContext {
         Ok(())
     }
 
+    /// As [`Self::begin_reign`], over an engine that serves already and that nobody is to be cut from (see `actions/adopt.rs`).
+    pub(super) async fn begin_running_reign(&self, driver: &dyn Driver) -> Result<(), StepError> {
+        let (epoch, boot_id, before) = (self.header.epoch, self.boot_id.clone(), self.membership()?);
+        self.mark(move |membership| membership.begin_reign(epoch, &boot_id)).await?;
+        let taken = self.lease.take_running(epoch, [driver.endpoint().port].into(), LEASE_WITHIN).await;
+        if let Err(error) = taken {
+            self.lease.let_go().await?;
+            self.mark(move |membership| membership.take_reign_back(before)).await?;
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
     /// This member follows somebody in the step's epoch: its engine is verified read-only, so that nothing is gated any more
     /// (rule G1), and what reigns that are over had said of themselves bounds nothing any more (rule P4).
     pub(super) async fn become_follower(&self) -> Result<(), StepError> {

@@ -180,6 +180,7 @@ fn driver_reason(error: &DriverError) -> Reason {
     match error {
         DriverError::MissingProgram { .. } => Reason::EngineMissing,
         DriverError::ForeignData { .. } => Reason::ForeignData,
+        DriverError::NotAdoptable { .. } => Reason::NotAdoptable,
         DriverError::PortInUse { .. } => Reason::PortInUse,
         DriverError::UnknownSetting { .. } => Reason::UnknownSetting,
         DriverError::InvalidSetting { .. } => Reason::InvalidField,

@@ -75,7 +75,8 @@ const GRACE: Duration = Duration::from_secs(5);
 
 fn stopping(action: &Action) -> Stopping {
     match action {
-        Action::Initialize | Action::Promote | Action::ForcePrimary { .. } => Stopping::AtItsEnd,
+        // Of an adoption that is broken off half would be left, and nobody to give it back.
+        Action::Initialize | Action::Promote | Action::Adopt { .. } | Action::ForcePrimary { .. } => Stopping::AtItsEnd,
         Action::Clone { .. } | Action::Swap { .. } | Action::Rewind { .. } => Stopping::Within(GRACE),
         Action::Assign { .. }
         | Action::Configure { .. }
@@ -253,6 +254,7 @@ impl Executor {
                 | Action::Checkpoint
                 | Action::Drain { .. }
                 | Action::UndoDrain
+                | Action::Adopt { .. }
                 | Action::ForcePrimary { .. } => Duration::ZERO,
             }
         };

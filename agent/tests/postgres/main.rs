@@ -8,6 +8,7 @@
 
 mod faults;
 mod recovery;
+mod unmanaged;
 mod world;
 
 use regent_agent::engine::conformance;

@@ -10,7 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use regent_agent::engine::{
-    Context, Driver, DriverError, Factory,
+    Context, Driver, DriverError, Factory, FoundInstance, Ground,
     conformance::{Harness, World},
     postgres::PostgresFactory,
 };
@@ -20,6 +20,8 @@ use regent_common::{
     ids::{ClusterName, MemberName, NodeName},
     topology::{ClusterSpec, Endpoint, Peer},
 };
+
+use crate::unmanaged::Unmanaged;
 
 /// Passwords with everything in them that has to be escaped somewhere.
 pub(crate) const REPLICATION_SECRET: &str = "replication's: \\ secret";
@@ -62,6 +64,10 @@ impl RealWorld {
 
     pub(crate) fn root(&self, member: u32) -> PathBuf {
         self.folder.path().join(format!("root{member}"))
+    }
+
+    pub(crate) fn port(&self, member: u32) -> u16 {
+        self.ports[member as usize - 1]
     }
 
     pub(crate) fn data(&self, member: u32) -> PathBuf {
@@ -131,6 +137,7 @@ impl World for RealWorld {
             settings: self.settings.clone(),
             secrets: secrets.map(|(name, secret)| (name.to_owned(), secret.into())).into(),
             allow_list: AllowList::default(),
+            access_rules: String::new(),
         }
     }
 
@@ -138,7 +145,7 @@ impl World for RealWorld {
         Peer {
             member: self.member(member),
             node: NodeName::new(format!("node{member}")).unwrap(),
-            engine: Endpoint { host: "127.0.0.1".to_owned(), port: self.ports[member as usize - 1] },
+            engine: Endpoint { host: "127.0.0.1".to_owned(), port: self.port(member) },
             agent_address: String::new(),
         }
     }
@@ -182,6 +189,19 @@ impl World for RealWorld {
         self.root(member).exists()
     }
 
+    async fn start_unmanaged(&self, member: u32, upstream: Option<u32>) -> Result<PathBuf, String> {
+        Unmanaged::of(self, member).start(upstream.map(|upstream| Unmanaged::of(self, upstream)))
+    }
+
+    async fn survey(&self, member: u32) -> Result<Vec<FoundInstance>, DriverError> {
+        let context = self.context(member);
+        let (section, agent_program) = (context.section.as_ref(), &*context.agent_program);
+        let found = PostgresFactory.survey(&Ground { section, agent_program, data_root: &self.root(member) }).await?;
+        // Other tests of this machine have instances of their own.
+        let port = self.peer(member).engine.port;
+        Ok(found.into_iter().filter(|found| found.port == port).collect())
+    }
+
     fn interrupt_rewind(&self, member: u32) {
         std::fs::write(self.root(member).join("dirty"), "rewinding").unwrap();
     }
@@ -197,8 +217,8 @@ impl World for RealWorld {
 
 impl RealWorld {
     fn kill_everything(&self) {
-        for member in 1..=3 {
-            while let pids @ [_, ..] = processes_in(&self.data(member)).as_slice() {
+        for data in (1..=3).flat_map(|member| [self.data(member), Unmanaged::of(self, member).data()]) {
+            while let pids @ [_, ..] = processes_in(&data).as_slice() {
                 for pid in pids {
                     let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL);
                 }

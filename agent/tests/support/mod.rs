@@ -20,7 +20,10 @@ use std::{
 
 use async_trait::async_trait;
 use regent_agent::{
-    engine::{CloneOptions, Cloned, Context, Driver, DriverError, Factory, SettingsCheck, StartAs, Stop, Work},
+    engine::{
+        CloneOptions, Cloned, Context, Driver, DriverError, Factory, FoundInstance, Ground, SettingsCheck, StartAs,
+        Stop, Work,
+    },
     firewall::{Keeper, Means, fake::FakeMachine},
     lease::LeaseHandle,
     ledger::{Digest, Header, LedgerStore, RealDisk, StepKey, StepOutcome},
@@ -51,6 +54,7 @@ pub struct Machine {
 struct Inner {
     calls: Vec<String>,
     data: bool,
+    adopted: bool,
     dirty: bool,
     state: EngineState,
     role: Option<Role>,
@@ -79,6 +83,7 @@ impl Machine {
             inner: Mutex::new(Inner {
                 calls: Vec::new(),
                 data: false,
+                adopted: false,
                 dirty: false,
                 state: EngineState::Absent,
                 role: None,
@@ -208,6 +213,10 @@ impl Factory for TestFactory {
         Ok(())
     }
 
+    async fn survey(&self, _: &Ground<'_>) -> Result<Vec<FoundInstance>, DriverError> {
+        Ok(Vec::new())
+    }
+
     fn open(&self, context: Context) -> Result<Arc<dyn Driver>, DriverError> {
         let port = if context.port == 0 { 7777 } else { context.port };
         Ok(Arc::new(TestDriver { machine: self.0.clone(), port }))
@@ -324,6 +333,20 @@ impl Driver for TestDriver {
     }
     async fn checkpoint(&self) -> Result<(), DriverError> {
         self.machine.enter("checkpoint").await
+    }
+    async fn adopt(&self, _: &std::path::Path, upstream: Option<&Peer>) -> Result<Position, DriverError> {
+        self.machine.enter("adopt").await?;
+        self.machine.run_as(if upstream.is_some() { Role::Replica } else { Role::Primary });
+        self.machine.change(|inner| inner.adopted = true);
+        Ok(at(15))
+    }
+    async fn give_back(&self) -> Result<bool, DriverError> {
+        self.machine.enter("give_back").await?;
+        let adopted = self.machine.change(|inner| {
+            inner.data &= !inner.adopted;
+            std::mem::take(&mut inner.adopted)
+        });
+        Ok(adopted)
     }
     async fn release(&self, _: bool) -> Result<(), DriverError> {
         self.machine.enter("release").await?;
@@ -461,6 +484,7 @@ pub fn spec() -> ClusterSpec {
         settings: BTreeMap::new(),
         secrets: [("replication".to_owned(), "hush".into())].into(),
         allow_list: AllowList::default(),
+        access_rules: String::new(),
     }
 }
 

@@ -28,6 +28,7 @@ pub fn spec_of(agents: &[&Agent]) -> wire::ClusterSpec {
     let members = agents.iter().enumerate().map(|(index, agent)| peer_of(index, agent)).collect();
     wire::ClusterSpec {
         allow_list: Vec::new(),
+        access_rules: String::new(),
         cluster: "db".to_owned(),
         engine: "test".to_owned(),
         version: String::new(),

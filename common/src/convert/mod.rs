@@ -425,6 +425,7 @@ impl From<&ClusterSpec> for agent::ClusterSpec {
             settings: spec.settings.clone(),
             secrets: spec.secrets.iter().map(|(name, s)| (name.clone(), s.expose_secret().to_owned())).collect(),
             allow_list: spec.allow_list.networks().map(|network| network.to_string()).collect(),
+            access_rules: spec.access_rules.clone(),
         }
     }
 }
@@ -444,6 +445,7 @@ impl TryFrom<agent::ClusterSpec> for ClusterSpec {
                 .map(|(name, secret)| (name, SecretString::from(secret)))
                 .collect::<BTreeMap<_, _>>(),
             allow_list: AllowList::parse(message.allow_list)?,
+            access_rules: message.access_rules,
         })
     }
 }

@@ -221,6 +221,17 @@ async fn a_dry_run_says_what_would_be_done() {
 }
 
 #[tokio::test]
+async fn an_adoption_names_nodes_and_folders_and_is_refused_with_what_to_do() {
+    let session = Session::start().await;
+    let arguments = ["cluster", "adopt", "db", "--node", "a", "--node", "b", "--data-directory", "a=/data/a"];
+    let output = session.run(&[arguments.as_slice(), &["--dry-run"]].concat()).await;
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(stdout(&output).contains(r#"adopt a and b with {"a": "/data/a"}"#), "{}", stdout(&output));
+    fails_with(&session.run(&arguments).await, 3, "NOT_ADOPTABLE");
+    fails_with(&session.run(&["cluster", "adopt", "db"]).await, 2, "--node");
+}
+
+#[tokio::test]
 async fn all_pages_of_a_list_are_read() {
     let session = Session::start().await;
     let output = session.run(&["cluster", "list", "--output", "json"]).await;

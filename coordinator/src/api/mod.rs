@@ -7,8 +7,8 @@ use regent_common::{
     ids::{NodeName, OperationId},
 };
 use regent_proto::coordinator::v1::{
-    AddMemberRequest, CreateClusterRequest, DeleteClusterRequest, FailoverClusterRequest, Operation,
-    PromoteMemberRequest, RemoveMemberRequest, ResyncClusterRequest, SetAllowListRequest,
+    AddMemberRequest, AdoptClusterRequest, CreateClusterRequest, DeleteClusterRequest, FailoverClusterRequest,
+    Operation, PromoteMemberRequest, RemoveMemberRequest, ResyncClusterRequest, SetAllowListRequest,
 };
 use tonic::{Request, Status};
 
@@ -20,6 +20,7 @@ use crate::{
     store::{StoreError, Transaction, get_json, keys, list_json},
 };
 
+pub mod adopt;
 pub mod audit;
 pub mod authorization;
 pub mod catalog;
@@ -156,6 +157,7 @@ macro_rules! repeatable {
 
 repeatable!(
     CreateClusterRequest,
+    AdoptClusterRequest,
     DeleteClusterRequest,
     ResyncClusterRequest,
     FailoverClusterRequest,

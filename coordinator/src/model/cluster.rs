@@ -106,6 +106,12 @@ pub struct ClusterRecord {
     /// Which addresses reach the engines; its members, the coordinator and each machine itself always do.
     #[serde(default)]
     pub allow_list: AllowList,
+    /// Who may log in from where, in the engine's own terms, as an adopted instance had it; empty for its driver's own rules.
+    #[serde(default)]
+    pub access_rules: String,
+    /// An instance that ran before is being taken over: whatever takes the cluster back gives that back as it was found.
+    #[serde(default)]
+    pub adopting: bool,
 }
 
 /// Where a cluster is in its life.
@@ -247,6 +253,47 @@ impl MemberRecord {
 // === impl ClusterRecord ===
 
 impl ClusterRecord {
+    /// A cluster that is about to be made: nothing is said of its engine yet, and it has no members.
+    pub fn new(id: ClusterId, name: ClusterName, created_at: Timestamp, created_by: String) -> Self {
+        Self {
+            id,
+            name,
+            engine: String::new(),
+            version: String::new(),
+            mode: String::new(),
+            epoch: Epoch(0),
+            token: OperationToken(0),
+            primary: None,
+            candidate: None,
+            established: false,
+            reign: None,
+            base: None,
+            longest_ttl_millis: 0,
+            hand_over_millis: 0,
+            may_be_writable: BTreeSet::new(),
+            reigned: BTreeMap::new(),
+            members: BTreeMap::new(),
+            next_number: 1,
+            phase: Phase::Creating,
+            labels: BTreeMap::new(),
+            protected: false,
+            settings: BTreeMap::new(),
+            port: 0,
+            connection: ConnectionFormat::default(),
+            secrets: BTreeMap::new(),
+            policy: Policy::default(),
+            created_at,
+            created_by,
+            ready_at: None,
+            keep_data_on_delete: false,
+            operation: None,
+            divergences: Vec::new(),
+            allow_list: AllowList::default(),
+            access_rules: String::new(),
+            adopting: false,
+        }
+    }
+
     /// The role that the stored topology gives a member.
     pub fn role_of(&self, member: &MemberName) -> Role {
         if self.primary.as_ref() == Some(member) { Role::Primary } else { Role::Replica }

@@ -35,6 +35,9 @@ pub struct Tombstone {
     pub token: OperationToken,
     /// Whether the data stays on the nodes.
     pub keep_data: bool,
+    /// Whether an instance that was taken over goes on as it was found.
+    #[serde(default)]
+    pub give_back: bool,
 }
 
 // === impl Tombstone ===
@@ -48,6 +51,7 @@ impl Tombstone {
             epoch: record.epoch,
             token: record.token,
             keep_data: record.keep_data_on_delete,
+            give_back: record.adopting,
         }
     }
 

@@ -11,7 +11,10 @@ use regent_common::{
     ids::{ClusterId, NodeName},
     topology::Progress,
 };
-use regent_proto::agent::v1::{CheckAllowListRequest, CheckAllowListResponse, CheckSettingsRequest, StepResult};
+use regent_proto::agent::v1::{
+    CheckAllowListRequest, CheckAllowListResponse, CheckSettingsRequest, FoundInstance, StepResult,
+    SurveyInstancesResponse,
+};
 use tokio::sync::watch;
 
 use super::{AgentError, Agents, AllowListAbility, NodeView, StepCall};
@@ -21,6 +24,7 @@ use super::{AgentError, Agents, AllowListAbility, NodeView, StepCall};
 pub(crate) struct Unheard {
     obedient: bool,
     allow_list: AllowListAbility,
+    instances: BTreeMap<NodeName, Vec<FoundInstance>>,
     told: Mutex<Vec<StepCall>>,
 }
 
@@ -35,6 +39,11 @@ impl Unheard {
     /// No allow-list can be in force on their nodes.
     pub(crate) fn without_allow_lists(why: &str) -> Self {
         Self { allow_list: AllowListAbility::Unable(why.to_owned()), ..Self::default() }
+    }
+
+    /// These instances run on their nodes and are nobody's; of other nodes nothing is known.
+    pub(crate) fn with_instances(instances: BTreeMap<NodeName, Vec<FoundInstance>>) -> Self {
+        Self { instances, ..Self::default() }
     }
 
     /// What they were told, in order.
@@ -63,6 +72,13 @@ impl Agents for Unheard {
         _: CheckAllowListRequest,
     ) -> Result<CheckAllowListResponse, AgentError> {
         Err(AgentError::Unreachable { node: node.clone(), detail: "nobody is there".to_owned() })
+    }
+
+    async fn survey_instances(&self, node: &NodeName) -> Result<SurveyInstancesResponse, AgentError> {
+        match self.instances.get(node) {
+            Some(instances) => Ok(SurveyInstancesResponse { instances: instances.clone() }),
+            None => Err(AgentError::Unreachable { node: node.clone(), detail: "nobody is there".to_owned() }),
+        }
     }
 
     async fn wait_for_change(&self, _: &NodeName, at_most: Duration) {

@@ -20,8 +20,9 @@ use regent_common::{
 };
 use regent_proto::agent::v1::{
     AgentHello, CheckAllowListRequest, CheckAllowListResponse, CheckSettingsRequest, ExecuteRequest, Heartbeat,
-    HeartbeatAnswer, OpenResponse, Revocations, StepResult, action::Action, execute_response::Event,
-    open_request::Message as ToAgent, open_response::Message as FromAgent, step_service_client::StepServiceClient,
+    HeartbeatAnswer, OpenResponse, Revocations, StepResult, SurveyInstancesRequest, SurveyInstancesResponse,
+    action::Action, execute_response::Event, open_request::Message as ToAgent, open_response::Message as FromAgent,
+    step_service_client::StepServiceClient,
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -373,6 +374,19 @@ impl Agents for Links {
         let problem = || AgentError::Unreachable { node: node.clone(), detail: self.table.view(node).problem };
         let mut client = StepServiceClient::new(self.channel(node).ok_or_else(problem)?);
         client.check_allow_list(wanted).await.map(tonic::Response::into_inner).map_err(|status| refused(node, &status))
+    }
+
+    async fn survey_instances(&self, node: &NodeName) -> Result<SurveyInstancesResponse, AgentError> {
+        let problem = || AgentError::Unreachable { node: node.clone(), detail: self.table.view(node).problem };
+        let mut client = StepServiceClient::new(self.channel(node).ok_or_else(problem)?);
+        let answer = client.survey_instances(SurveyInstancesRequest {}).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| {
+            if status.code() != Code::Unimplemented {
+                return refused(node, &status);
+            }
+            let message = "this agent is too old to take a running instance over: upgrade it".to_owned();
+            AgentError::Refused { node: node.clone(), reason: Reason::NotAdoptable, message }
+        })
     }
 
     async fn wait_for_change(&self, node: &NodeName, at_most: Duration) {

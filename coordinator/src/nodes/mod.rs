@@ -17,7 +17,7 @@ use regent_common::{
 };
 use regent_proto::agent::v1::{
     Action, AgentHello, CheckAllowListRequest, CheckAllowListResponse, CheckSettingsRequest, Job, StepHeader,
-    StepResult,
+    StepResult, SurveyInstancesResponse,
 };
 use tokio::sync::{broadcast, watch};
 
@@ -163,6 +163,9 @@ pub trait Agents: Send + Sync {
         node: &NodeName,
         wanted: CheckAllowListRequest,
     ) -> Result<CheckAllowListResponse, AgentError>;
+
+    /// Has a node's agent look for instances of engines that run on it and are no member of anything; changes nothing.
+    async fn survey_instances(&self, node: &NodeName) -> Result<SurveyInstancesResponse, AgentError>;
 
     /// Waits until something is heard of a node, at most so long.
     async fn wait_for_change(&self, node: &NodeName, at_most: Duration);

@@ -2,7 +2,8 @@
 //!
 //! A node that was away while its cluster was deleted comes back with a ledger that names it. The tombstone says under
 //! which numbers to release it; a cluster id is never used again, so nothing can be revived by mistake. A node whose
-//! cluster has no tombstone here is left alone: its data may be all that is left of it.
+//! cluster has no tombstone here is left alone: its data may be all that is left of it. An instance that was about to be adopted is
+//! given back as it was found, where the tombstone says so.
 
 use std::{sync::Arc, time::Duration};
 
@@ -76,7 +77,8 @@ async fn visit(store: &dyn Store, agents: &dyn Agents, node: &NodeName, seen: &O
     tombstone.epoch = tombstone.epoch.max(seen.epoch);
     let transaction = Transaction::default().require_version(key.clone(), stored.version).put_json(key, &tombstone);
     let revision = store.commit(transaction).await?;
-    let action = Action { action: Some(action::Action::Release(Release { keep_data: tombstone.keep_data })) };
+    let Tombstone { keep_data, give_back, .. } = tombstone;
+    let action = Action { action: Some(action::Action::Release(Release { keep_data, give_back })) };
     let header = StepHeader {
         cluster_id: tombstone.id.to_string(),
         member: seen.member.to_string(),
@@ -127,11 +129,15 @@ mod tests {
 
     /// What the agent of a node that reports this is told: whether its data is kept, its epoch, and its token.
     async fn told(store: &MemoryStore, seen: &Observation) -> Option<(bool, u64, u64)> {
+        released(store, seen).await.map(|(release, header)| (release.keep_data, header.epoch, header.token))
+    }
+
+    async fn released(store: &MemoryStore, seen: &Observation) -> Option<(Release, StepHeader)> {
         let agents = Unheard::obedient();
         visit(store, &agents, &"n1".parse().unwrap(), seen).await.unwrap();
         let StepCall { header, action } = agents.told().into_iter().next()?;
         let Some(action::Action::Release(release)) = action.action else { panic!("{action:?}") };
-        Some((release.keep_data, header.epoch, header.token))
+        Some((release, header))
     }
 
     fn tombstone(keep_data: bool) -> Tombstone {
@@ -148,6 +154,18 @@ mod tests {
         assert_eq!(told(&store, &seen()).await, Some((false, 3, 7)));
         let other = Observation { cluster_id: ClusterId::from_parts(9, 9), ..seen() };
         assert_eq!(told(&store, &other).await, None, "nobody knows what became of that cluster");
+    }
+
+    #[tokio::test]
+    async fn an_instance_that_was_about_to_be_adopted_is_given_back() {
+        let mut record = cluster();
+        for adopting in [false, true] {
+            record.adopting = adopting;
+            let tombstone = Tombstone { token: OperationToken(7), epoch: Epoch(3), ..Tombstone::of(&record) };
+            let store = store_with(&[(None, tombstone)]).await;
+            let (release, _) = released(&store, &seen()).await.unwrap();
+            assert_eq!(release.give_back, adopting);
+        }
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use prost::Message;
 use regent_common::{
     error::Reason,
     ids::{Epoch, MemberName, NodeName, OperationToken, Revision},
-    topology::{ClusterSpec, Peer, Progress},
+    topology::{ClusterSpec, EngineState, Peer, Progress},
 };
 use regent_proto::agent::v1::{Action, StepHeader, StepResult, action::Action as Kind};
 use serde::de::DeserializeOwned;
@@ -142,6 +142,32 @@ impl StepContext<'_> {
         }
     }
 
+    /// Waits until the engines of these members are seen to run in the role that the record gives them, at most so long: what was seen
+    /// of them before a step must not be what the planner decides by after it.
+    pub async fn seen_running(&self, members: &[MemberName], limit: Duration) -> Result<(), StepError> {
+        let began = self.environment.clock.boottime();
+        for member in members {
+            loop {
+                let cluster = self.cluster()?;
+                let seen = self.view(member)?.observation;
+                let seen = seen.filter(|seen| seen.cluster_id == cluster.id && seen.member == *member);
+                let engine = seen.map(|seen| seen.engine);
+                let role = Some(cluster.role_of(member));
+                if engine.as_ref().is_some_and(|engine| engine.state == EngineState::Running && engine.role == role) {
+                    break;
+                }
+                let waited = self.environment.clock.boottime().saturating_sub(began);
+                if waited >= limit {
+                    let why = engine.map_or_else(|| "its agent was not heard".to_owned(), |engine| engine.reason);
+                    let message = format!("the engine of {member} is not seen to run in its role: {why}");
+                    return Err(StepError::new(Reason::EngineFailed, message));
+                }
+                self.environment.agents.wait_for_change(&self.node_of(member)?, RETRY_PAUSE).await;
+            }
+        }
+        Ok(())
+    }
+
     /// A member as its peers see it.
     pub fn peer(&self, member: &MemberName) -> Result<Peer, StepError> {
         let cluster = self.cluster()?;
@@ -266,5 +292,6 @@ pub fn action_label(action: &Kind) -> &'static str {
         Kind::Checkpoint(_) => "checkpoint",
         Kind::Drain(_) => "drain",
         Kind::UndoDrain(_) => "undo-drain",
+        Kind::Adopt(_) => "adopt",
     }
 }

@@ -28,6 +28,7 @@ pub use context::StepContext;
 /// Every kind of operation. The one place that lists them.
 pub const KINDS: &[&dyn Kind] = &[
     &kinds::create_cluster::CreateCluster,
+    &kinds::adopt_cluster::AdoptCluster,
     &kinds::add_member::AddMember,
     &kinds::remove_member::RemoveMember,
     &kinds::failover::Failover,

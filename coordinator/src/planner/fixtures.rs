@@ -58,6 +58,8 @@ pub(crate) fn cluster() -> ClusterRecord {
         operation: None,
         divergences: Vec::new(),
         allow_list: Default::default(),
+        access_rules: String::new(),
+        adopting: false,
     }
 }
 

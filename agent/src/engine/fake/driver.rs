@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
 
@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use regent_common::{
     ids::MemberName,
     position::Position,
-    topology::{ClusterSpec, Endpoint, EngineObservation, HeardPosition, Peer, Progress, Role, Ternary},
+    topology::{ClusterSpec, Endpoint, EngineObservation, EngineState, HeardPosition, Peer, Progress, Role, Ternary},
 };
 use tokio::sync::watch;
 
@@ -77,7 +77,7 @@ impl Hand<'_> {
     fn check_startable(&mut self) -> Result<(), DriverError> {
         self.check_ours()?;
         let path = self.driver.root.clone();
-        match (self.instance().dirty, &self.instance().data) {
+        match (self.instance().dirty, self.own_data()) {
             (true, _) => Err(DriverError::Dirty { path }),
             (false, None) => Err(DriverError::NoData { path }),
             (false, Some(_)) => Ok(()),
@@ -86,7 +86,13 @@ impl Hand<'_> {
 
     fn copy(&mut self) -> Result<&mut Copy, DriverError> {
         let path = self.driver.root.clone();
-        self.instance().data.as_mut().ok_or(DriverError::NoData { path })
+        self.own_data().ok_or(DriverError::NoData { path })
+    }
+
+    /// The member's data: that of an engine which is nobody's is not.
+    fn own_data(&mut self) -> Option<&mut Copy> {
+        let instance = self.instance();
+        if instance.is_nobodys() { None } else { instance.data.as_mut() }
     }
 
     fn position(&mut self) -> Result<Position, DriverError> {
@@ -216,6 +222,23 @@ impl Driver for FakeDriver {
         }
         let mut hand = Hand { state: &mut state, driver: self };
         let instance = hand.instance();
+        if instance.is_nobodys() {
+            return EngineObservation {
+                state: EngineState::Absent,
+                role: None,
+                storage_writable: Ternary::Yes,
+                position: None,
+                streaming: Ternary::Unknown,
+                upstream: None,
+                replay_lag_bytes: None,
+                pid: None,
+                version: self.version(),
+                reason: String::new(),
+                details: BTreeMap::new(),
+                data_bytes: 0,
+                stale: String::new(),
+            };
+        }
         let answering = instance.running.filter(|_| !instance.hung);
         let copy = instance.data.as_ref();
         let running_copy = copy.filter(|_| answering.is_some());
@@ -234,8 +257,8 @@ impl Driver for FakeDriver {
             pid: instance.running.map(|running| running.process),
             version: self.version(),
             reason: match instance.state() {
-                regent_common::topology::EngineState::Crashed => "the engine's process ended".to_owned(),
-                regent_common::topology::EngineState::Hung => "no answer".to_owned(),
+                EngineState::Crashed => "the engine's process ended".to_owned(),
+                EngineState::Hung => "no answer".to_owned(),
                 _ => String::new(),
             },
             details: copy.map(|copy| ("branch".to_owned(), copy.branch.to_string())).into_iter().collect(),
@@ -253,7 +276,7 @@ impl Driver for FakeDriver {
     }
 
     fn has_data(&self) -> bool {
-        Hand { state: &mut self.world.lock(), driver: self }.instance().data.is_some()
+        Hand { state: &mut self.world.lock(), driver: self }.own_data().is_some()
     }
 
     async fn configure(&self, spec: &ClusterSpec) -> Result<(), DriverError> {
@@ -270,6 +293,9 @@ impl Driver for FakeDriver {
             hand.check_ours()?;
             if hand.instance().wanted.is_none() {
                 return Err(refused("initialize", "it was never configured"));
+            }
+            if hand.instance().is_nobodys() {
+                return Err(DriverError::PortInUse { port: self.endpoint.port });
             }
             if hand.instance().data.is_none() {
                 let system = hand.state.next_branch();
@@ -357,7 +383,9 @@ impl Driver for FakeDriver {
 
     async fn stop(&self, _how: Stop) -> Result<(), DriverError> {
         self.act("stop", |hand| {
-            hand.instance().end();
+            if !hand.instance().is_nobodys() {
+                hand.instance().end();
+            }
             Ok(())
         })
     }
@@ -450,11 +478,56 @@ impl Driver for FakeDriver {
         self.act("checkpoint", |hand| hand.instance().answers().map_err(|detail| refused("flush", &detail)))
     }
 
+    async fn adopt(&self, data_directory: &Path, upstream: Option<&Peer>) -> Result<Position, DriverError> {
+        self.act("adopt", |hand| {
+            if hand.instance().wanted.is_none() {
+                return Err(refused("adopt", "it was never configured"));
+            }
+            let path = data_directory.to_owned();
+            let instance = hand.instance();
+            instance.answers().map_err(|problem| DriverError::NotAdoptable { path: path.clone(), problem })?;
+            let standby = instance.data.as_ref().is_some_and(|copy| copy.standby);
+            let Some(unmanaged) = instance.unmanaged.as_mut().filter(|found| found.folder == data_directory) else {
+                return Err(DriverError::NoData { path });
+            };
+            if standby != upstream.is_some() {
+                let problem = "it has another role by now".to_owned();
+                return Err(DriverError::NotAdoptable { path, problem });
+            }
+            unmanaged.adopted = true;
+            instance.changed();
+            if let Some(upstream) = upstream {
+                hand.follow(upstream)?;
+            }
+            hand.position()
+        })
+    }
+
+    async fn give_back(&self) -> Result<bool, DriverError> {
+        self.act("give_back", |hand| {
+            let instance = hand.instance();
+            let Some(unmanaged) = instance.unmanaged.as_mut().filter(|unmanaged| unmanaged.adopted) else {
+                return Ok(false);
+            };
+            unmanaged.adopted = false;
+            if let Some(copy) = &mut instance.data {
+                copy.upstream.clone_from(&unmanaged.upstream);
+            }
+            instance.wanted = None;
+            Ok(true)
+        })
+    }
+
     async fn release(&self, keep_data: bool) -> Result<(), DriverError> {
         self.act("release", |hand| {
             hand.check_ours()?;
             let instance = hand.instance();
+            if instance.is_nobodys() {
+                instance.wanted = None;
+                return Ok(());
+            }
             instance.end();
+            instance.unmanaged = None;
             let data = instance.data.take();
             instance.kept =
                 if keep_data { data.into_iter().chain(instance.kept.drain(..)).collect() } else { Vec::new() };

@@ -10,6 +10,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -21,7 +22,7 @@ use regent_common::{
 };
 use tokio::sync::watch;
 
-use super::{Context, Driver, DriverError, Factory, SettingsCheck};
+use super::{Context, Driver, DriverError, Factory, FoundInstance, Ground, SettingsCheck};
 
 mod driver;
 #[cfg(test)]
@@ -58,6 +59,8 @@ struct Instance {
     incoming: Option<Copy>,
     kept: Vec<Copy>,
     foreign: bool,
+    /// What the engine was before it was a member's.
+    unmanaged: Option<Unmanaged>,
     dirty: bool,
     /// The running engine, if any.
     running: Option<Running>,
@@ -72,6 +75,16 @@ struct Instance {
     stream_limit: Option<u64>,
     wanted: Option<ClusterSpec>,
     changes: watch::Sender<u64>,
+}
+
+/// An engine of nobody's.
+#[derive(Debug)]
+struct Unmanaged {
+    /// Where its data is.
+    folder: PathBuf,
+    upstream: Option<(MemberName, Endpoint)>,
+    /// Whether it is a member's by now.
+    adopted: bool,
 }
 
 /// A copy of the data.
@@ -229,9 +242,10 @@ impl FakeWorld {
         copy.map(|copy| copy.rows.iter().map(|row| row.number).collect()).unwrap_or_default()
     }
 
-    /// Whether there is data on the disk of the engine at `endpoint`.
+    /// Whether there is data of a member on the disk of the engine at `endpoint`.
     pub fn has_data(&self, endpoint: &Endpoint) -> bool {
-        self.lock().instances.get(endpoint).is_some_and(|instance| instance.data.is_some())
+        let own = |instance: &Instance| instance.data.is_some() && !instance.is_nobodys();
+        self.lock().instances.get(endpoint).is_some_and(own)
     }
 
     /// The branch on which the engine at `endpoint` would write; each promotion begins a higher one.
@@ -260,6 +274,49 @@ impl FakeWorld {
     pub fn put_foreign_data(&self, context: &Context) {
         self.register(context);
         self.change(&endpoint_of(context), |instance| instance.foreign = true);
+    }
+
+    /// Starts an engine that is nobody's, with its data in `folder`: as a primary, or as a replica of the one at `upstream`.
+    pub fn start_unmanaged(&self, endpoint: &Endpoint, folder: &Path, upstream: Option<&Endpoint>) {
+        let mut state = self.lock();
+        let stranger = || MemberName::new("unmanaged1").expect("it is a name");
+        let upstream = upstream.map(|upstream| (stranger(), upstream.clone()));
+        let source = upstream.as_ref().and_then(|(_, upstream)| state.instances.get(upstream)?.data.clone());
+        let copy = match source {
+            Some(copy) => Copy { standby: true, upstream: upstream.clone(), ..copy },
+            None => {
+                let (system, branch) = (state.next_branch(), state.next_branch());
+                Copy { system, branch, rows: Vec::new(), standby: false, upstream: None }
+            }
+        };
+        state.processes += 1;
+        let role = if copy.standby { Role::Replica } else { Role::Primary };
+        let process = state.processes;
+        let instance = state.instances.entry(endpoint.clone()).or_insert_with(Instance::new);
+        instance.unmanaged = Some(Unmanaged { folder: folder.to_owned(), upstream, adopted: false });
+        instance.data = Some(copy);
+        instance.running = Some(Running { process, role });
+    }
+
+    /// Starts an engine that is nobody's and has ended again, as its machine does, and a person who makes a replica anew that has lost
+    /// its data; false when there is none.
+    pub fn restart_unmanaged(&self, endpoint: &Endpoint) -> bool {
+        let replaced = {
+            let state = self.lock();
+            let Some(instance) = state.instances.get(endpoint) else { return false };
+            if !instance.is_nobodys() || instance.running.is_some() {
+                return false;
+            }
+            let unmanaged = instance.unmanaged.as_ref().filter(|_| instance.data.is_none());
+            unmanaged.and_then(|unmanaged| Some((unmanaged.folder.clone(), unmanaged.upstream.clone()?.1)))
+        };
+        match replaced {
+            Some((folder, upstream)) => {
+                self.start_unmanaged(endpoint, &folder, Some(&upstream));
+                true
+            }
+            None => self.start_by_hand(endpoint),
+        }
     }
 
     /// Leaves the member as an interrupted rewind would.
@@ -302,6 +359,27 @@ impl Factory for FakeWorld {
             problem: String::new(),
             connection: ConnectionFormat::default(),
         }
+    }
+
+    /// The data root stands for the node: what is in it and nobody's is found.
+    async fn survey(&self, ground: &Ground<'_>) -> Result<Vec<FoundInstance>, DriverError> {
+        let state = self.lock();
+        let unmanaged = state.instances.iter().filter(|(_, instance)| instance.is_nobodys());
+        let found = unmanaged.filter_map(|(endpoint, instance)| {
+            let unmanaged = instance.unmanaged.as_ref().filter(|found| found.folder.starts_with(ground.data_root))?;
+            let copy = instance.data.as_ref().filter(|_| instance.answers().is_ok())?;
+            Some(FoundInstance {
+                version: "1.0".to_owned(),
+                data_directory: unmanaged.folder.clone(),
+                port: endpoint.port,
+                replica: copy.standby,
+                history: copy.system.to_string(),
+                upstream: unmanaged.upstream.as_ref().map(|(_, upstream)| upstream.clone()),
+                access_rules: "everybody".to_owned(),
+                ..FoundInstance::default()
+            })
+        });
+        Ok(found.collect())
     }
 
     async fn check_settings(&self, asked: &SettingsCheck<'_>) -> Result<(), DriverError> {
@@ -407,6 +485,7 @@ impl Instance {
             incoming: None,
             kept: Vec::new(),
             foreign: false,
+            unmanaged: None,
             dirty: false,
             running: None,
             crashed: false,
@@ -418,6 +497,11 @@ impl Instance {
             wanted: None,
             changes: watch::Sender::new(0),
         }
+    }
+
+    /// Whether a running engine is no member's.
+    fn is_nobodys(&self) -> bool {
+        self.unmanaged.as_ref().is_some_and(|unmanaged| !unmanaged.adopted)
     }
 
     fn answers(&self) -> Result<(), String> {

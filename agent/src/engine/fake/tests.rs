@@ -60,6 +60,7 @@ impl World for Trio {
             settings: BTreeMap::new(),
             secrets: BTreeMap::new(),
             allow_list: AllowList::default(),
+            access_rules: String::new(),
         }
     }
 
@@ -104,7 +105,20 @@ impl World for Trio {
     fn has_traces(&self, member: u32) -> bool {
         let state = self.world.lock();
         let instance = &state.instances[&self.endpoint(member)];
-        instance.data.is_some() || instance.incoming.is_some() || !instance.kept.is_empty()
+        let data = instance.data.is_some() && !instance.is_nobodys();
+        data || instance.incoming.is_some() || !instance.kept.is_empty()
+    }
+
+    async fn start_unmanaged(&self, member: u32, upstream: Option<u32>) -> Result<PathBuf, String> {
+        let folder = self.context(member).root.join("main");
+        let upstream = upstream.map(|member| self.endpoint(member));
+        self.world.start_unmanaged(&self.endpoint(member), &folder, upstream.as_ref());
+        Ok(folder)
+    }
+
+    async fn survey(&self, member: u32) -> Result<Vec<FoundInstance>, DriverError> {
+        let data_root = self.context(member).root;
+        self.world.survey(&Ground { section: None, agent_program: Path::new("/nowhere"), data_root: &data_root }).await
     }
 
     fn interrupt_rewind(&self, member: u32) {

@@ -12,7 +12,11 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     Postgres,
-    config::{self, AGENT, APPLICATION, REPLICATOR, SUPERUSER},
+    adoption::places::Found,
+    config::{
+        self, AGENT, APPLICATION, REPLICATOR, SUPERUSER,
+        access::{AdoptedRules, Applications, hba_conf, ident_conf},
+    },
     layout::Layout,
     lifecycle::Force,
     session::{Session, Who, literal},
@@ -27,7 +31,10 @@ const MAIN_FILE: &str = "postgresql.conf";
 pub(super) struct Wanted {
     pub(super) members: Vec<MemberName>,
     pub(super) replication: SecretString,
-    pub(super) application: SecretString,
+    /// None where applications have logins of their own, as in an adopted cluster.
+    pub(super) application: Option<SecretString>,
+    /// Who may log in from where, as an adopted instance had it.
+    pub(super) rules: AdoptedRules,
 }
 
 /// As [`Wanted`], in `conf/wanted.json`, which only the agent may read.
@@ -35,38 +42,50 @@ pub(super) struct Wanted {
 struct Stored {
     members: Vec<MemberName>,
     secrets: BTreeMap<String, String>,
+    #[serde(default)]
+    access_rules: String,
 }
 
 // === impl Wanted ===
 
 impl Wanted {
     fn of(spec: &ClusterSpec) -> Result<Self, DriverError> {
-        let secret = |purpose: &str| {
-            spec.secrets.get(purpose).filter(|secret| !secret.expose_secret().is_empty()).cloned().ok_or_else(|| {
-                DriverError::InvalidSetting {
-                    name: format!("secrets.{purpose}"),
-                    problem: "this engine needs a password for it".to_owned(),
-                }
+        let secret =
+            |purpose: &str| spec.secrets.get(purpose).filter(|secret| !secret.expose_secret().is_empty()).cloned();
+        let needed = |purpose: &str| {
+            secret(purpose).ok_or_else(|| DriverError::InvalidSetting {
+                name: format!("secrets.{purpose}"),
+                problem: "this engine needs a password for it".to_owned(),
             })
         };
+        let rules = AdoptedRules::parse(&spec.access_rules);
         Ok(Self {
             members: spec.members.iter().map(|peer| peer.member.clone()).collect(),
-            replication: secret("replication")?,
-            application: secret("application")?,
+            replication: needed("replication")?,
+            application: if rules.is_empty() { Some(needed("application")?) } else { secret("application") },
+            rules,
         })
     }
 
     pub(super) fn load(layout: &Layout) -> Option<Self> {
         let stored: Stored = serde_json::from_slice(&fs::read(layout.conf().join("wanted.json")).ok()?).ok()?;
         let secret = |purpose| stored.secrets.get(purpose).map(|text| SecretString::from(text.clone()));
-        Some(Self { replication: secret("replication")?, application: secret("application")?, members: stored.members })
+        Some(Self {
+            replication: secret("replication")?,
+            application: secret("application"),
+            members: stored.members,
+            rules: AdoptedRules::parse(&stored.access_rules),
+        })
     }
 
     fn store(&self, layout: &Layout) -> Result<(), DriverError> {
-        let secrets = [("replication", &self.replication), ("application", &self.application)];
+        let secrets = [("replication", Some(&self.replication)), ("application", self.application.as_ref())];
+        let exposed =
+            |(name, secret): (&str, Option<&SecretString>)| Some((name.to_owned(), secret?.expose_secret().to_owned()));
         let stored = Stored {
             members: self.members.clone(),
-            secrets: secrets.map(|(name, secret)| (name.to_owned(), secret.expose_secret().to_owned())).into(),
+            secrets: secrets.into_iter().filter_map(exposed).collect(),
+            access_rules: if self.rules.is_empty() { String::new() } else { self.rules.text() },
         };
         let text = serde_json::to_vec(&stored).expect("names and texts are JSON");
         layout.write_ours(&layout.conf().join("wanted.json"), &text)
@@ -79,20 +98,20 @@ impl Postgres {
     /// Checks what is wanted, writes the files, and brings a running engine to them.
     pub(super) async fn apply_spec(&self, spec: &ClusterSpec) -> Result<(), DriverError> {
         let wanted = Wanted::of(spec)?;
-        let agent_user = nix::unistd::User::from_uid(nix::unistd::geteuid())
-            .ok()
-            .flatten()
-            .map_or_else(|| "root".to_owned(), |user| user.name);
         let place = config::Place {
             layout: &self.layout,
             section: &self.section,
             member: &self.member,
             run_directory: &self.run_directory,
             port: self.endpoint.port,
-            agent_user: &agent_user,
         };
         let conf = config::postgresql_conf(&place, &spec.settings);
-        let ident = config::ident_conf(place.agent_user);
+        let agent_user = nix::unistd::User::from_uid(nix::unistd::geteuid())
+            .ok()
+            .flatten()
+            .map_or_else(|| "root".to_owned(), |user| user.name);
+        let owner = self.runner.user.name.as_ref().unwrap_or(&agent_user);
+        let ident = ident_conf(&agent_user, owner, &wanted.rules);
         let member = self.member.clone();
         self.on_disk(move |layout| {
             layout.claim()?;
@@ -113,7 +132,7 @@ impl Postgres {
         self.on_disk(move |layout| {
             let files = [
                 (MAIN_FILE, conf),
-                ("pg_hba.conf", config::hba_conf(config::Applications::Admitted)),
+                ("pg_hba.conf", hba_conf(Applications::Admitted, &stored.rules)),
                 ("pg_ident.conf", ident),
                 ("pgpass", config::password_file(&stored.replication)),
             ];
@@ -204,13 +223,33 @@ impl Postgres {
         self.write_upstream(None).await?;
         self.launch(Force::Unfinished).await?;
         let superuser = self.superuser().await?;
-        let verifier = |secret: &SecretString| {
-            literal(&postgres_protocol::password::scram_sha_256(secret.expose_secret().as_bytes()))
-        };
+        let wanted = self.wanted()?;
+        let failed = |error: super::session::SqlError| error.refused("create the roles");
+        self.make_own_roles(&superuser).await?;
+        if let Some(secret) = &wanted.application {
+            let role = format!("CREATE ROLE {APPLICATION} LOGIN CREATEDB PASSWORD {}", verifier(secret));
+            superuser.execute(&role).await.map_err(failed)?;
+            superuser.execute(&format!("CREATE DATABASE {APPLICATION} OWNER {APPLICATION}")).await.map_err(failed)?;
+        }
+        superuser.execute("CHECKPOINT").await.map_err(failed)?;
+        self.apply_slots().await?;
+        let place = self.find_place().await?;
+        self.on_disk(|layout| layout.unmark(&layout.initializing())).await?;
+        Ok(place.position())
+    }
+
+    /// Makes the roles of the agent and of the members, with what belongs to them; those that are there already are brought to it.
+    pub(super) async fn make_own_roles(&self, superuser: &Session) -> Result<(), DriverError> {
         let wanted = self.wanted()?;
         let checkpoint = if self.runner.tools.major >= 15 { ", pg_checkpoint" } else { "" };
         let roles = format!(
-            "CREATE ROLE {AGENT} LOGIN REPLICATION;
+            "DO $regent$ BEGIN
+                 IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = '{AGENT}') THEN
+                     CREATE ROLE {AGENT}; END IF;
+                 IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = '{REPLICATOR}') THEN
+                     CREATE ROLE {REPLICATOR}; END IF;
+             END $regent$;
+             ALTER ROLE {AGENT} LOGIN REPLICATION;
              GRANT pg_monitor{checkpoint} TO {AGENT};
              ALTER ROLE {AGENT} SET search_path = pg_catalog;
              ALTER ROLE {AGENT} SET synchronous_commit = 'local';
@@ -218,7 +257,7 @@ impl Postgres {
              ALTER ROLE {AGENT} SET log_min_error_statement = 'panic';
              ALTER ROLE {AGENT} SET log_min_duration_statement = -1;
              ALTER ROLE {AGENT} SET pg_stat_statements.track = 'none';
-             CREATE ROLE {REPLICATOR} LOGIN REPLICATION PASSWORD {};
+             ALTER ROLE {REPLICATOR} LOGIN REPLICATION PASSWORD {};
              GRANT pg_read_all_stats TO {REPLICATOR};
              ALTER ROLE {REPLICATOR} SET search_path = pg_catalog;
              ALTER ROLE {REPLICATOR} SET synchronous_commit = 'local';
@@ -226,23 +265,14 @@ impl Postgres {
              GRANT EXECUTE ON FUNCTION pg_catalog.pg_stat_file(text, boolean) TO {REPLICATOR};
              GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file(text) TO {REPLICATOR};
              GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean) TO {REPLICATOR};
-             CREATE SCHEMA {AGENT} AUTHORIZATION {AGENT};
-             CREATE TABLE {AGENT}.timeline (number bigint PRIMARY KEY, name text NOT NULL);
+             CREATE SCHEMA IF NOT EXISTS {AGENT} AUTHORIZATION {AGENT};
+             CREATE TABLE IF NOT EXISTS {AGENT}.timeline (number bigint PRIMARY KEY, name text NOT NULL);
              ALTER TABLE {AGENT}.timeline OWNER TO {AGENT};
              GRANT USAGE ON SCHEMA {AGENT} TO {REPLICATOR};
-             GRANT SELECT ON {AGENT}.timeline TO {REPLICATOR};
-             CREATE ROLE {APPLICATION} LOGIN CREATEDB PASSWORD {};",
+             GRANT SELECT ON {AGENT}.timeline TO {REPLICATOR};",
             verifier(&wanted.replication),
-            verifier(&wanted.application),
         );
-        let failed = |error: super::session::SqlError| error.refused("create the roles");
-        superuser.execute(&roles).await.map_err(failed)?;
-        superuser.execute(&format!("CREATE DATABASE {APPLICATION} OWNER {APPLICATION}")).await.map_err(failed)?;
-        superuser.execute("CHECKPOINT").await.map_err(failed)?;
-        self.apply_slots().await?;
-        let place = self.find_place().await?;
-        self.on_disk(|layout| layout.unmark(&layout.initializing())).await?;
-        Ok(place.position())
+        superuser.execute(&roles).await.map_err(|error| error.refused("make the roles of the agent and of the members"))
     }
 
     pub(super) async fn superuser(&self) -> Result<Session, DriverError> {
@@ -256,7 +286,8 @@ impl Postgres {
         let wanted = self.wanted()?;
         let superuser = self.superuser().await?;
         let failed = |error: super::session::SqlError| error.refused("set the passwords of the roles");
-        for (role, secret) in [(REPLICATOR, &wanted.replication), (APPLICATION, &wanted.application)] {
+        let roles = [(REPLICATOR, Some(&wanted.replication)), (APPLICATION, wanted.application.as_ref())];
+        for (role, secret) in roles.into_iter().filter_map(|(role, secret)| Some((role, secret?))) {
             let sql = format!("SELECT rolpassword FROM pg_authid WHERE rolname = {}", literal(role));
             let stored = superuser.value(&sql, Duration::from_secs(5)).await.map_err(failed)?;
             if stored.is_some_and(|verifier| is_verifier_of(&verifier, secret)) {
@@ -279,12 +310,23 @@ impl Postgres {
                     self.kill().await?;
                 }
             }
-            self.on_disk(move |layout| layout.give_up(keep_data)).await?;
+            self.on_disk(move |layout| {
+                let found = Found::load(layout)?;
+                found.as_ref().map_or(Ok(()), Found::lead_back)?;
+                found.map_or(Ok(()), |found| found.forget_old_place(layout))?;
+                layout.give_up(keep_data)
+            })
+            .await?;
             self.wanted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         }
         // Also where it is nobody's: a release whose end could not be noted is asked for again, and to open the driver made the folder.
         self.on_disk(|layout| layout.remove_root_if_empty()).await
     }
+}
+
+/// A password as the engine stores it, as an SQL literal.
+fn verifier(secret: &SecretString) -> String {
+    literal(&postgres_protocol::password::scram_sha_256(secret.expose_secret().as_bytes()))
 }
 
 /// Whether a stored SCRAM verifier is one of this password.

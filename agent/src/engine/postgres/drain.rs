@@ -18,7 +18,10 @@ use tokio::time;
 
 use super::{
     Postgres,
-    config::{self, AGENT, REPLICATOR, SUPERUSER},
+    config::{
+        AGENT, REPLICATOR, SUPERUSER,
+        access::{Applications, hba_conf},
+    },
     position::{Place, parse_lsn},
     refused,
     session::{Session, SqlError, literal},
@@ -40,7 +43,7 @@ impl Postgres {
     pub(super) async fn hand_over_to(&self, successor: &MemberName) -> Result<Position, DriverError> {
         let failed = |error: SqlError| error.refused("hand over");
         let superuser = self.superuser().await?;
-        self.write_access_rules(config::hba_conf(config::Applications::Rejected)).await?;
+        self.write_access_rules(Applications::Rejected).await?;
         let before = superuser.value("SELECT clock_timestamp()", STATEMENT).await.map_err(failed)?.unwrap_or_default();
         self.reload()?;
         self.wait_loaded(&before).await?;
@@ -91,12 +94,13 @@ impl Postgres {
 
     /// Lets applications in again.
     pub(super) async fn admit(&self) -> Result<(), DriverError> {
-        self.write_access_rules(config::hba_conf(config::Applications::Admitted)).await?;
+        self.write_access_rules(Applications::Admitted).await?;
         // Also where nothing was written: an earlier try may have ended before it.
         if self.is_alive() { self.reload() } else { Ok(()) }
     }
 
-    async fn write_access_rules(&self, text: String) -> Result<(), DriverError> {
+    async fn write_access_rules(&self, applications: Applications) -> Result<(), DriverError> {
+        let text = hba_conf(applications, &self.wanted()?.rules);
         self.on_disk(move |layout| layout.write_for_engine(&layout.hba_conf(), text.as_bytes())).await
     }
 
@@ -132,7 +136,9 @@ impl Postgres {
 async fn listed(superuser: &Session) -> Result<(BTreeSet<i32>, BTreeSet<i32>), DriverError> {
     let sql = format!(
         "SELECT pid, backend_type IN ('client backend', 'walsender', 'autovacuum worker') \
-         AND coalesce(usename, '') NOT IN ('{AGENT}', '{SUPERUSER}', '{REPLICATOR}') FROM pg_stat_activity"
+         AND coalesce(usename, '') <> '{REPLICATOR}' \
+         AND NOT (coalesce(usename, '') IN ('{AGENT}', '{SUPERUSER}') AND application_name = 'regent-agent') \
+         FROM pg_stat_activity"
     );
     let rows = superuser.rows(&sql, STATEMENT).await.map_err(|error| error.refused("list the sessions"))?;
     let (mut all, mut ending) = (BTreeSet::new(), BTreeSet::new());

@@ -10,6 +10,7 @@
 //! ROOT/initializing        an initialization began and did not end
 //! ROOT/dirty               the data must not be started
 //! ROOT/swap                a swap is under way (see `swap.rs`)
+//! ROOT/adopted             what has to be put back when an adopted instance is given back (see `adoption`)
 //! ROOT/canary              written and flushed by the probe
 //! ```
 //! **Invariant:** a mark is flushed, with its directory, before what it marks begins, and removed only after the result is
@@ -26,6 +27,14 @@ use regent_common::ids::{ClusterName, MemberName};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::DriverError;
+
+/// Name of the file that says whose a folder is.
+const MARKER: &str = "regent-member";
+
+/// Whether a data directory is in a member's folder, of whatever agent.
+pub(super) fn is_in_a_members_folder(data: &Path) -> bool {
+    data.parent().is_some_and(|root| root.join(MARKER).exists())
+}
 
 /// Owner of the engine's files and processes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +61,30 @@ pub(super) struct Layout {
 struct Marker {
     cluster: ClusterName,
     member: MemberName,
+}
+
+/// What a `postmaster.pid` says; its lines are the engine's own (`miscadmin.h`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Claimed {
+    pub(super) pid: u32,
+    pub(super) port: Option<u16>,
+    pub(super) socket_folder: Option<PathBuf>,
+}
+
+impl Claimed {
+    pub(super) fn read(data: &Path) -> Option<Self> {
+        Self::parse(&fs::read_to_string(data.join("postmaster.pid")).ok()?)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        // The process, the data directory, the start, the port, the first folder of sockets. The last ones come a little later.
+        let line = |number: usize| text.lines().nth(number).map(str::trim).filter(|line| !line.is_empty());
+        Some(Self {
+            pid: line(0)?.parse().ok()?,
+            port: line(3).and_then(|port| port.parse().ok()),
+            socket_folder: line(4).map(PathBuf::from),
+        })
+    }
 }
 
 /// A file operation that failed, as the driver reports it.
@@ -111,6 +144,12 @@ impl Layout {
     pub(super) fn upstream_conf(&self) -> PathBuf {
         self.conf().join("upstream.conf")
     }
+    pub(super) fn main_conf(&self) -> PathBuf {
+        self.conf().join("postgresql.conf")
+    }
+    pub(super) fn ident_conf(&self) -> PathBuf {
+        self.conf().join("pg_ident.conf")
+    }
     pub(super) fn hba_conf(&self) -> PathBuf {
         self.conf().join("pg_hba.conf")
     }
@@ -139,12 +178,21 @@ impl Layout {
         self.root.join("canary")
     }
     fn marker(&self) -> PathBuf {
-        self.root.join("regent-member")
+        self.root.join(MARKER)
+    }
+
+    pub(super) fn adopted(&self) -> PathBuf {
+        self.root.join("adopted")
+    }
+
+    /// What the data directory says of its postmaster.
+    pub(super) fn claimed(&self) -> Option<Claimed> {
+        Claimed::read(&self.data())
     }
 
     /// The process that the data directory names as its postmaster.
     pub(super) fn claimed_process(&self) -> Option<u32> {
-        fs::read_to_string(self.pid_file()).ok()?.lines().next()?.trim().parse().ok()
+        Some(self.claimed()?.pid)
     }
 
     pub(super) fn is_dirty(&self) -> bool {
@@ -281,6 +329,7 @@ impl Layout {
             self.dirty(),
             self.initializing(),
             self.canary(),
+            self.adopted(),
         ];
         for mark in marks {
             self.unmark(&mark)?;
@@ -295,10 +344,13 @@ impl Layout {
 
     /// Removes the folder itself, unless something was kept in it.
     pub(super) fn remove_root_if_empty(&self) -> Result<(), DriverError> {
-        match fs::remove_dir(&self.root) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) => Ok(()),
-            other => other.map_err(io_error("remove", &self.root)),
+        for folder in [self.kept(), self.root.clone()] {
+            match fs::remove_dir(&folder) {
+                Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) => {}
+                other => other.map_err(io_error("remove", &folder))?,
+            }
         }
+        Ok(())
     }
 
     /// Makes `standby.signal`, with which the engine never starts as a primary.
@@ -330,7 +382,7 @@ pub(super) fn tree_bytes(path: &Path) -> u64 {
         .sum()
 }
 
-fn replace(path: &Path, content: &[u8], owner: Option<(u32, u32)>) -> io::Result<()> {
+pub(super) fn replace(path: &Path, content: &[u8], owner: Option<(u32, u32)>) -> io::Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = PathBuf::from(new);
@@ -349,6 +401,6 @@ fn replace(path: &Path, content: &[u8], owner: Option<(u32, u32)>) -> io::Result
     sync_parent(path)
 }
 
-fn sync_parent(path: &Path) -> io::Result<()> {
+pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
     File::open(path.parent().unwrap_or_else(|| Path::new("/")))?.sync_all()
 }

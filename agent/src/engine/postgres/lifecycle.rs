@@ -9,7 +9,12 @@ use nix::sys::signal::Signal;
 use tokio::time;
 
 use super::{
-    Postgres, config,
+    Postgres,
+    bootstrap::Wanted,
+    config::{
+        self,
+        access::{Applications, hba_conf},
+    },
     layout::{Layout, io_error},
     refused,
     session::{SqlError, Who},
@@ -84,7 +89,7 @@ impl Postgres {
 
     pub(super) async fn start_as(&self, how: &StartAs) -> Result<(), DriverError> {
         self.check_startable(Force::No).await?;
-        self.adopt()?;
+        self.adopt_process()?;
         match how {
             StartAs::Primary => self.start_primary().await,
             StartAs::Replica(upstream) => self.follow_upstream(upstream).await,
@@ -93,7 +98,7 @@ impl Postgres {
     }
 
     /// Takes over an engine that runs already, started by an earlier agent or by hand.
-    pub(super) fn adopt(&self) -> Result<(), DriverError> {
+    pub(super) fn adopt_process(&self) -> Result<(), DriverError> {
         self.supervisor
             .adopt(self.layout.claimed_process())
             .map(drop)
@@ -154,9 +159,8 @@ impl Postgres {
             // What a dead postmaster left behind holds its shared memory and keeps a new one from starting.
             self.supervisor.kill_all(KILL).await.map_err(|error| refused("start", &error))?;
             self.check_port()?;
-            let password = self.wanted()?.replication.clone();
-            let socket = self.socket();
-            self.on_disk(move |layout| prepare_files(layout, &socket, &password)).await?;
+            let (wanted, socket) = (self.wanted()?, self.own_socket());
+            self.on_disk(move |layout| prepare_files(layout, &socket, &wanted)).await?;
             let launch = Launch {
                 program: self.runner.tools.bin.join("postgres"),
                 arguments: ["-D".into(), self.layout.data().into(), "-c".into()]
@@ -238,7 +242,7 @@ impl Postgres {
 
     /// Stops cleanly: sessions are cut, data is flushed.
     pub(super) async fn stop_fast(&self) -> Result<(), DriverError> {
-        self.adopt()?;
+        self.adopt_process()?;
         if self.is_alive() {
             // Flushing first shortens the time in which clients are refused. It may fail: the stop flushes anyway.
             drop(time::timeout(Duration::from_secs(30), self.flush()).await);
@@ -325,16 +329,16 @@ impl Postgres {
 }
 
 /// Makes the files ready for a start: no stale pid file or lock of the socket, nothing of ours in `postgresql.auto.conf`.
-fn prepare_files(layout: &Layout, socket: &Path, replication: &secrecy::SecretString) -> Result<(), DriverError> {
+fn prepare_files(layout: &Layout, socket: &Path, wanted: &Wanted) -> Result<(), DriverError> {
     // No process works in the directory: a pid in these files belongs to somebody else by now, or to a killed postmaster that
     // the machine's first process has not buried yet, which the engine would take for a living one.
     layout.unmark(&layout.pid_file())?;
     let mut lock = socket.as_os_str().to_owned();
     lock.push(".lock");
     layout.unmark(Path::new(&lock))?;
-    layout.write_for_engine(&layout.password_file(), config::password_file(replication).as_bytes())?;
+    layout.write_for_engine(&layout.password_file(), config::password_file(&wanted.replication).as_bytes())?;
     // A start ends a drain, whatever became of it.
-    layout.write_for_engine(&layout.hba_conf(), config::hba_conf(config::Applications::Admitted).as_bytes())?;
+    layout.write_for_engine(&layout.hba_conf(), hba_conf(Applications::Admitted, &wanted.rules).as_bytes())?;
     strip_auto_conf(layout)
 }
 

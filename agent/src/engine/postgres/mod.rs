@@ -12,7 +12,7 @@
 //! - Methods that change something run one at a time; a clone runs beside them, and a kill waits for nothing.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -35,9 +35,13 @@ use self::{
     session::{Session, SqlError, Who},
     tools::{Runner, Section, Tools},
 };
-use super::{CloneOptions, Cloned, Context, Driver, DriverError, Factory, SettingsCheck, StartAs, Stop, Work};
+use super::{
+    CloneOptions, Cloned, Context, Driver, DriverError, Factory, FoundInstance, Ground, SettingsCheck, StartAs, Stop,
+    Work,
+};
 use crate::supervisor::{Supervisor, process::EngineProcess};
 
+mod adoption;
 mod bootstrap;
 mod clone;
 mod config;
@@ -86,6 +90,8 @@ struct Postgres {
     /// How far the upstream had come by what the stream told.
     upstream_heard: Mutex<Option<HeardPosition>>,
     facts: Arc<Facts>,
+    /// Whether an instance is being taken over, which does not know us before its end.
+    taking_over: AtomicBool,
     eyes: tokio::sync::Mutex<Eyes>,
 }
 
@@ -96,6 +102,8 @@ struct Facts {
     dirty: AtomicBool,
     /// The process that the postmaster's pid file names, 0 without one: with no such process it tells of a crash.
     claimed_process: AtomicU32,
+    /// The folder of its socket that the same file names.
+    socket_folder: Mutex<Option<PathBuf>>,
 }
 
 // === impl PostgresFactory ===
@@ -134,6 +142,10 @@ impl Factory for PostgresFactory {
         }
     }
 
+    async fn survey(&self, ground: &Ground<'_>) -> Result<Vec<FoundInstance>, DriverError> {
+        Box::pin(adoption::survey::look_around(ground)).await
+    }
+
     async fn check_settings(&self, asked: &SettingsCheck<'_>) -> Result<(), DriverError> {
         let section = Section::read(asked.section)?;
         let runner = Runner {
@@ -156,7 +168,10 @@ impl Facts {
     fn refresh(&self, layout: &Layout) {
         self.has_data.store(layout.has_data(), Ordering::Release);
         self.dirty.store(layout.is_dirty(), Ordering::Release);
-        self.claimed_process.store(layout.claimed_process().unwrap_or(0), Ordering::Release);
+        let claimed = layout.claimed();
+        self.claimed_process.store(claimed.as_ref().map_or(0, |claimed| claimed.pid), Ordering::Release);
+        let folder = claimed.and_then(|claimed| claimed.socket_folder);
+        *self.socket_folder.lock().unwrap_or_else(PoisonError::into_inner) = folder;
     }
 }
 
@@ -214,6 +229,7 @@ impl Postgres {
             following: Mutex::new(following),
             upstream_heard: Mutex::default(),
             facts,
+            taking_over: AtomicBool::new(false),
             eyes: tokio::sync::Mutex::default(),
         })
     }
@@ -251,7 +267,13 @@ impl Postgres {
     }
 
     async fn connect(&self, who: Who, limit: Duration) -> Result<Session, SqlError> {
-        Session::local(&self.run_directory, self.endpoint.port, who, limit).await
+        Session::local(&self.socket_folder(), self.endpoint.port, who, limit).await
+    }
+
+    /// Folder of the socket through which the running engine is reached: an adopted one keeps its own until it is started again.
+    fn socket_folder(&self) -> PathBuf {
+        let claimed = self.facts.socket_folder.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        claimed.unwrap_or_else(|| self.run_directory.clone())
     }
 
     /// Takes the engine for one method.
@@ -392,6 +414,19 @@ impl Driver for Postgres {
 
     async fn checkpoint(&self) -> Result<(), DriverError> {
         Box::pin(self.flush()).await
+    }
+
+    async fn adopt(&self, data_directory: &Path, upstream: Option<&Peer>) -> Result<Position, DriverError> {
+        let _control = self.begin().await;
+        self.taking_over.store(true, Ordering::Release);
+        let taken = Box::pin(self.take_over(data_directory, upstream)).await;
+        self.taking_over.store(false, Ordering::Release);
+        taken
+    }
+
+    async fn give_back(&self) -> Result<bool, DriverError> {
+        let _control = self.begin().await;
+        Box::pin(self.leave_as_found()).await
     }
 
     async fn release(&self, keep_data: bool) -> Result<(), DriverError> {

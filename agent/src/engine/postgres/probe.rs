@@ -239,8 +239,10 @@ impl Postgres {
             Err(SqlError::ShuttingDown(_)) => Answer::ShuttingDown,
             // A process that does not listen yet is about to; one that listened before hangs.
             Err(SqlError::NobodyListens(text)) if !accepted_before => Answer::Starting(text),
-            // The agent's role comes with the instance's initialization.
-            Err(SqlError::Refused { .. }) if self.facts.dirty.load(Ordering::Acquire) => {
+            // The agent's role comes with the instance's initialization, or with its adoption.
+            Err(SqlError::Refused { .. })
+                if self.facts.dirty.load(Ordering::Acquire) || self.taking_over.load(Ordering::Acquire) =>
+            {
                 Answer::Starting("its roles are being made".to_owned())
             }
             Err(error) => Answer::Nothing(format!("a new connection is not accepted: {error}")),

@@ -95,7 +95,7 @@ impl Postgres {
     /// Cuts the stream and says how far this copy has come.
     pub(super) async fn cut_stream(&self) -> Result<Position, DriverError> {
         let cut = |error: SqlError| error.refused("cut the stream");
-        self.adopt()?;
+        self.adopt_process()?;
         if !self.is_alive() {
             return Ok(self.find_place().await?.position());
         }
@@ -144,7 +144,7 @@ impl Postgres {
     pub(super) async fn become_primary(&self) -> Result<Position, DriverError> {
         let asked = |error: SqlError| error.refused("promote");
         self.check_startable(Force::No).await?;
-        self.adopt()?;
+        self.adopt_process()?;
         if !self.is_alive() {
             self.start_isolated().await?;
         }
@@ -230,7 +230,7 @@ impl Postgres {
     /// How far this copy has come; starts it isolated when it does not run, and leaves it running: what follows is either
     /// a follow, which needs it, or a rewind or clone, which stop it.
     pub(super) async fn find_place(&self) -> Result<Place, DriverError> {
-        self.adopt()?;
+        self.adopt_process()?;
         if !self.is_alive() {
             self.start_isolated().await?;
         }
@@ -239,7 +239,7 @@ impl Postgres {
     }
 
     async fn find_place_as_standby(&self) -> Result<Place, DriverError> {
-        self.adopt()?;
+        self.adopt_process()?;
         if self.is_alive() {
             self.wait_accepting_if_needed().await?;
             let primary = self.is_primary().await.map_err(|error| error.refused("ask for its role"))?;
@@ -291,6 +291,11 @@ impl Postgres {
     }
 
     pub(super) fn socket(&self) -> std::path::PathBuf {
+        self.socket_folder().join(format!(".s.PGSQL.{}", self.endpoint.port))
+    }
+
+    /// The socket of an engine that we start.
+    pub(super) fn own_socket(&self) -> std::path::PathBuf {
         self.run_directory.join(format!(".s.PGSQL.{}", self.endpoint.port))
     }
 

@@ -65,6 +65,7 @@ fn reigning(recorded: Option<Electorate>) -> Ledger {
             version: String::new(),
             members: vec![peer("db1"), peer("db2")],
             settings: Default::default(),
+            access_rules: String::new(),
         },
         configured: true,
         configuration: String::new(),
@@ -372,4 +373,42 @@ async fn a_higher_epoch_ends_what_was_handed_over() {
     assert!(!bench.passes());
     bench.settle().await;
     assert!(!bench.passes() && !said(&bench).lease.unwrap().stands);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_serves_is_gated_without_a_closed_moment_and_let_go_without_a_cut() {
+    let bench = Bench::new(Ledger::default());
+    assert!(bench.passes(), "nothing is gated yet");
+    let epoch = Epoch(3);
+    let taking = tokio::spawn({
+        let lease = bench.lease.clone();
+        async move { lease.take_running(epoch, [PORT].into(), Duration::from_secs(20)).await }
+    });
+    bench.settle().await;
+    assert!(bench.passes(), "without a lease it is not gated");
+    bench.ledger.send_replace(Arc::new(reigning(None)));
+    bench.settle().await;
+    bench.grant(electorate(1, &[]));
+    bench.settle().await;
+    taking.await.unwrap().unwrap();
+    assert!(bench.passes() && bench.lease.holds(epoch));
+    bench.clock.advance(Duration::from_secs(2));
+    bench.settle().await;
+    assert!(!bench.passes(), "its lease is over");
+    bench.grant(electorate(1, &[]));
+    bench.settle().await;
+    bench.lease.let_go().await.unwrap();
+    bench.ledger.send_replace(Arc::new(Ledger::default()));
+    bench.clock.advance(Duration::from_secs(60));
+    bench.settle().await;
+    assert!(bench.passes(), "nothing is gated any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_serves_is_not_gated_when_no_lease_comes() {
+    let bench = Bench::new(reigning(None));
+    let refused = bench.lease.take_running(Epoch(3), [PORT].into(), Duration::from_secs(5)).await;
+    assert!(matches!(refused, Err(crate::lease::LeaseError::NotHeld { .. })), "{refused:?}");
+    bench.lease.let_go().await.unwrap();
+    assert!(bench.passes());
 }

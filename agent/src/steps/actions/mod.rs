@@ -4,6 +4,7 @@
 //! be on disk *before* the engine changes go through `StepContext::mark`; what is true only *after* it goes into the
 //! ledger together with the result (`Done`).
 
+mod adopt;
 mod assign;
 mod checkpoint;
 mod clone;
@@ -43,10 +44,11 @@ pub(super) async fn run(context: &StepContext, action: Action) -> Result<Done, S
         Action::Follow { upstream } => follow::run(context, upstream).await,
         Action::Examine => examine::run(context).await,
         Action::Rewind { source } => rewind::run(context, source).await,
-        Action::Release { keep_data } => release::run(context, keep_data).await,
+        Action::Release { keep_data, give_back } => release::run(context, keep_data, give_back).await,
         Action::Checkpoint => checkpoint::run(context).await,
         Action::Drain { successor, within, hold } => drain::run(context, successor, within, hold).await,
         Action::UndoDrain => drain::undo(context).await,
+        Action::Adopt { data_directory, upstream } => adopt::run(context, &data_directory, upstream).await,
         Action::ForcePrimary { forced } => force_primary::run(context, forced).await,
     }
 }

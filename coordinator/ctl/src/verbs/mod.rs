@@ -64,6 +64,7 @@ registry! {
         /// Clusters: make, look at, grow, shrink, resync, delete
         Cluster(ClusterVerb) in cluster {
             Create = create,
+            Adopt = adopt,
             List = list,
             Show = show,
             Resync = resync,

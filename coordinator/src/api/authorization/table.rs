@@ -28,6 +28,7 @@ const ADMIN: Requirement = Requirement::User(UserRole::Admin);
 /// Every method of the coordinator.
 pub const METHODS: &[(&str, Requirement)] = &[
     ("/regent.coordinator.v1.ClusterService/CreateCluster", OPERATOR),
+    ("/regent.coordinator.v1.ClusterService/AdoptCluster", OPERATOR),
     ("/regent.coordinator.v1.ClusterService/GetCluster", VIEWER),
     ("/regent.coordinator.v1.ClusterService/ListClusters", VIEWER),
     ("/regent.coordinator.v1.ClusterService/UpdateCluster", OPERATOR),

@@ -11,10 +11,10 @@ use regent_common::{
 };
 use regent_proto::agent::v1::CheckSettingsRequest;
 use regent_proto::coordinator::v1::{
-    self as wire, AddMemberRequest, Cluster, CreateClusterRequest, Credentials, DeleteClusterRequest,
-    FailoverClusterRequest, GetClusterRequest, GetCredentialsRequest, ListClustersRequest, ListClustersResponse,
-    Operation, PromoteMemberRequest, RemoveMemberRequest, ResyncClusterRequest, SetAllowListRequest,
-    UpdateClusterRequest, cluster_service_server::ClusterService,
+    self as wire, AddMemberRequest, AdoptClusterRequest, Cluster, CreateClusterRequest, Credentials,
+    DeleteClusterRequest, FailoverClusterRequest, GetClusterRequest, GetCredentialsRequest, ListClustersRequest,
+    ListClustersResponse, Operation, PromoteMemberRequest, RemoveMemberRequest, ResyncClusterRequest,
+    SetAllowListRequest, UpdateClusterRequest, cluster_service_server::ClusterService,
 };
 use secrecy::ExposeSecret;
 use serde::Serialize;
@@ -23,7 +23,7 @@ use tonic::{Request, Response, Status};
 
 use self::changes::Changes;
 use super::{
-    Api,
+    Api, Repeatable,
     create::{Asker, check},
     failed_change, failed_store,
     idempotency::is_request,
@@ -55,6 +55,7 @@ use crate::{
     store::{StoreError, Transaction, keys, list_json},
 };
 
+mod adopt;
 mod allow_list;
 mod changes;
 mod members;
@@ -140,6 +141,59 @@ impl ClusterApi {
             AgentError::Refused { reason, message, .. } => refuse(reason, format!("{message}; nothing was changed")),
             AgentError::Unreachable { .. } => refuse(Reason::NodeUnreachable, error.to_string()),
         })
+    }
+
+    /// Names of clusters that there are.
+    fn taken(&self) -> BTreeSet<ClusterName> {
+        self.0.directory.all().iter().map(|actor| actor.cluster.name().clone()).collect()
+    }
+
+    /// Who asks for a new cluster, now.
+    fn asker(&self, caller: &str) -> Asker {
+        let environment = self.0.directory.environment();
+        Asker {
+            name: caller.to_owned(),
+            now: environment.clock.wall(),
+            id: ClusterId::generate(),
+            profile: environment.default_profile,
+        }
+    }
+
+    /// Stores a new cluster, with a password for each purpose, together with the operation that makes it. `asked` is the caller, the
+    /// method and the request.
+    async fn make<M: Repeatable>(
+        &self,
+        mut record: ClusterRecord,
+        purposes: &[&str],
+        new: NewOperation,
+        asked: (&str, &str, &M),
+    ) -> Result<Response<Operation>, Status> {
+        let api = &self.0;
+        let (caller, rpc, request) = asked;
+        for purpose in purposes {
+            let password = generate_password();
+            let sealed = api.directory.environment().secrets.seal(&secret_name(&record, purpose), &password);
+            record.secrets.insert((*purpose).to_owned(), sealed.map_err(|e| Status::internal(e.to_string()))?);
+        }
+        let transaction = api.remember(Transaction::default(), caller, rpc, request, &new.id);
+        let name = record.name.clone();
+        let operation = match api.directory.create(record, new, transaction).await {
+            Ok(operation) => operation,
+            Err(StoreError::Conflict { key }) if is_request(&key) => {
+                // The same request arrived twice at once, and the other one was faster.
+                let faster = api.repeated(caller, rpc, request).await?;
+                return faster.map(Response::new).ok_or_else(|| failed_store(StoreError::Conflict { key }));
+            }
+            Err(StoreError::Conflict { .. }) => {
+                return Err(refuse(
+                    Reason::NodeInCluster,
+                    "a node or the name was taken by another request just now: look again and retry; nothing was changed",
+                ));
+            }
+            Err(error) => return Err(failed_store(error)),
+        };
+        let actor = api.directory.get(&name);
+        Ok(Response::new(api.render_operation(&operation, actor.as_ref()).await?))
     }
 
     /// Failovers of the cluster within the last day, oldest first.
@@ -231,46 +285,19 @@ impl ClusterService for ClusterApi {
         if let Some(operation) = api.repeated(&caller, "CreateCluster", &request).await? {
             return Ok(Response::new(operation));
         }
-        let taken: BTreeSet<ClusterName> =
-            api.directory.all().iter().map(|actor| actor.cluster.name().clone()).collect();
-        let environment = api.directory.environment();
-        let asker = Asker {
-            name: caller.clone(),
-            now: environment.clock.wall(),
-            id: ClusterId::generate(),
-            profile: environment.default_profile,
-        };
-        let mut record = check(&request, &api.candidates().await?, &taken, asker)?;
+        let record = check(&request, &api.candidates().await?, &self.taken(), self.asker(&caller))?;
         self.check_settings(&record).await?;
         let new = asked_for(&kinds::create_cluster::CreateCluster, &json!({}), &caller);
         if request.validate_only {
             let nodes = record.members.iter().map(|(member, stored)| format!("{member} on node {}", stored.node));
             return Ok(Response::new(dry_run(&new, record.clone(), nodes.collect())));
         }
-        for purpose in ["replication", "application"] {
-            let password = generate_password();
-            let sealed = environment.secrets.seal(&secret_name(&record, purpose), &password);
-            record.secrets.insert(purpose.to_owned(), sealed.map_err(|e| Status::internal(e.to_string()))?);
-        }
-        let transaction = api.remember(Transaction::default(), &caller, "CreateCluster", &request, &new.id);
-        let name = record.name.clone();
-        let operation = match api.directory.create(record, new, transaction).await {
-            Ok(operation) => operation,
-            Err(StoreError::Conflict { key }) if is_request(&key) => {
-                // The same request arrived twice at once, and the other one was faster.
-                let faster = api.repeated(&caller, "CreateCluster", &request).await?;
-                return faster.map(Response::new).ok_or_else(|| failed_store(StoreError::Conflict { key }));
-            }
-            Err(StoreError::Conflict { .. }) => {
-                return Err(refuse(
-                    Reason::NodeInCluster,
-                    "a node or the name was taken by another request just now: look again and retry; nothing was changed",
-                ));
-            }
-            Err(error) => return Err(failed_store(error)),
-        };
-        let actor = api.directory.get(&name);
-        Ok(Response::new(api.render_operation(&operation, actor.as_ref()).await?))
+        self.make(record, &["replication", "application"], new, (&caller, "CreateCluster", &request)).await
+    }
+
+    async fn adopt_cluster(&self, request: Request<AdoptClusterRequest>) -> Result<Response<Operation>, Status> {
+        let caller = self.0.caller(&request);
+        adopt::adopt(self, &caller, request.into_inner()).await
     }
 
     async fn get_cluster(&self, request: Request<GetClusterRequest>) -> Result<Response<Cluster>, Status> {
@@ -433,7 +460,13 @@ impl ClusterService for ClusterApi {
     async fn get_credentials(&self, request: Request<GetCredentialsRequest>) -> Result<Response<Credentials>, Status> {
         let (_, record) = self.find(&request.get_ref().name)?;
         let spec = self.0.directory.environment().spec(&record).map_err(|e| Status::internal(e.to_string()))?;
-        let password = spec.secrets.get("application").map(|s| s.expose_secret().to_owned()).unwrap_or_default();
+        let Some(password) = spec.secrets.get("application").map(|secret| secret.expose_secret().to_owned()) else {
+            let message = format!(
+                "cluster {} was adopted: its applications have logins of their own, which Regent does not know, and connect as before",
+                record.name
+            );
+            return Err(refuse(Reason::NoCredentials, message));
+        };
         let format = &record.connection;
         let fill = |template: &str, hosts: &str| {
             template

@@ -1,9 +1,15 @@
-//! Changes of a cluster's profile and of its allow-list: when they are taken, when not, and what they leave as it was.
+//! Changes of a cluster's profile and of its allow-list, and adoptions: when they are taken, when not, and what they leave as it was.
 
 use std::time::Duration;
 
-use regent_common::{allow_list::AllowList, clock::ManualClock, error::reason_of, lease::Profile};
-use regent_proto::coordinator::v1::AllowListChange;
+use regent_common::{
+    allow_list::AllowList,
+    clock::ManualClock,
+    error::reason_of,
+    lease::Profile,
+    topology::{ConnectionFormat, EngineOffer},
+};
+use regent_proto::{agent::v1::FoundInstance, coordinator::v1::AllowListChange};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
@@ -14,7 +20,7 @@ use crate::{
     cluster::{brake::Limits, directory::Directory},
     environment::Environment,
     events::EventLog,
-    model::cluster::MemberState,
+    model::{cluster::MemberState, node::NodeRecord},
     nodes::double::Unheard,
     planner::fixtures::{cluster, name},
     secrets::Secrets,
@@ -220,4 +226,78 @@ async fn a_cluster_on_a_node_that_can_have_none_gets_no_allow_list() {
         assert!(refused.message().contains("db1") && refused.message().contains("it is switched off"), "{refused:?}");
     }
     bench.allow(AllowListChange::Set, &[], false).await.unwrap();
+}
+
+/// A coordinator with a node `spare`, on which a primary runs that is nobody's.
+async fn bench_with_an_instance() -> Bench {
+    let found = FoundInstance {
+        engine: "fake".to_owned(),
+        version: "1".to_owned(),
+        data_directory: "/data/main".to_owned(),
+        port: 5433,
+        history: "h1".to_owned(),
+        access_rules: "host all".to_owned(),
+        ..FoundInstance::default()
+    };
+    let node: NodeName = "spare".parse().unwrap();
+    let bench = bench_with(Unheard::with_instances([(node.clone(), vec![found])].into()), |_| ()).await;
+    let record = NodeRecord {
+        name: node.clone(),
+        agent_address: "spare:7421".to_owned(),
+        public_address: String::new(),
+        private_address: String::new(),
+        labels: BTreeMap::new(),
+        joined_at: jiff::Timestamp::UNIX_EPOCH,
+        certificate_not_after: None,
+        serials: Vec::new(),
+        revoked: false,
+        data_lost: false,
+        join_cluster: None,
+    };
+    bench.store.commit(Transaction::default().put_json(keys::node(&node), &record)).await.unwrap();
+    let offer = EngineOffer {
+        engine: "fake".to_owned(),
+        versions: vec!["1".to_owned()],
+        modes: Vec::new(),
+        min_replicas: 0,
+        default_replicas: 2,
+        max_replicas: 3,
+        can_rewind: true,
+        problem: String::new(),
+        connection: ConnectionFormat::default(),
+    };
+    bench.api.0.table.update(&node, |view| (view.connected, view.engines) = (true, vec![offer]));
+    bench
+}
+
+#[tokio::test]
+async fn an_adoption_is_stored_with_the_operation_that_makes_it_and_the_same_request_begins_no_other() {
+    let bench = bench_with_an_instance().await;
+    let adopt = |validate_only, nodes: &[&str]| {
+        let request = AdoptClusterRequest {
+            cluster: "taken-over".to_owned(),
+            nodes: nodes.iter().map(|node| (*node).to_owned()).collect(),
+            request_id: "once".to_owned(),
+            validate_only,
+            ..AdoptClusterRequest::default()
+        };
+        bench.api.adopt_cluster(Request::new(request))
+    };
+    let key = keys::cluster(&"taken-over".parse().unwrap());
+    let stored = || get_json::<ClusterRecord>(bench.store.as_ref(), &key);
+    let dry = adopt(true, &["spare"]).await.unwrap().into_inner();
+    assert!(dry.validate_only && dry.report[0].starts_with("taken-over1 on node spare: the primary"), "{dry:?}");
+    assert!(stored().await.unwrap().is_none(), "only checked");
+    let begun = adopt(false, &["spare"]).await.unwrap().into_inner();
+    assert_eq!((begun.kind.as_str(), begun.done), ("adopt_cluster", false));
+    let record = stored().await.unwrap().unwrap().value;
+    assert!(record.adopting && record.access_rules == "host all");
+    assert_eq!(record.secrets.keys().collect::<Vec<_>>(), ["replication"], "applications have logins of their own");
+    assert_eq!(adopt(false, &["spare"]).await.unwrap().into_inner().name, begun.name);
+    let other = adopt(false, &["n1"]).await.unwrap_err();
+    assert_eq!(reason_of(&other), Some(Reason::RequestIdReused));
+    let credentials = GetCredentialsRequest { name: "clusters/taken-over".to_owned() };
+    let refused = bench.api.get_credentials(Request::new(credentials)).await.unwrap_err();
+    assert_eq!(reason_of(&refused), Some(Reason::NoCredentials));
+    assert!(refused.message().contains("logins of their own"), "{refused:?}");
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use regent_common::{
     error::{Reason, bad_field, refuse},
-    ids::{ClusterId, ClusterName, Epoch, NodeName, OperationToken},
+    ids::{ClusterId, ClusterName, NodeName},
     lease::Profile,
     topology::EngineOffer,
 };
@@ -18,7 +18,7 @@ use crate::{
     api::view,
     model::{
         Assignment,
-        cluster::{ClusterRecord, MemberRecord, Phase, Policy},
+        cluster::{ClusterRecord, MemberRecord, Policy},
         node::NodeRecord,
     },
     nodes::NodeView,
@@ -51,6 +51,16 @@ pub fn profile(name: &str) -> Result<Profile, Status> {
     name.parse().map_err(|error: regent_common::lease::UnknownProfile| bad_field("profile", error.to_string()))
 }
 
+/// The name of a new cluster.
+pub(super) fn new_name(text: &str, taken: &BTreeSet<ClusterName>) -> Result<ClusterName, Status> {
+    let name =
+        ClusterName::from_resource(text).map_err(|error| refuse(Reason::NameInvalid, format!("cluster: {error}")))?;
+    if taken.contains(&name) {
+        return Err(refuse(Reason::NameTaken, format!("cluster {name} exists already: choose another name")));
+    }
+    Ok(name)
+}
+
 /// Makes the record of the wanted cluster, or says why it cannot be.
 pub fn check(
     request: &CreateClusterRequest,
@@ -58,11 +68,7 @@ pub fn check(
     taken: &BTreeSet<ClusterName>,
     asker: Asker,
 ) -> Result<ClusterRecord, Status> {
-    let name = ClusterName::from_resource(&request.cluster)
-        .map_err(|error| refuse(Reason::NameInvalid, format!("cluster: {error}")))?;
-    if taken.contains(&name) {
-        return Err(refuse(Reason::NameTaken, format!("cluster {name} exists already: choose another name")));
-    }
+    let name = new_name(&request.cluster, taken)?;
     let offers = offers(&request.engine, nodes)?;
     let mode = mode(request, &offers)?;
     let chosen = choose_nodes(request, nodes, &offers)?;
@@ -70,39 +76,16 @@ pub fn check(
     let profile = if request.profile.is_empty() { asker.profile } else { profile(&request.profile)? };
     let port = u16::try_from(request.port).map_err(|_| bad_field("port", "must be between 0 and 65535"))?;
     let mut record = ClusterRecord {
-        id: asker.id,
-        name,
         engine: request.engine.clone(),
         version,
         mode,
-        epoch: Epoch(0),
-        token: OperationToken(0),
-        primary: None,
-        candidate: None,
-        established: false,
-        reign: None,
-        base: None,
-        longest_ttl_millis: 0,
-        hand_over_millis: 0,
-        may_be_writable: BTreeSet::new(),
-        reigned: BTreeMap::new(),
-        members: BTreeMap::new(),
-        next_number: 1,
-        phase: Phase::Creating,
         labels: request.labels.clone(),
         protected: request.protected,
         settings: request.settings.clone(),
         port,
         connection: offers.values().next().expect("checked not to be empty").connection.clone(),
-        secrets: BTreeMap::new(),
         policy: Policy { profile, ..Policy::default() },
-        created_at: asker.now,
-        created_by: asker.name,
-        ready_at: None,
-        keep_data_on_delete: false,
-        operation: None,
-        divergences: Vec::new(),
-        allow_list: Default::default(),
+        ..ClusterRecord::new(asker.id, name, asker.now, asker.name)
     };
     for node in chosen {
         let member = record.take_member_name();
@@ -112,7 +95,7 @@ pub fn check(
 }
 
 /// Who offers the engine.
-fn offers<'a>(
+pub(super) fn offers<'a>(
     engine: &str,
     nodes: &'a BTreeMap<NodeName, Candidate>,
 ) -> Result<BTreeMap<&'a NodeName, &'a EngineOffer>, Status> {
@@ -192,31 +175,42 @@ fn named(
     if request.replicas.is_some_and(|replicas| replicas as usize + 1 != request.nodes.len()) {
         return Err(bad_field("replicas", "give either the nodes or the number of replicas, not both"));
     }
-    let mut chosen = Vec::new();
-    for text in &request.nodes {
-        let name = NodeName::from_resource(text).map_err(|e| refuse(Reason::NameInvalid, format!("nodes: {e}")))?;
-        if chosen.contains(&name) {
-            return Err(refuse(Reason::NodeTwice, format!("node {name} is named twice")));
-        }
-        usable(&name, &request.engine, nodes, offers)?;
-        chosen.push(name);
+    let chosen = node_names(&request.nodes)?;
+    for name in &chosen {
+        usable(name, &request.engine, nodes, offers)?;
     }
     Ok(chosen)
 }
 
+/// The names of nodes that a request gives, in its order.
+pub(super) fn node_names(texts: &[String]) -> Result<Vec<NodeName>, Status> {
+    let mut names = Vec::new();
+    for text in texts {
+        let name = NodeName::from_resource(text).map_err(|e| refuse(Reason::NameInvalid, format!("nodes: {e}")))?;
+        if names.contains(&name) {
+            return Err(refuse(Reason::NodeTwice, format!("node {name} is named twice")));
+        }
+        names.push(name);
+    }
+    Ok(names)
+}
+
+/// Refuses a node that is named and cannot become a member, whatever the engine.
+pub(super) fn free(name: &NodeName, nodes: &BTreeMap<NodeName, Candidate>) -> Result<(), Status> {
+    let node = nodes
+        .get(name)
+        .ok_or_else(|| refuse(Reason::NodeNotFound, format!("there is no node {name}: see `regentctl node list`")))?;
+    obstacle(name, node).map_or(Ok(()), Err)
+}
+
 /// Refuses a node that is named and cannot be used.
-fn usable(
+pub(super) fn usable(
     name: &NodeName,
     engine: &str,
     nodes: &BTreeMap<NodeName, Candidate>,
     offers: &BTreeMap<&NodeName, &EngineOffer>,
 ) -> Result<(), Status> {
-    let node = nodes
-        .get(name)
-        .ok_or_else(|| refuse(Reason::NodeNotFound, format!("there is no node {name}: see `regentctl node list`")))?;
-    if let Some(obstacle) = obstacle(name, node) {
-        return Err(obstacle);
-    }
+    free(name, nodes)?;
     let missing = match offers.get(name) {
         Some(offer) if offer.problem.is_empty() => return Ok(()),
         Some(offer) => format!("node {name} cannot run {engine}: {}", offer.problem),
@@ -303,7 +297,7 @@ fn version(
     })
 }
 
-fn join(items: impl IntoIterator<Item = impl ToString>) -> String {
+pub(super) fn join(items: impl IntoIterator<Item = impl ToString>) -> String {
     items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
 }
 

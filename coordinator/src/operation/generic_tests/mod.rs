@@ -17,7 +17,7 @@ use regent_common::{
 };
 use serde_json::json;
 use tokio::sync::watch;
-use world::{Node, World, changes};
+use world::{Found, Node, World, changes};
 
 use super::{
     KINDS, Kind,
@@ -98,11 +98,14 @@ fn record(creating: bool) -> ClusterRecord {
         operation: None,
         divergences: Vec::new(),
         allow_list: Default::default(),
+        access_rules: String::new(),
+        adopting: false,
     }
 }
 
 async fn bench(kind: &'static dyn Kind) -> Bench {
-    let creating = kind.name() == "create_cluster";
+    let adopting = kind.name() == "adopt_cluster";
+    let creating = adopting || kind.name() == "create_cluster";
     let world = Arc::new(World::default());
     for n in 1..=4 {
         let mut state = Node { epoch: u64::from(!creating), ..Node::default() };
@@ -113,9 +116,14 @@ async fn bench(kind: &'static dyn Kind) -> Bench {
             state.writable_epoch = (n == 1).then_some(1);
             state.upstream = (n > 1).then(|| member(1).to_string());
         }
+        state.found = (adopting && n <= 3).then_some(Found { primary: n == 1, adopted: false });
         world.nodes.lock().unwrap().insert(node(n), state);
     }
     let parameters = match kind.name() {
+        "adopt_cluster" => {
+            let instance = |n| (member(n), json!({ "port": 5000 + n, "data_directory": format!("/data/{}", node(n)) }));
+            json!({ "instances": (1..=3).map(instance).collect::<BTreeMap<_, _>>() })
+        }
         "add_member" => json!({ "node": node(4) }),
         "remove_member" => json!({ "member": member(3), "keep_data": false }),
         "set_allow_list" => json!({ "change": "set", "ranges": ["192.0.2.0/24"], "open_to_all": false }),
@@ -195,8 +203,19 @@ impl Bench {
         assert!(writable.len() <= 1, "{place}: {writable:?} are writable");
         let Some(record) = self.cluster.record() else {
             assert!(nodes.values().all(|node| node.member.is_none() && !node.has_data), "{place}: {nodes:?}");
+            let given_back = |node: &Node| node.found.is_none_or(|found| !found.adopted);
+            assert!(nodes.values().all(given_back), "{place}: {nodes:?}");
             return;
         };
+        if self.kind.name() == "adopt_cluster" {
+            assert_eq!(outcome, Outcome::Succeeded, "{place}: what is not adopted is given back");
+            assert!(!record.adopting, "{place}");
+            for (n, stored) in (1..).zip(record.members.values()) {
+                let endpoint = stored.endpoint.as_ref().expect("it was assigned");
+                assert_eq!(u32::from(endpoint.port), 5000 + n, "{place}");
+                assert!(nodes[&stored.node].found.is_some_and(|found| found.adopted), "{place}");
+            }
+        }
         assert_eq!(record.operation, None, "{place}");
         if outcome == Outcome::Succeeded {
             assert!(

@@ -16,7 +16,10 @@ use regent_common::{
     topology::{EngineObservation, EngineState, Observation, Progress, Role, Ternary},
 };
 use regent_proto::{
-    agent::v1::{CheckAllowListRequest, CheckAllowListResponse, CheckSettingsRequest, StepResult, action::Action},
+    agent::v1::{
+        CheckAllowListRequest, CheckAllowListResponse, CheckSettingsRequest, StepResult, SurveyInstancesResponse,
+        action::Action,
+    },
     types::v1::{Endpoint, HeardPosition},
 };
 use tokio::sync::watch;
@@ -36,6 +39,8 @@ pub(super) struct Node {
     /// Results by operation and step; the digest makes the same step with other content another one.
     pub(super) ledger: BTreeMap<(String, String), (Vec<u8>, StepResult)>,
     pub(super) executions: BTreeMap<(String, String), u32>,
+    /// An instance that ran before there was a cluster.
+    pub(super) found: Option<Found>,
     pub(super) has_data: bool,
     pub(super) copied: bool,
     pub(super) running: bool,
@@ -48,6 +53,15 @@ pub(super) struct Node {
     pub(super) heard: Option<(String, u64)>,
     pub(super) position: u64,
     pub(super) diverged: u64,
+}
+
+/// An instance that is nobody's, or was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Found {
+    /// Whether it accepts writes.
+    pub(super) primary: bool,
+    /// Whether it has been taken over.
+    pub(super) adopted: bool,
 }
 
 /// All agents, and what goes wrong next.
@@ -109,9 +123,9 @@ impl World {
         let node = nodes.get_mut(name).expect("the node exists");
         let (mut result, mut drained) = (StepResult::default(), false);
         match action {
-            Action::Assign(_) => {
+            Action::Assign(assign) => {
                 node.member = Some(member);
-                result.endpoint = Some(Endpoint { host: name.to_string(), port: 1 });
+                result.endpoint = Some(Endpoint { host: name.to_string(), port: assign.port.max(1) });
             }
             Action::Configure(_) | Action::DiscardKept(_) => {}
             Action::Checkpoint(_) => {
@@ -179,7 +193,26 @@ impl World {
                 (node.position, node.diverged) = (source.position, 0);
                 (node.running, node.upstream) = (true, rewind.source.as_ref().map(|s| s.member.clone()));
             }
-            Action::Release(_) => {
+            Action::Adopt(adopt) => {
+                let upstream = adopt.upstream.as_ref().map(|upstream| upstream.member.clone());
+                assert!(upstream.is_some() || !others_writable, "two writable members");
+                let found = node.found.as_mut().expect("an instance runs there");
+                assert_eq!(found.primary, upstream.is_none());
+                assert_eq!(adopt.data_directory, format!("/data/{name}"));
+                if let Some(upstream) = &upstream {
+                    let source = source(&snapshot, upstream).expect("an upstream");
+                    assert!(source.writable, "a replica was taken over before its primary");
+                }
+                found.adopted = true;
+                node.writable_epoch = upstream.is_none().then_some(node.epoch).or(node.writable_epoch);
+                (node.has_data, node.running, node.writable) = (true, true, upstream.is_none());
+                node.upstream = upstream;
+            }
+            Action::Release(release) => {
+                if let Some(found) = &mut node.found {
+                    assert!(release.give_back, "a running instance was taken away");
+                    found.adopted = false;
+                }
                 (node.member, node.has_data, node.running, node.writable) = (None, false, false, false);
             }
         }
@@ -246,6 +279,10 @@ impl Agents for World {
         _: CheckAllowListRequest,
     ) -> Result<CheckAllowListResponse, AgentError> {
         Ok(CheckAllowListResponse::default())
+    }
+
+    async fn survey_instances(&self, _: &NodeName) -> Result<SurveyInstancesResponse, AgentError> {
+        Ok(SurveyInstancesResponse::default())
     }
 
     async fn wait_for_change(&self, _: &NodeName, _: Duration) {

@@ -90,7 +90,7 @@ impl Kind for AddMember {
         if step.name != "assign" {
             return Ok(());
         }
-        let release = |_: &_| Action::Release(wire::Release { keep_data: false });
+        let release = |_: &_| Action::Release(wire::Release { keep_data: false, give_back: false });
         context.call_all(&step.members, Patience::AtMost(Duration::from_secs(5)), release).await;
         Ok(())
     }

@@ -82,31 +82,9 @@ impl Kind for CreateCluster {
             }
             "swap" => {
                 swap_members(context, &step.members, false).await?;
-                let members: BTreeSet<_> = step.members.iter().cloned().collect();
-                Ok(StepDone::new().change(move |cluster| {
-                    if let Some(reign) = &mut cluster.reign {
-                        reign.set_electorate(members.clone());
-                    }
-                }))
+                Ok(electing(&step.members))
             }
-            _ => {
-                // From here on the loss of a node is survived, so that it has to be true.
-                let acknowledged = context.electorate_acknowledged(Some(ACKNOWLEDGED_WITHIN)).await?;
-                let now = context.environment().clock.wall();
-                let done = StepDone::new();
-                let done = if acknowledged {
-                    done
-                } else {
-                    done.say("the primary has not acknowledged its electorate yet: a failover is possible once it has")
-                };
-                Ok(done.change(move |cluster| {
-                    cluster.phase = Phase::Active;
-                    cluster.ready_at.get_or_insert(now);
-                    for member in cluster.members.values_mut() {
-                        member.state = MemberState::Ready;
-                    }
-                }))
-            }
+            _ => verify(context).await,
         }
     }
 
@@ -114,17 +92,7 @@ impl Kind for CreateCluster {
         if step.name != "assign" {
             return Ok(());
         }
-        // A refusal means that the node is not in this cluster: nothing to take back there.
-        let patience = Patience::AtMost(Duration::from_secs(5));
-        for (_, outcome) in
-            context.call_all(&step.members, patience, |_| Action::Release(wire::Release { keep_data: false })).await
-        {
-            match outcome {
-                Err(error) if error.reason == Reason::NodeUnreachable => return Err(error),
-                Ok(_) | Err(_) => {}
-            }
-        }
-        Ok(())
+        release(context, &step.members, false).await
     }
 
     fn abandon(&self, _: &mut ClusterRecord, _: &OperationRecord, _: bool, _: &str) -> Aftermath {
@@ -146,9 +114,20 @@ impl Kind for CreateCluster {
 
 /// Makes the nodes members; brings their endpoints.
 pub(super) async fn assign(context: &StepContext<'_>, members: &[MemberName]) -> Result<StepDone, StepError> {
-    let cluster = context.cluster()?;
-    let action = Action::Assign(wire::Assign { spec: Some((&context.spec()?).into()), port: cluster.port.into() });
-    let results = all_or_first_error(context.call_all(members, PATIENCE, |_| action.clone()).await)?;
+    let port = context.cluster()?.port;
+    assign_at(context, members, |_| port).await
+}
+
+/// Makes the nodes members, each with a port of its own, 0 for the node's own choice; brings their endpoints.
+pub(super) async fn assign_at(
+    context: &StepContext<'_>,
+    members: &[MemberName],
+    port: impl Fn(&MemberName) -> u16,
+) -> Result<StepDone, StepError> {
+    let spec = wire::ClusterSpec::from(&context.spec()?);
+    let action =
+        |member: &MemberName| Action::Assign(wire::Assign { spec: Some(spec.clone()), port: port(member).into() });
+    let results = all_or_first_error(context.call_all(members, PATIENCE, action).await)?;
     let mut endpoints = BTreeMap::new();
     for (member, result) in results {
         let endpoint = result.endpoint.ok_or(()).and_then(|e| Endpoint::try_from(e).map_err(|_| ()));
@@ -164,6 +143,55 @@ pub(super) async fn assign(context: &StepContext<'_>, members: &[MemberName]) ->
             }
         }
     }))
+}
+
+/// The replicas stand for election from here on.
+pub(super) fn electing(replicas: &[MemberName]) -> StepDone {
+    let members: BTreeSet<_> = replicas.iter().cloned().collect();
+    StepDone::new().change(move |cluster| {
+        if let Some(reign) = &mut cluster.reign {
+            reign.set_electorate(members.clone());
+        }
+    })
+}
+
+/// The cluster serves, and decisions about it are made from here on.
+pub(super) async fn verify(context: &StepContext<'_>) -> Result<StepDone, StepError> {
+    // From here on the loss of a node is survived, so that it has to be true.
+    let acknowledged = context.electorate_acknowledged(Some(ACKNOWLEDGED_WITHIN)).await?;
+    let now = context.environment().clock.wall();
+    let done = StepDone::new();
+    let done = if acknowledged {
+        done
+    } else {
+        done.say("the primary has not acknowledged its electorate yet: a failover is possible once it has")
+    };
+    Ok(done.change(move |cluster| {
+        cluster.phase = Phase::Active;
+        cluster.adopting = false;
+        cluster.ready_at.get_or_insert(now);
+        for member in cluster.members.values_mut() {
+            member.state = MemberState::Ready;
+        }
+    }))
+}
+
+/// Takes nodes out of a cluster that is not to be: emptied, or with their instances given back as they were found.
+pub(super) async fn release(
+    context: &StepContext<'_>,
+    members: &[MemberName],
+    give_back: bool,
+) -> Result<(), StepError> {
+    let patience = Patience::AtMost(Duration::from_secs(5));
+    let release = |_: &_| Action::Release(wire::Release { keep_data: give_back, give_back });
+    for (_, outcome) in context.call_all(members, patience, release).await {
+        match outcome {
+            Err(error) if error.reason == Reason::NodeUnreachable => return Err(error),
+            // A refusal means that the node is not in this cluster: nothing to take back there.
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(())
 }
 
 async fn initialize(context: &StepContext<'_>, first: &[MemberName]) -> Result<StepDone, StepError> {

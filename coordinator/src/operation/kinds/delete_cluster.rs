@@ -58,7 +58,9 @@ impl Kind for DeleteCluster {
         if step.name != "release" {
             return Ok(StepDone { remove_cluster: true, ..StepDone::default() });
         }
-        let release = Action::Release(wire::Release { keep_data: context.cluster()?.keep_data_on_delete });
+        let cluster = context.cluster()?;
+        let (keep_data, give_back) = (cluster.keep_data_on_delete, cluster.adopting);
+        let release = Action::Release(wire::Release { keep_data, give_back });
         let (mut left, mut away, mut done) = (step.members.clone(), Vec::new(), StepDone::new());
         for round in 1..=ROUNDS {
             let outcomes = context.call_all(&left, PATIENCE, |_| release.clone()).await;

@@ -6,6 +6,7 @@ use regent_proto::agent::v1::{self as wire, StepResult, action::Action};
 use super::{StepContext, StepError, context::Patience};
 
 pub mod add_member;
+pub mod adopt_cluster;
 pub mod configure;
 pub mod create_cluster;
 pub mod delete_cluster;
@@ -37,10 +38,16 @@ fn configure(context: &StepContext<'_>) -> Result<Action, StepError> {
     Ok(Action::Configure(wire::Configure { spec: Some((&context.spec()?).into()), fingerprint }))
 }
 
-/// Makes a node the member that it is by the stored topology, also when its ledger was lost with its disk.
-fn assign_again(context: &StepContext<'_>) -> Result<Action, StepError> {
-    let port = context.cluster()?.port.into();
-    Ok(Action::Assign(wire::Assign { spec: Some((&context.spec()?).into()), port }))
+/// Makes nodes the members that they are by the stored topology, also when a ledger was lost with its disk.
+async fn assign_again(context: &StepContext<'_>, members: &[MemberName]) -> Result<(), StepError> {
+    let (cluster, spec) = (context.cluster()?, wire::ClusterSpec::from(&context.spec()?));
+    let action = |member: &MemberName| {
+        // All others know it at this port: one that was adopted has a port of its own.
+        let endpoint = cluster.members.get(member).and_then(|record| record.endpoint.as_ref());
+        let port = endpoint.map_or(cluster.port, |endpoint| endpoint.port).into();
+        Action::Assign(wire::Assign { spec: Some(spec.clone()), port })
+    };
+    all_or_first_error(context.call_all(members, Patience::Forever, action).await).map(|_| ())
 }
 
 /// Copies the primary's data into the side directories of `members`, all at once. The primary is asked first, so that it

@@ -154,7 +154,8 @@ async fn release(context: &StepContext<'_>, parameters: Parameters) -> Result<St
     let node = context.cluster()?.members.get(&member).map(|record| record.node.clone());
     let Some(node) = node else { return Ok(StepDone::new()) };
     let fate = if keep_data { "its data is kept there, aside" } else { "its data is erased" };
-    let sentence = match context.call(&member, Action::Release(wire::Release { keep_data }), RELEASE_WITHIN).await {
+    let release = Action::Release(wire::Release { keep_data, give_back: false });
+    let sentence = match context.call(&member, release, RELEASE_WITHIN).await {
         Ok(_) => format!("{member} has left, and {fate}: node {node} is a spare"),
         // The node is not in this cluster any more: nothing of it is left there.
         Err(error) if matches!(error.reason, Reason::WrongCluster | Reason::WrongMember) => {

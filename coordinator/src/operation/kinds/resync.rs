@@ -73,10 +73,10 @@ impl Kind for Resync {
                 let flush = Action::Checkpoint(wire::Checkpoint {});
                 context.call(&primary_of(context)?, flush, Patience::Forever).await?;
                 context.electorate_acknowledged(None).await?;
-                let (assignment, action) = (assign_again(context)?, configure(context)?);
+                let action = configure(context)?;
                 let limit = context.parameters::<Parameters>().max_bytes_per_second;
                 // A node that has lost its ledger with its disk is a member again from here on; for others nothing changes.
-                all_or_first_error(context.call_all(&members, Patience::Forever, |_| assignment.clone()).await)?;
+                assign_again(context, &members).await?;
                 all_or_first_error(context.call_all(&members, Patience::Forever, |_| action.clone()).await)?;
                 let bytes = clone_members(context, &members, limit, true).await?;
                 Ok(StepDone::new().say(format!("copied {bytes} bytes to {}", listed(&members))))

@@ -1,7 +1,7 @@
 //! Renders the engine's configuration, and says which settings are ours.
 //!
-//! The files are in `ROOT/conf`, outside PGDATA: `postgresql.conf`, `pg_hba.conf`, `pg_ident.conf`, and `upstream.conf`, which
-//! alone says whom a replica follows. **Invariant:** passwords are in `pgpass` and in no rendered file.
+//! The files are in `ROOT/conf`, outside PGDATA: `postgresql.conf`, `pg_hba.conf` and `pg_ident.conf` ([`access`]), and
+//! `upstream.conf`, which alone says whom a replica follows. **Invariant:** passwords are in `pgpass` and in no rendered file.
 
 use std::{collections::BTreeMap, fmt::Write as _, path::Path, time::Duration};
 
@@ -15,6 +15,8 @@ use super::{
     tools::{Runner, Section},
 };
 use crate::engine::DriverError;
+
+pub(super) mod access;
 
 /// Role of the replication stream, of clones and of rewinds.
 pub(super) const REPLICATOR: &str = "regent_replicator";
@@ -37,7 +39,10 @@ const SENDER_GIVES_UP_MILLIS: u32 = 30_000;
 const SLOT_BUDGET: &str = "4GB";
 
 /// Settings that a cluster may change, with the value that they have otherwise.
-const DEFAULTS: &[(&str, &str)] = &[
+pub(super) const DEFAULTS: &[(&str, &str)] = &[
+    ("wal_level", "replica"),
+    ("max_wal_senders", "20"),
+    ("max_replication_slots", "20"),
     ("max_connections", "200"),
     ("superuser_reserved_connections", "5"),
     ("wal_keep_size", "128MB"),
@@ -54,15 +59,15 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("tcp_keepalives_count", "3"),
 ];
 
+/// Least value of what members take streams and slots from: each needs one, one more while it is cloned, and some are for others.
+pub(super) const LEAST_STREAMS: u32 = 10;
+
 /// Settings that replication, failover and rewind stand on: the driver sets them and a cluster may not.
-const OWNED: &[(&str, &str)] = &[
-    ("wal_level", "replica"),
+pub(super) const OWNED: &[(&str, &str)] = &[
     ("hot_standby", "on"),
     ("wal_log_hints", "on"),
     ("full_page_writes", "on"),
     ("fsync", "on"),
-    ("max_wal_senders", "20"),
-    ("max_replication_slots", "20"),
     ("wal_retrieve_retry_interval", "100ms"),
     ("wal_sender_timeout", "5s"),
     ("wal_receiver_timeout", "5s"),
@@ -122,17 +127,6 @@ pub(super) struct Place<'a> {
     pub(super) member: &'a MemberName,
     pub(super) run_directory: &'a Path,
     pub(super) port: u16,
-    /// Name of the user that the agent runs as, for peer authentication.
-    pub(super) agent_user: &'a str,
-}
-
-/// Whether applications may log in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Applications {
-    /// With their password.
-    Admitted,
-    /// Not at all, while everything is handed over to a successor.
-    Rejected,
 }
 
 /// Whether a setting is ours.
@@ -156,8 +150,26 @@ pub(super) fn check_names(settings: &BTreeMap<String, String>, known: &str) -> R
         if value.contains(['\n', '\r', '\0']) {
             return invalid(name, "its value must be one line".to_owned());
         }
+        if let Some(problem) = unfit(&name.to_ascii_lowercase(), value) {
+            return invalid(name, problem);
+        }
     }
     Ok(())
+}
+
+/// Why replication could not stand on this value.
+pub(super) fn unfit(name: &str, value: &str) -> Option<String> {
+    match name {
+        "wal_level" if !["replica", "logical"].contains(&value.to_ascii_lowercase().as_str()) => {
+            Some("replicas need the level replica or logical".to_owned())
+        }
+        "max_wal_senders" | "max_replication_slots"
+            if value.parse().is_ok_and(|streams: u32| streams < LEAST_STREAMS) =>
+        {
+            Some(format!("members need at least {LEAST_STREAMS}"))
+        }
+        _ => None,
+    }
 }
 
 /// Has the engine's own program check names and values; needs no data directory.
@@ -224,38 +236,6 @@ pub(super) fn postgresql_conf(place: &Place<'_>, settings: &BTreeMap<String, Str
     }
     text.push_str("include = 'upstream.conf'\n");
     text
-}
-
-/// Renders `pg_hba.conf`.
-pub(super) fn hba_conf(applications: Applications) -> String {
-    let method = match applications {
-        Applications::Admitted => "scram-sha-256",
-        Applications::Rejected => "reject",
-    };
-    format!(
-        "# Written by regent-agent. Changes made here are lost.\n\
-         # The agent, over the socket, known to the kernel by its user.\n\
-         local   all          {AGENT},{SUPERUSER}  peer map=regent\n\
-         local   replication  {AGENT}           peer map=regent\n\
-         # The agent's roles from nowhere else.\n\
-         host    all          {AGENT},{SUPERUSER}  all  reject\n\
-         # Members: the stream, clones and rewinds.\n\
-         host    replication  {REPLICATOR}  all  scram-sha-256\n\
-         host    postgres     {REPLICATOR}  all  scram-sha-256\n\
-         host    all          {REPLICATOR}  all  reject\n\
-         # Applications.\n\
-         host    all          all  all  {method}\n"
-    )
-}
-
-/// Renders `pg_ident.conf`: which user of the machine may be which role of the agent.
-pub(super) fn ident_conf(agent_user: &str) -> String {
-    let user = agent_user.replace('"', "\"\"");
-    format!(
-        "# Written by regent-agent. Changes made here are lost.\n\
-         regent  \"{user}\"  {AGENT}\n\
-         regent  \"{user}\"  {SUPERUSER}\n"
-    )
 }
 
 /// Renders `upstream.conf`: whom a replica follows; for `None` nobody, which is what a cut writes.

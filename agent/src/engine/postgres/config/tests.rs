@@ -5,7 +5,10 @@ use regent_common::{
     topology::Endpoint,
 };
 
-use super::*;
+use super::{
+    access::{AdoptedRules, Applications, hba_conf, ident_conf},
+    *,
+};
 use crate::engine::postgres::layout::EngineUser;
 
 fn layout() -> Layout {
@@ -31,7 +34,6 @@ fn postgresql_conf_is_rendered() {
         member: &member,
         run_directory: Path::new("/run/regent/pg-main"),
         port: 5432,
-        agent_user: "root",
     };
     let wanted = settings(&[("shared_buffers", "1GB"), ("Max_Connections", "300"), ("search_path", "it's \\ odd")]);
     insta::assert_snapshot!(postgresql_conf(&place, &wanted));
@@ -39,7 +41,21 @@ fn postgresql_conf_is_rendered() {
 
 #[test]
 fn access_rules_are_rendered() {
-    insta::assert_snapshot!(hba_conf(Applications::Admitted) + &ident_conf("root"));
+    let none = AdoptedRules::default();
+    insta::assert_snapshot!(hba_conf(Applications::Admitted, &none) + &ident_conf("root", "postgres", &none));
+}
+
+#[test]
+fn streams_and_slots_have_a_least_number_and_the_log_a_least_level() {
+    let known = "wal_level\tpostmaster\tx\nmax_wal_senders\tpostmaster\tx\n";
+    check_names(&settings(&[("wal_level", "logical"), ("max_wal_senders", "10")]), known).unwrap();
+    for (name, value) in [("wal_level", "minimal"), ("max_wal_senders", "9")] {
+        let refused = check_names(&settings(&[(name, value)]), known);
+        assert!(
+            matches!(&refused, Err(DriverError::InvalidSetting { name: named, .. }) if named == name),
+            "{refused:?}"
+        );
+    }
 }
 
 #[test]

@@ -123,7 +123,7 @@ pub(super) fn discard_kept(layout: &Layout) -> Result<(), DriverError> {
 
 impl Postgres {
     pub(super) async fn swap_in(&self, upstream: &Peer, keep_old: bool) -> Result<(), DriverError> {
-        self.adopt()?;
+        self.adopt_process()?;
         self.on_disk(settle).await?;
         let journal = match self.on_disk(Journal::load).await? {
             Some(journal) => journal,

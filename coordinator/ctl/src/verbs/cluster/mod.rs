@@ -1,6 +1,7 @@
 //! Verbs on clusters, registered in `crate::verbs`.
 
 pub(super) mod add_member;
+pub(super) mod adopt;
 pub(super) mod allow;
 pub(super) mod create;
 pub(super) mod credentials;
