@@ -131,6 +131,14 @@ impl Api {
         self.healthy(&name, deadline).await
     }
 
+    /// Adopts running instances as a cluster and waits until it is healthy.
+    pub async fn adopt(&self, request: wire::AdoptClusterRequest, deadline: Duration) -> Result<wire::Cluster> {
+        let name = request.cluster.clone();
+        let operation = self.clusters().adopt_cluster(request).await?.into_inner();
+        self.succeed(&operation.name, deadline).await?;
+        self.healthy(&name, deadline).await
+    }
+
     /// Waits until a cluster is healthy and at rest, with every replica streaming.
     pub async fn healthy(&self, name: &str, deadline: Duration) -> Result<wire::Cluster> {
         wait::until(&format!("health of cluster {name}"), deadline, || async {

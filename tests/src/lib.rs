@@ -7,6 +7,7 @@ pub mod api;
 pub mod cluster;
 pub mod engines;
 pub mod folder;
+pub mod foreign;
 pub mod logcheck;
 pub mod network;
 pub mod place;

@@ -7,7 +7,10 @@
 //! word that the engine has for the reign (a timeline of PostgreSQL). A primary that comes back with its old word seems to
 //! have reigned throughout, and that is meant: it should not have.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use serde::Serialize;
 
@@ -125,6 +128,26 @@ pub fn longest_gap(histories: &[History], from: u64, until: u64) -> Gap {
     times.sort_unstable();
     let gaps = times.windows(2).map(|pair| Gap { from: pair[0], until: pair[1] });
     gaps.max_by_key(Gap::nanos).unwrap_or_default()
+}
+
+/// Rows that were sent between `from` and `until` and not acknowledged within `limit`, with what became of each. The last row of a
+/// history that is still being written has no end yet: there have to be some after `until`.
+pub fn failed_or_late(histories: &[History], limit: Duration, from: u64, until: u64) -> Vec<(Row, String)> {
+    let mut found = Vec::new();
+    for history in histories {
+        for attempt in history.attempts.iter().filter(|attempt| (from..=until).contains(&attempt.sent)) {
+            let trouble = match &attempt.outcome {
+                Outcome::Acknowledged(at, _) => {
+                    let took = Duration::from_nanos(at.saturating_sub(attempt.sent));
+                    (took > limit).then(|| format!("acknowledged after {took:?}"))
+                }
+                Outcome::Refused(reason) => Some(format!("refused: {reason}")),
+                Outcome::Unknown(reason) => Some(format!("unknown: {reason}")),
+            };
+            found.extend(trouble.map(|trouble| ((history.writer.clone(), attempt.row), trouble)));
+        }
+    }
+    found
 }
 
 /// All reigns of which something was acknowledged between `from` and `until`, in order of their beginning.
@@ -305,6 +328,21 @@ mod tests {
         assert_eq!(overlaps(std::slice::from_ref(&one), 0, 100), []);
         let seen: Vec<_> = reigns(&[one], 0, 100).into_iter().map(|r| (r.member, r.from, r.until, r.rows)).collect();
         assert_eq!(seen, [("a".into(), 9, 10, 1), ("b".into(), 49, 50, 1), ("a".into(), 89, 90, 1)]);
+    }
+
+    #[test]
+    fn rows_that_failed_or_took_long_are_found_among_those_that_were_sent_in_time() {
+        let mut one = history("w", &[(1, "a", Some(10)), (2, "a", Some(20)), (3, "a", None), (4, "a", Some(90))]);
+        for (attempt, sent) in one.attempts.iter_mut().zip([9, 12, 50, 80]) {
+            attempt.sent = sent;
+        }
+        let found = |limit, from, until| {
+            let found = failed_or_late(std::slice::from_ref(&one), Duration::from_nanos(limit), from, until);
+            found.into_iter().map(|((_, row), _)| row).collect::<Vec<_>>()
+        };
+        assert_eq!(found(10, 0, 100), [3]);
+        assert_eq!(found(9, 0, 100), [3, 4]);
+        assert_eq!(found(5, 10, 49), [2], "outside the time that was asked for");
     }
 
     #[test]

@@ -7,12 +7,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
 use super::{
-    Login,
+    Login, checker,
     history::{History, Outcome},
+    now_nanos,
 };
 use crate::{
     place::Place,
@@ -140,6 +141,28 @@ impl Writers {
             bail!("{seen} so far; the last trouble was: {}", reason.unwrap_or("none"))
         })
         .await
+    }
+
+    /// Fails when a row that one of these writers has sent since `from` was not acknowledged, or it had to wait for longer than
+    /// `limit`, for a row or between two; the longest time between two of each, in milliseconds. They have to go on.
+    pub async fn unbroken(&self, names: &[&str], limit: Duration, from: u64, deadline: Duration) -> Result<Vec<f64>> {
+        let (until, mut gaps) = (now_nanos(), Vec::new());
+        for name in names {
+            // What is under way now has an end then.
+            let on = wait::until(name, deadline, || async {
+                let history = self.of(name)?;
+                let later = history.acknowledgements().filter(|(at, _)| *at > until).count();
+                ensure!(later > 1, "it was to go on, and has {later} rows more");
+                Ok(history)
+            });
+            let history = [on.await?];
+            let trouble = checker::failed_or_late(&history, limit, from, until);
+            ensure!(trouble.is_empty(), "{trouble:?}");
+            let gap = checker::longest_gap(&history, from, until);
+            ensure!(Duration::from_nanos(gap.nanos()) <= limit, "{name} had no row for {} ms", gap.millis());
+            gaps.push(gap.millis());
+        }
+        Ok(gaps)
     }
 
     /// Asks all writers to stop, waits, and reads what they did.

@@ -12,11 +12,22 @@ use crate::support::{CLUSTER, SOON, Trio};
 
 const TIMES: u32 = 20;
 
-/// The next moment to strike: any within half a second, from a seed that is printed.
-fn moment(seed: &mut u64) -> Duration {
+/// Moments to strike at are within this.
+const WITHIN: Duration = Duration::from_millis(500);
+
+/// Where the moments begin, which is printed: the environment's seed, or another one each time.
+#[expect(clippy::print_stdout, reason = "a run that failed is repeated by it")]
+pub(crate) fn first_seed() -> u64 {
+    let seed = std::env::var("REGENT_TEST_SEED").map_or_else(|_| now_nanos(), |seed| seed.parse().unwrap());
+    println!("REGENT_TEST_SEED={seed}");
+    seed
+}
+
+/// The next moment to strike: any within a time, from a seed that is printed.
+pub(crate) fn moment(seed: &mut u64, within: Duration) -> Duration {
     // A linear congruential step; good enough to not always strike at the same place.
     *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-    Duration::from_millis((*seed >> 33) % 500)
+    Duration::from_micros((*seed >> 33) % u64::try_from(within.as_micros()).unwrap())
 }
 
 /// Kills an agent, starts it again, and waits until the coordinator hears it.
@@ -44,11 +55,9 @@ async fn a_killed_agent_leaves_the_database_alone_and_adopts_it_again() {
     let pids = trio.engine_pids().await;
     let writers = trio.write();
     writers.acknowledged(0, 100, SOON).await.unwrap();
-    let begin = now_nanos();
-    let mut seed: u64 = std::env::var("REGENT_TEST_SEED").map_or(begin, |seed| seed.parse().unwrap());
-    println!("REGENT_TEST_SEED={seed}");
+    let mut seed = first_seed();
     for round in 0..TIMES {
-        tokio::time::sleep(moment(&mut seed)).await;
+        tokio::time::sleep(moment(&mut seed, WITHIN)).await;
         // Mostly the primary's.
         let node = if round % 4 == 3 { "n2" } else { "n1" };
         kill_and_restart(&mut trio, node).await;

@@ -11,6 +11,7 @@ use regent_tests::{
     api::{self, Api, request_id},
     cluster::Fleet,
     folder::TestFolder,
+    foreign::{Foreign, adopt_request},
     process, wait,
 };
 
@@ -179,6 +180,41 @@ async fn growing_and_shrinking_survive_a_crash_at_every_step() {
         wait::until(at_remove, SOON, || newest(&fleet.api, CLUSTER, "remove_member")).await.unwrap();
         let cluster = fleet.api.healthy(CLUSTER, SOON).await.unwrap();
         assert_eq!(cluster.members.len(), 2, "{at_remove}");
+        executed_once(&fleet).await;
+    }
+}
+
+/// Makes an instance of nobody's with a replica, adopts both, and deletes what they have become; the adoption. The coordinator aborts
+/// at the place, and finds the instances as processes that nobody has restarted.
+async fn adopt(folder: &TestFolder, fleet: &mut Fleet, round: usize, place: Option<&str>) -> wire::Operation {
+    let found = Foreign::start(folder, &format!("first{round}"), &fleet.agents["n1"], "").unwrap();
+    let replica = found.replica(folder, &format!("second{round}"), &fleet.agents["n2"]).unwrap();
+    let processes = [found.pid().unwrap(), replica.pid().unwrap()];
+    let request = adopt_request(CLUSTER, &[&found, &replica]);
+    let mut clusters = fleet.api.clusters();
+    let asked = tokio::spawn(async move { clusters.adopt_cluster(request).await });
+    if let Some(place) = place {
+        crash(fleet, place, None).await;
+    }
+    drop(asked.await.unwrap());
+    let adopted = || newest(&fleet.api, CLUSTER, "adopt_cluster");
+    let adopted = wait::until("the adoption", SOON, adopted).await.unwrap();
+    fleet.api.healthy(CLUSTER, SOON).await.unwrap();
+    assert_eq!([found.pid().unwrap(), replica.pid().unwrap()], processes, "{place:?}: an instance was restarted");
+    let removal = fleet.api.clusters().delete_cluster(delete()).await.unwrap().into_inner();
+    fleet.api.succeed(&removal.name, SOON).await.unwrap();
+    adopted
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn adopting_survives_a_crash_at_every_step() {
+    let folder = TestFolder::new().unwrap();
+    let mut fleet = fleet(&folder, &["n1", "n2"]).await;
+    let adopted = places(&adopt(&folder, &mut fleet, 0, None).await);
+    for (round, place) in (1..).zip(&adopted) {
+        arm(&mut fleet, Some(place)).await;
+        let operation = adopt(&folder, &mut fleet, round, Some(place)).await;
+        assert!(operation.steps.iter().any(|step| step.attempts > 1), "{place}: a step was begun again");
         executed_once(&fleet).await;
     }
 }

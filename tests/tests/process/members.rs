@@ -14,7 +14,7 @@ use regent_tests::{
 
 use crate::support::{CLUSTER, ENGINE, SOON, Trio, create, refused};
 
-fn add(node: &str) -> wire::AddMemberRequest {
+pub(crate) fn add(node: &str) -> wire::AddMemberRequest {
     wire::AddMemberRequest {
         name: format!("clusters/{CLUSTER}"),
         node: node.to_owned(),
@@ -33,7 +33,7 @@ fn remove(member: &str) -> wire::RemoveMemberRequest {
     }
 }
 
-async fn promote(fleet: &Fleet, member: &str) {
+pub(crate) async fn promote(fleet: &Fleet, member: &str) {
     let request = wire::PromoteMemberRequest {
         name: format!("clusters/{CLUSTER}"),
         member: member.to_owned(),
@@ -45,7 +45,7 @@ async fn promote(fleet: &Fleet, member: &str) {
 }
 
 /// Healthy, with every replica in the acknowledged electorate.
-async fn complete(fleet: &Fleet) -> wire::Cluster {
+pub(crate) async fn complete(fleet: &Fleet) -> wire::Cluster {
     wait::until("the electorate", SOON, || async {
         let cluster = fleet.api.healthy(CLUSTER, SOON).await?;
         let electorate = cluster.electorate.clone().unwrap_or_default().members;

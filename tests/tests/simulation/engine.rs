@@ -10,13 +10,15 @@ use std::{
     cell::RefCell,
     collections::BTreeMap,
     ops::Range,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use regent_agent::engine::{
-    CloneOptions, Cloned, Context, Driver, DriverError, Factory, SettingsCheck, StartAs, Stop, Work, fake::FakeWorld,
+    CloneOptions, Cloned, Context, Driver, DriverError, Factory, FoundInstance, Ground, SettingsCheck, StartAs, Stop,
+    Work, fake::FakeWorld,
 };
 use regent_common::{
     ids::MemberName,
@@ -119,6 +121,11 @@ impl Factory for SimulatedEngine {
     async fn check_settings(&self, asked: &SettingsCheck<'_>) -> Result<(), DriverError> {
         let world = engines().world;
         world.check_settings(asked).await
+    }
+
+    async fn survey(&self, ground: &Ground<'_>) -> Result<Vec<FoundInstance>, DriverError> {
+        let world = engines().world;
+        world.survey(ground).await
     }
 
     fn open(&self, context: Context) -> Result<Arc<dyn Driver>, DriverError> {
@@ -299,6 +306,14 @@ impl Driver for SlowDriver {
 
     async fn checkpoint(&self) -> Result<(), DriverError> {
         self.ask("flushed", 2..30, self.inner.checkpoint()).await
+    }
+
+    async fn adopt(&self, data_directory: &Path, upstream: Option<&Peer>) -> Result<Position, DriverError> {
+        self.ask("adopted", 20..300, self.inner.adopt(data_directory, upstream)).await
+    }
+
+    async fn give_back(&self) -> Result<bool, DriverError> {
+        self.ask("given back", 10..100, self.inner.give_back()).await
     }
 
     async fn release(&self, keep_data: bool) -> Result<(), DriverError> {

@@ -4,7 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -52,6 +52,7 @@ use super::{
     network::{SimulatedDialer, incoming},
     shown::{Shown, Wish},
     store::StoreDisk,
+    strikes,
     themes::Theme,
     time,
     trace::traced,
@@ -160,11 +161,11 @@ async fn run_agent(machine: &Arc<Machine>, engines: &FakeWorld, stop: &Cancellat
     machine.stalls.disk().await;
     traced!("the agent of {} starts, {}", machine.name, machine.boot_id());
     let identity = Certificates::all().nodes[&machine.name].clone();
-    let data = Path::new("/simulated/engines/db/data");
-    let foreign = engines.has_data(&machine.endpoint()).then_some(data);
+    let data = machine.data_root().join("db/data");
+    let foreign = engines.has_data(&machine.endpoint()).then_some(&*data);
     let ledger = LedgerStore::open(Arc::new(machine.disk.clone()), PathBuf::from("/simulated/state"), foreign)?;
     let place = Place {
-        data_root: PathBuf::from("/simulated/engines"),
+        data_root: machine.data_root(),
         run_directory: PathBuf::from("/simulated/run"),
         advertise_host: machine.name.clone(),
         ports: None,
@@ -234,7 +235,11 @@ pub(crate) async fn person(nodes: Vec<String>, shown: Shown, seed: u64) -> Ended
                 None => connect().await?,
             };
             if !look(&connected, &shown).await? {
-                create(&connected, &nodes, chance.next()).await?;
+                if strikes::on_this_thread().is_some_and(|strike| strike.is_of_adoption()) {
+                    adopt(&connected, &nodes, chance.next()).await?;
+                } else {
+                    create(&connected, &nodes, chance.next()).await?;
+                }
             }
             // What it says a person has to do is done when all else is over.
             if let Some(node) = nodes.iter().find(|node| shown.has_lost_data(node)) {
@@ -330,6 +335,20 @@ async fn create(channel: &Channel, nodes: &[String], request: u64) -> anyhow::Re
     let answer = ClusterServiceClient::new(channel.clone()).create_cluster(request).await;
     answer.map_err(|status| anyhow::anyhow!("create: {}", status.message()))?;
     traced!("the cluster was asked for");
+    Ok(())
+}
+
+/// Makes the cluster of the instances that run on the nodes and are nobody's.
+async fn adopt(channel: &Channel, nodes: &[String], request: u64) -> anyhow::Result<()> {
+    let request = wire::AdoptClusterRequest {
+        cluster: CLUSTER.to_owned(),
+        nodes: nodes.to_vec(),
+        request_id: request.to_string(),
+        ..Default::default()
+    };
+    let answer = ClusterServiceClient::new(channel.clone()).adopt_cluster(request).await;
+    answer.map_err(|status| anyhow::anyhow!("adopt: {}", status.message()))?;
+    traced!("the adoption of the instances was asked for");
     Ok(())
 }
 

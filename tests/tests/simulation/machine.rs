@@ -3,6 +3,7 @@
 //! The engine and the gate are beside the agent's process: an agent that dies or stands still leaves them as they are.
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -102,6 +103,11 @@ impl Machine {
     }
 
     /// Where its engine is reached.
+    /// Folder of its members' data, which tells it from the other machines' for the fake engines.
+    pub(crate) fn data_root(&self) -> PathBuf {
+        PathBuf::from(format!("/simulated/{}/engines", self.name))
+    }
+
     pub(crate) fn endpoint(&self) -> Endpoint {
         Endpoint { host: self.name.clone(), port: ENGINE_PORT }
     }

@@ -67,7 +67,12 @@ impl Strike {
 
     /// Whether it comes before there is a cluster.
     pub(crate) fn is_of_creation(&self) -> bool {
-        self.operation == "create_cluster"
+        self.operation == "create_cluster" || self.is_of_adoption()
+    }
+
+    /// Whether the cluster is made of instances that run already.
+    pub(crate) fn is_of_adoption(&self) -> bool {
+        self.operation == "adopt_cluster"
     }
 
     /// Adds the stages that bring the operation about, and those of the fault.
@@ -77,7 +82,7 @@ impl Strike {
         // What is put back later is of before the operation.
         cast.stage(None, 0..1, vec![Act::BackUp]);
         match self.operation {
-            "create_cluster" => {}
+            "create_cluster" | "adopt_cluster" => {}
             "resync" => cast.stage(None, 0..1, vec![Act::Ask(Wish::Resync(first.clone()))]),
             "promote" => cast.stage(None, 0..1, vec![Act::Ask(Wish::Promote(first.clone()))]),
             "remove_member" => cast.stage(None, 0..1, vec![Act::Ask(Wish::Reshape(first.clone()))]),

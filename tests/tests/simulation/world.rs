@@ -182,6 +182,13 @@ impl<'a> Simulation<'a> {
         }
         let (nodes, person) = (names, shown.clone());
         sim.host(CLIENTS, move || hosts::person(nodes.clone(), person.clone(), seed));
+        if strikes::on_this_thread().is_some_and(|strike| strike.is_of_adoption()) {
+            let primary = machines[0].endpoint();
+            for machine in &machines {
+                let upstream = (machine.endpoint() != primary).then_some(&primary);
+                engines.start_unmanaged(&machine.endpoint(), &machine.data_root().join("unmanaged"), upstream);
+            }
+        }
         let writers = Writers::new(machines.len(), seed);
         let streams = Chance::of(seed, "streams");
         let (down, hung, slow_streams, put_back, lost_at, reached) = Default::default();
@@ -378,6 +385,10 @@ impl<'a> Simulation<'a> {
             self.oracle.forget_rows();
         }
         self.judge_removals();
+        for machine in self.machines.iter().filter(|machine| machine.stalls.runs()) {
+            // What is nobody's is started again by its machine, as Debian's units are at its boot.
+            self.engines.restart_unmanaged(&machine.endpoint());
+        }
         self.stream();
         let rows = self.writers.step(now, &self.engines, &self.network, &self.machines);
         self.oracle.look(&self.engines, &self.machines);

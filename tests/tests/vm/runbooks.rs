@@ -20,7 +20,7 @@ use crate::{
 const CLUSTER: &str = "main";
 
 /// Types what a section of a runbook says, with these words in place of its own, on the coordinator's machine and on `node`.
-fn follow(installation: &Installation, runbook: &str, heading: &str, node: &str, words: &[(&str, &str)]) {
+pub(crate) fn follow(installation: &Installation, runbook: &str, heading: &str, node: &str, words: &[(&str, &str)]) {
     let mut token = String::new();
     for (place, line) in section(&format!("deploy/runbooks/{runbook}"), heading) {
         let words = [&[("HOST", COORDINATOR), ("TOKEN", token.as_str())][..], words].concat();
