@@ -16,6 +16,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -28,6 +29,7 @@ use crate::{
     engines::postgres_bin,
     folder::TestFolder,
     place::Place,
+    wait,
     workload::Login,
 };
 
@@ -120,7 +122,7 @@ impl Foreign {
     pub fn start(folder: &TestFolder, name: &str, agent: &Agent, settings: &str) -> Result<Self> {
         let foreign = Self::prepare(folder, name, agent)?;
         let mut initdb = foreign.tool("initdb")?;
-        initdb.args(["--username", OWNER, "--auth-local=peer", "--auth-host=scram-sha-256"]);
+        initdb.args(["--no-sync", "--username", OWNER, "--auth-local=peer", "--auth-host=scram-sha-256"]);
         initdb.args(["--encoding=UTF8", "--locale=C.UTF-8", "--pgdata"]).arg(&foreign.data);
         run(initdb)?;
         for file in FILES {
@@ -141,11 +143,11 @@ impl Foreign {
         Ok(foreign)
     }
 
-    /// Makes a replica, which streams from a slot of its own, with the same settings, on the place of another agent.
-    pub fn replica(&self, folder: &TestFolder, name: &str, agent: &Agent) -> Result<Self> {
+    /// Makes a replica, with a slot of its own and the same settings, on the place of another agent, and waits until it streams.
+    pub async fn replica(&self, folder: &TestFolder, name: &str, agent: &Agent) -> Result<Self> {
         let replica = Self::prepare(folder, name, agent)?;
         let mut copy = replica.tool("pg_basebackup")?;
-        copy.args(["--write-recovery-conf", "--checkpoint=fast", "--wal-method=stream", "--create-slot"]);
+        copy.args(["--no-sync", "--write-recovery-conf", "--checkpoint=fast", "--wal-method=stream", "--create-slot"]);
         copy.args(["--slot", name, "--host", &self.place.address(), "--port", &self.port.to_string()]);
         copy.args(["--username", STREAM.0, "--pgdata"]).arg(&replica.data).env("PGPASSWORD", STREAM.1);
         run(copy)?;
@@ -155,6 +157,12 @@ impl Foreign {
         // What stands further down holds.
         replica.configure("")?;
         replica.run()?;
+        let streams = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{name}' AND active");
+        wait::until("the replica's stream", Duration::from_secs(30), || async {
+            ensure!(self.sql(&[&streams])? == "1", "nobody streams from slot {name}");
+            Ok(())
+        })
+        .await?;
         Ok(replica)
     }
 

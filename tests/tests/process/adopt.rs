@@ -15,6 +15,7 @@ use regent_tests::{
     logcheck, process, wait,
     workload::{Login, checker, now_nanos, postgres, writers::Writers},
 };
+use tokio_postgres::Client;
 use tonic::Status;
 
 use crate::{
@@ -31,6 +32,8 @@ const JUST_PROMOTED: &str = "is the stored primary and its engine runs read-only
 const LATE: Duration = Duration::from_millis(500);
 /// How often an agent is killed in the middle.
 const TIMES: u32 = 20;
+/// About as long as it takes to change an instance, once it has begun.
+const CHANGES: Duration = Duration::from_millis(150);
 
 /// Settings that the instance has of its own, from its file, a file beside it, and `ALTER SYSTEM`.
 const KEPT: [(&str, &str); 4] =
@@ -71,15 +74,7 @@ impl Bed {
 
     /// A replica of the instance on another node.
     async fn replica(&self, node: &str) -> Foreign {
-        let replica = self.found.replica(&self.folder, node, &self.fleet.agents[node]).unwrap();
-        wait::until("the replica's stream", SOON, || async {
-            let streams = self.found.sql(&["SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"])?;
-            ensure!(streams == "1", "{streams} streams");
-            Ok(())
-        })
-        .await
-        .unwrap();
-        replica
+        self.found.replica(&self.folder, node, &self.fleet.agents[node]).await.unwrap()
     }
 
     /// Writers in the place of the instance's clients.
@@ -395,6 +390,31 @@ async fn begun(fleet: &Fleet, operation: &str, name: &str) -> wire::Step {
     .unwrap()
 }
 
+/// Begins an adoption that does not get on: the primary's step makes roles, and waits for whoever makes others. The operation, and the
+/// session for whose end it waits.
+async fn held_up(fleet: &Fleet, found: &Foreign, request: wire::AdoptClusterRequest) -> (String, Client) {
+    let (holder, _) = postgres::connect(&found.administrator, &found.member).await.unwrap();
+    holder.batch_execute("BEGIN; LOCK TABLE pg_authid IN SHARE MODE").await.unwrap();
+    let operation = asked(fleet, request).await;
+    wait::until("a step that waits for the roles", SOON, || async {
+        let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'pg_authid'::regclass";
+        let waiting: i64 = holder.query_one(waiting, &[]).await?.get(0);
+        ensure!(waiting > 0, "{}", api::describe(&fleet.api.operation(&operation).await?));
+        Ok(())
+    })
+    .await
+    .unwrap();
+    (operation, holder)
+}
+
+/// In the instance itself there is nothing of Regent's; `slots` are those that it had.
+fn nothing_is_left(found: &Foreign, slots: &str) {
+    let roles = "SELECT string_agg(rolname, ' ') FROM pg_roles WHERE rolname LIKE 'regent%'";
+    assert_eq!(found.sql(&[roles]).unwrap(), "", "roles");
+    let known = "SELECT string_agg(slot_name, ' ') FROM pg_replication_slots";
+    assert_eq!(found.sql(&[known]).unwrap(), slots, "slots");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_adoption_that_fails_half_way_gives_everything_back_and_can_be_tried_again() {
     let mut bed = Bed::start(&["n2", "n1"], "").await;
@@ -404,19 +424,7 @@ async fn an_adoption_that_fails_half_way_gives_everything_back_and_can_be_tried_
     let writers = bed.write(&[found.member.clone(), replica.member.clone()]).await;
     let begin = now_nanos();
 
-    // The primary's step makes roles, and waits for whoever makes others: time enough for the replica's agent to die.
-    let (holder, _) = postgres::connect(&found.administrator, &found.member).await.unwrap();
-    holder.batch_execute("BEGIN; LOCK TABLE pg_authid IN SHARE MODE").await.unwrap();
-    let operation = asked(&bed.fleet, adopt_request(CLUSTER, &[&found, &replica])).await;
-    wait::until("a step that waits for the roles", SOON, || async {
-        let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'pg_authid'::regclass";
-        let waiting: i64 = holder.query_one(waiting, &[]).await?.get(0);
-        let seen = bed.fleet.api.operation(&operation).await?;
-        ensure!(waiting > 0, "{}", api::describe(&seen));
-        Ok(())
-    })
-    .await
-    .unwrap();
+    let (operation, holder) = held_up(&bed.fleet, &found, adopt_request(CLUSTER, &[&found, &replica])).await;
     bed.fleet.agent("n2").daemon().unwrap().kill().unwrap();
     holder.batch_execute("ROLLBACK").await.unwrap();
     let ended = bed.fleet.api.finish(&operation, SOON).await.unwrap();
@@ -430,12 +438,39 @@ async fn an_adoption_that_fails_half_way_gives_everything_back_and_can_be_tried_
     unbroken(&writers, &["follower", "node-1"], begin).await;
     let streams = found.sql(&["SELECT usename || ' ' || state FROM pg_stat_replication"]).unwrap();
     assert_eq!(streams, "stream streaming", "the replica streams as it did");
+    nothing_is_left(&found, "n2");
 
     let cluster = bed.fleet.api.adopt(adopt_request(CLUSTER, &[&found, &replica]), SOON).await.unwrap();
     let pids: Vec<_> = cluster.members.iter().map(|member| api::engine_pid(member).unwrap()).collect();
     assert_eq!(pids, [primary_before.pid, replica_before.pid]);
     writers.acknowledged(now_nanos(), ROWS, SOON).await.unwrap();
     unbroken(&writers, &["follower", "node-1"], begin).await;
+    let histories = writers.stop().await.unwrap();
+    let account = checker::account(&histories, &postgres::read_rows(&found.login, &found.member).await.unwrap());
+    assert!(account.lost.is_empty() && account.is_consistent(), "{account:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_dies_in_the_middle_and_stays_away_gives_the_instance_back_when_it_returns() {
+    let mut bed = Bed::start(&["n1"], "").await;
+    let found = bed.found.clone();
+    let before = Before::of(&found);
+    let writers = bed.write(std::slice::from_ref(&found.member)).await;
+    let begin = now_nanos();
+    let (operation, holder) = held_up(&bed.fleet, &found, adopt_request(CLUSTER, &[&found])).await;
+    unbroken(&writers, &["follower", "node-1"], begin).await;
+    bed.fleet.agent("n1").daemon().unwrap().kill().unwrap();
+    assert!(before.differs(&found).is_err(), "it was changed by then");
+    drop(holder);
+    let ended = bed.fleet.api.finish(&operation, SOON).await.unwrap();
+    assert_eq!(ended.state(), wire::OperationState::Failed, "{}", api::describe(&ended));
+    assert!(process::lives(before.pid), "nobody ends the engine");
+
+    // The gate that the lease has left behind is closed by now: its agent opens it.
+    bed.fleet.agent("n1").start().unwrap();
+    as_it_was(&bed.fleet, &[(&found, &before)]).await;
+    nothing_is_left(&found, "");
+    writers.acknowledged(now_nanos(), ROWS, SOON).await.unwrap();
     let histories = writers.stop().await.unwrap();
     let account = checker::account(&histories, &postgres::read_rows(&found.login, &found.member).await.unwrap());
     assert!(account.lost.is_empty() && account.is_consistent(), "{account:?}");
@@ -488,7 +523,19 @@ async fn an_agent_killed_anywhere_in_the_adoption_leaves_the_instance_adopted_or
         let begin = now_nanos();
         let operation = asked(&bed.fleet, adopt_request(CLUSTER, &[&found])).await;
         begun(&bed.fleet, &operation, "adopt").await;
-        tokio::time::sleep(moment(&mut seed, length)).await;
+        let within = if round % 2 == 0 {
+            length
+        } else {
+            // After the first change, before which the lease is waited for.
+            wait::until("a change of the instance", SOON, || async {
+                ensure!(before.differs(&found).is_err(), "it is as it was");
+                Ok(())
+            })
+            .await
+            .unwrap();
+            CHANGES
+        };
+        tokio::time::sleep(moment(&mut seed, within)).await;
         bed.fleet.agent("n1").daemon().unwrap().kill().unwrap();
         // What has not ended now will not end without the next agent.
         struck += u32::from(begun(&bed.fleet, &operation, "adopt").await.end_time.is_none());
@@ -496,7 +543,8 @@ async fn an_agent_killed_anywhere_in_the_adoption_leaves_the_instance_adopted_or
         let ended = bed.fleet.api.finish(&operation, SOON).await.unwrap();
         adopted = ended.state() == wire::OperationState::Succeeded;
         assert!(adopted || ended.state() == wire::OperationState::Failed, "{}", api::describe(&ended));
-        println!("round {round}: {:?} {}", ended.state(), ended.error);
+        let step = ended.steps.iter().find(|step| step.name == "adopt").unwrap();
+        println!("round {round}: {:?} {}, the step took {:?}", ended.state(), ended.error, took(step));
         if adopted {
             let cluster = bed.fleet.api.healthy(CLUSTER, SOON).await.unwrap();
             assert_eq!(api::engine_pid(api::member(&cluster, "db1").unwrap()).unwrap(), before.pid, "round {round}");

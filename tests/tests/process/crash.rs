@@ -188,7 +188,7 @@ async fn growing_and_shrinking_survive_a_crash_at_every_step() {
 /// at the place, and finds the instances as processes that nobody has restarted.
 async fn adopt(folder: &TestFolder, fleet: &mut Fleet, round: usize, place: Option<&str>) -> wire::Operation {
     let found = Foreign::start(folder, &format!("first{round}"), &fleet.agents["n1"], "").unwrap();
-    let replica = found.replica(folder, &format!("second{round}"), &fleet.agents["n2"]).unwrap();
+    let replica = found.replica(folder, &format!("second{round}"), &fleet.agents["n2"]).await.unwrap();
     let processes = [found.pid().unwrap(), replica.pid().unwrap()];
     let request = adopt_request(CLUSTER, &[&found, &replica]);
     let mut clusters = fleet.api.clusters();
