@@ -160,6 +160,22 @@ impl Api {
         .await
     }
 
+    /// Waits until a cluster is healthy, and every replica is in the electorate that its primary has acknowledged: then any of them
+    /// can be promoted.
+    pub async fn complete(&self, name: &str, deadline: Duration) -> Result<wire::Cluster> {
+        wait::until(&format!("the electorate of cluster {name}"), deadline, || async {
+            let cluster = self.healthy(name, deadline).await?;
+            let electorate = cluster.electorate.clone().unwrap_or_default().members;
+            ensure!(
+                cluster.electorate_acknowledged && electorate.len() + 1 == cluster.members.len(),
+                "{electorate:?}, {}",
+                cluster.situation
+            );
+            Ok(cluster)
+        })
+        .await
+    }
+
     /// How clients log in to a cluster.
     pub async fn login(&self, name: &str) -> Result<Login> {
         let request = wire::GetCredentialsRequest { name: format!("clusters/{name}") };

@@ -46,18 +46,7 @@ pub(crate) async fn promote(fleet: &Fleet, member: &str) {
 
 /// Healthy, with every replica in the acknowledged electorate.
 pub(crate) async fn complete(fleet: &Fleet) -> wire::Cluster {
-    wait::until("the electorate", SOON, || async {
-        let cluster = fleet.api.healthy(CLUSTER, SOON).await?;
-        let electorate = cluster.electorate.clone().unwrap_or_default().members;
-        ensure!(
-            cluster.electorate_acknowledged && electorate.len() + 1 == cluster.members.len(),
-            "{electorate:?}, {}",
-            cluster.situation
-        );
-        Ok(cluster)
-    })
-    .await
-    .unwrap()
+    fleet.api.complete(CLUSTER, SOON).await.unwrap()
 }
 
 /// What is left of a cluster on a node.

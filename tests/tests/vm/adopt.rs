@@ -145,7 +145,7 @@ fn what_debian_has_started_is_adopted_under_load_and_is_a_cluster_also_after_a_b
         process::signal(before[0], Signal::SIGKILL).unwrap();
         installation.api.other_primary(CLUSTER, "db1", SOON).await.unwrap();
         writers.acknowledged_except(&members[0], killed, ROWS, SOON).await.unwrap();
-        installation.api.healthy(CLUSTER, SOON).await.unwrap();
+        installation.api.complete(CLUSTER, SOON).await.unwrap();
         primary.run(&["systemctl", "is-active", &format!("regent-engine-{CLUSTER}")]).unwrap();
         typed("Restart the primary", "", "db1");
         writers.acknowledged(now_nanos(), ROWS, SOON).await.unwrap();
