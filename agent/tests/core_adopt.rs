@@ -48,6 +48,20 @@ async fn an_adoption_that_fails_has_put_everything_back() {
 }
 
 #[tokio::test]
+async fn an_adoption_that_was_killed_and_then_fails_leaves_no_reign() {
+    let bench = Bench::assigned().await;
+    bench.machine.hold("adopt");
+    let _running = bench.begin(header(1, 2, "adopt", &adopt(None)), adopt(None)).await;
+    support::called(&bench.machine, "adopt", 1).await;
+    let bench = bench.restart();
+    assert_eq!(bench.membership().role, Some(Role::Primary));
+    bench.machine.release("adopt");
+    bench.machine.fail("adopt", "a test said so");
+    bench.run(header(1, 2, "adopt", &adopt(None)), adopt(None)).await.unwrap_err();
+    assert_eq!((bench.membership().role, bench.membership().writable_epoch), (None, None));
+}
+
+#[tokio::test]
 async fn a_release_that_gives_back_neither_stops_nor_removes() {
     let bench = Bench::assigned().await;
     bench.run(header(1, 2, "adopt", &adopt(None)), adopt(None)).await.unwrap();

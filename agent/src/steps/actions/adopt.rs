@@ -56,7 +56,9 @@ async fn put_back(context: &StepContext, driver: &dyn Driver, before: Membership
     let put_back = async {
         driver.give_back().await?;
         context.lease.let_go().await?;
-        context.mark(move |membership| membership.take_reign_back(before)).await
+        // An attempt that was killed has left its mark: what is given back reigns nowhere, and a start of the agent must not gate it.
+        let never = Membership { writable_epoch: None, writable_boot_id: None, role: None, upstream: None, ..before };
+        context.mark(move |membership| membership.take_reign_back(never)).await
     };
     if let Err(second) = put_back.await {
         // Who asked takes the whole adoption back, which tries it again.
