@@ -13,9 +13,11 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicU32, Ordering},
+        mpsc,
     },
+    thread,
     time::Duration,
 };
 
@@ -24,10 +26,13 @@ use anyhow::{Context, Result, bail};
 use crate::{
     cluster::run,
     network::body::{Body, Held, spawn},
+    workload::now_nanos,
 };
 
 /// How long systemd-nspawn may take to make the machine, before anything boots in it.
 const MADE: Duration = Duration::from_secs(30);
+/// How long the listening may go on when nobody wants it any more.
+const BREATH: Duration = Duration::from_secs(1);
 /// How long a system may take to boot.
 const BOOTED: Duration = Duration::from_secs(90);
 
@@ -64,7 +69,15 @@ pub(super) struct Whole {
 #[derive(Debug, Clone)]
 pub(super) struct News {
     path: PathBuf,
-    socket: std::sync::Arc<Mutex<Option<UnixDatagram>>>,
+    ear: Arc<Mutex<Option<Ear>>>,
+}
+
+/// Hears what is said since a machine was switched on, also when nobody asks for it: a system that is not listened to stands still.
+#[derive(Debug)]
+struct Ear {
+    words: mpsc::Receiver<String>,
+    /// The listening ends with this.
+    _listening: Arc<()>,
 }
 
 /// Where a system sees the packages that are to be installed.
@@ -90,26 +103,39 @@ fn control_groups() -> Result<(PathBuf, Option<PathBuf>)> {
 
 impl News {
     pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, socket: std::sync::Arc::default() }
+        Self { path, ear: Arc::default() }
     }
 
     /// Forgets what was said, and listens from now on.
     fn listen(&self) -> Result<()> {
         drop(fs::remove_file(&self.path));
         let socket = UnixDatagram::bind(&self.path).with_context(|| format!("cannot make {}", self.path.display()))?;
-        *self.socket.lock().expect("nothing panics while it holds this lock") = Some(socket);
+        socket.set_read_timeout(Some(BREATH))?;
+        let (says, words) = mpsc::channel();
+        let listening = Arc::new(());
+        let wanted = Arc::downgrade(&listening);
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while wanted.strong_count() > 0 {
+                // Nothing for a while is no end.
+                let Ok(length) = socket.recv(&mut buffer) else { continue };
+                if says.send(String::from_utf8_lossy(&buffer[..length]).into_owned()).is_err() {
+                    return;
+                }
+            }
+        });
+        *self.ear.lock().expect("nothing panics while it holds this lock") = Some(Ear { words, _listening: listening });
         Ok(())
     }
 
     /// Waits for a word of the form `KEY=VALUE`; the value.
     fn heard(&self, key: &str, within: Duration) -> Result<String> {
-        let socket = self.socket.lock().expect("nothing panics while it holds this lock");
-        let socket = socket.as_ref().context("it was never switched on")?;
-        socket.set_read_timeout(Some(within))?;
-        let mut buffer = [0; 4096];
+        let ear = self.ear.lock().expect("nothing panics while it holds this lock");
+        let ear = ear.as_ref().context("it was never switched on")?;
+        let begin = now_nanos();
         loop {
-            let length = socket.recv(&mut buffer).with_context(|| format!("no word of {key} within {within:?}"))?;
-            let text = String::from_utf8_lossy(&buffer[..length]);
+            let left = within.saturating_sub(Duration::from_nanos(now_nanos() - begin));
+            let text = ear.words.recv_timeout(left).with_context(|| format!("no word of {key} within {within:?}"))?;
             if let Some(value) = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')) {
                 return Ok(value.to_owned());
             }
