@@ -71,9 +71,9 @@ impl<R: Rig> Bed<R> {
         self.fleet.api().healthy(CLUSTER, CREATE).await
     }
 
-    /// Waits until the cluster is healthy; who plays which part then.
+    /// Waits until the cluster is healthy and any replica may be promoted; who plays which part then.
     pub async fn cast(&self) -> Result<Cast> {
-        Cast::of(&self.healthy().await?, &self.fleet)
+        Cast::of(&self.fleet.api().complete(CLUSTER, CREATE).await?, &self.fleet)
     }
 
     /// The rows of the primary, when every other member has the same.
