@@ -10,6 +10,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::TcpListener,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -28,9 +29,12 @@ use crate::supervisor::Backend;
 /// The engines of this build. The one place that lists them.
 pub const ENGINES: &[&dyn Factory] = &[&postgres::PostgresFactory];
 
+mod canary;
 pub mod conformance;
 pub mod fake;
+mod layout;
 pub mod postgres;
+mod swap;
 
 /// Makes drivers of one engine.
 #[async_trait]
@@ -412,4 +416,27 @@ pub enum DriverError {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// An error of the process or the kernel, as the driver reports it.
+fn refused(doing: &str, error: &dyn std::error::Error) -> DriverError {
+    let detail = match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    };
+    DriverError::Refused { doing: doing.to_owned(), detail }
+}
+
+/// Refuses a port that somebody else listens on; `addresses` are parted by commas, "*" is any. Only asked when our own engine does
+/// not run.
+fn check_port(addresses: Option<&str>, port: u16) -> Result<(), DriverError> {
+    for address in addresses.unwrap_or("*").split(',').map(str::trim).filter(|address| !address.is_empty()) {
+        let address = if address == "*" { "0.0.0.0" } else { address };
+        match TcpListener::bind((address, port)) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => return Err(DriverError::PortInUse { port }),
+            // Any other reason is the engine's to report.
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(())
 }

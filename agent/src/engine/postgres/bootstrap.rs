@@ -21,7 +21,10 @@ use super::{
     lifecycle::Force,
     session::{Session, Who, literal},
 };
-use crate::{engine::DriverError, supervisor::Status};
+use crate::{
+    engine::{DriverError, check_port},
+    supervisor::Status,
+};
 
 /// The engine's own configuration file.
 const MAIN_FILE: &str = "postgresql.conf";
@@ -199,7 +202,7 @@ impl Postgres {
             Ok(())
         })
         .await?;
-        self.check_port()?;
+        check_port(self.section.listen_addresses.as_deref(), self.endpoint.port)?;
         self.on_disk(|layout| {
             layout.write_ours(&layout.initializing(), b"")?;
             layout.make_folder(&layout.data(), 0o700, true)

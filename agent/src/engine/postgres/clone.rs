@@ -44,7 +44,7 @@ impl Postgres {
             layout.make_folders()?;
             // Of a rewind that did not end.
             layout.remove_tree(&layout.own_log())?;
-            super::swap::conclude(layout)
+            crate::engine::swap::conclude(layout)
         })
         .await?;
         self.wanted()?;

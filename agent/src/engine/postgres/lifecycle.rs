@@ -3,7 +3,7 @@
 //! **Invariant:** the engine is started without `standby.signal` only by an order to be the primary; a start that a kill
 //! overtook ends in a kill.
 
-use std::{fs, net::TcpListener, path::Path, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use nix::sys::signal::Signal;
 use tokio::time;
@@ -20,7 +20,7 @@ use super::{
     session::{SqlError, Who},
 };
 use crate::{
-    engine::{DriverError, StartAs},
+    engine::{DriverError, StartAs, check_port},
     supervisor::{Launch, Status},
 };
 
@@ -66,7 +66,7 @@ impl Postgres {
     pub(super) async fn check_startable(&self, force: Force) -> Result<(), DriverError> {
         let (runner, member) = (self.runner.clone(), self.member.clone());
         self.on_disk(move |layout| {
-            super::swap::settle(layout)?;
+            crate::engine::swap::settle(layout)?;
             let path = layout.data();
             if layout.initializing().exists() {
                 return if force == Force::Unfinished { Ok(()) } else { Err(DriverError::Dirty { path }) };
@@ -158,7 +158,7 @@ impl Postgres {
         if !self.is_alive() {
             // What a dead postmaster left behind holds its shared memory and keeps a new one from starting.
             self.supervisor.kill_all(KILL).await.map_err(|error| refused("start", &error))?;
-            self.check_port()?;
+            check_port(self.section.listen_addresses.as_deref(), self.endpoint.port)?;
             let (wanted, socket) = (self.wanted()?, self.own_socket());
             self.on_disk(move |layout| prepare_files(layout, &socket, &wanted)).await?;
             let launch = Launch {
@@ -289,23 +289,6 @@ impl Postgres {
         self.superuser().await?.rows(unlimited, limit).await.map(drop).map_err(failed)
     }
 
-    /// Refuses a port that somebody else listens on. Only asked when our own engine does not run.
-    pub(super) fn check_port(&self) -> Result<(), DriverError> {
-        let port = self.endpoint.port;
-        let addresses = self.section.listen_addresses.as_deref().unwrap_or("*");
-        for address in addresses.split(',').map(str::trim).filter(|address| !address.is_empty()) {
-            let address = if address == "*" { "0.0.0.0" } else { address };
-            match TcpListener::bind((address, port)) {
-                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-                    return Err(DriverError::PortInUse { port });
-                }
-                // Any other reason is the engine's to report.
-                Ok(_) | Err(_) => {}
-            }
-        }
-        Ok(())
-    }
-
     /// The last lines that the engine logged: why it does not start, in its own words.
     pub(super) async fn last_log_lines(&self) -> String {
         self.on_disk(|layout| {
@@ -316,7 +299,7 @@ impl Postgres {
                 .collect();
             files.sort();
             let Some((_, newest)) = files.pop() else { return Ok(String::new()) };
-            let text = tail(&newest).map_err(io_error("read", &newest))?;
+            let text = crate::engine::layout::tail(&newest).map_err(io_error("read", &newest))?;
             let told = ["FATAL", "PANIC", "ERROR", "WARNING", "LOG", "DETAIL", "HINT", "postgres:", "Error"];
             let mut lines: Vec<&str> =
                 text.lines().filter(|line| told.iter().any(|word| line.contains(word))).collect();
@@ -383,15 +366,4 @@ impl Recovery {
         }
         seen
     }
-}
-
-/// The last few kilobytes of a file.
-fn tail(path: &Path) -> std::io::Result<String> {
-    use std::io::{Read, Seek, SeekFrom};
-    let mut file = fs::File::open(path)?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(8192)))?;
-    let mut text = Vec::new();
-    file.read_to_end(&mut text)?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
 }

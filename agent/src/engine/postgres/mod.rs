@@ -30,14 +30,15 @@ use tokio::sync::watch;
 
 use self::{
     bootstrap::Wanted,
-    layout::{Layout, io_error, offload},
+    layout::{Layout, SHAPE, io_error, offload},
     probe::Eyes,
     session::{Session, SqlError, Who},
     tools::{Runner, Section, Tools},
 };
 use super::{
     CloneOptions, Cloned, Context, Driver, DriverError, Factory, FoundInstance, Ground, SettingsCheck, StartAs, Stop,
-    Work,
+    Work, refused,
+    swap::{discard_kept, settle},
 };
 use crate::supervisor::{Supervisor, process::EngineProcess};
 
@@ -191,7 +192,7 @@ impl Postgres {
         std::fs::create_dir_all(&context.root).map_err(io_error("create", &context.root))?;
         // Processes are told by their working directory, which the kernel names without links.
         let root = context.root.canonicalize().map_err(io_error("resolve", &context.root))?;
-        let layout = Layout::new(root, user.clone(), context.cluster.clone(), context.member.clone());
+        let layout = Layout::new(root, user.clone(), context.cluster.clone(), context.member.clone(), &SHAPE);
         layout.make_folder(&context.run_directory, 0o700, true)?;
         let port =
             [context.port, section.port.unwrap_or(0)].into_iter().find(|port| *port != 0).unwrap_or(DEFAULT_PORT);
@@ -204,7 +205,7 @@ impl Postgres {
         );
         supervisor.adopt(layout.claimed_process()).map_err(|error| refused("adopt the engine's process", &error))?;
         if layout.is_ours() {
-            swap::settle(&layout)?;
+            settle(&layout)?;
         }
         let facts = Arc::new(Facts::default());
         facts.refresh(&layout);
@@ -355,7 +356,7 @@ impl Driver for Postgres {
 
     async fn discard_kept(&self) -> Result<(), DriverError> {
         let _control = self.begin().await;
-        self.on_disk(swap::discard_kept).await
+        self.on_disk(discard_kept).await
     }
 
     async fn start(&self, how: StartAs) -> Result<(), DriverError> {
@@ -433,13 +434,4 @@ impl Driver for Postgres {
         let _control = self.begin().await;
         Box::pin(self.give_up(keep_data)).await
     }
-}
-
-/// An error of the process or the kernel, as the driver reports it.
-fn refused(doing: &str, error: &dyn std::error::Error) -> DriverError {
-    let detail = match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    };
-    DriverError::Refused { doing: doing.to_owned(), detail }
 }

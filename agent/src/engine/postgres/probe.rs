@@ -7,8 +7,6 @@
 
 use std::{
     collections::BTreeMap,
-    io::Write,
-    os::unix::fs::OpenOptionsExt,
     sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
 };
@@ -17,7 +15,7 @@ use regent_common::{
     position::Position,
     topology::{EngineObservation, EngineState, HeardPosition, Role, Ternary},
 };
-use tokio::{task::JoinHandle, time};
+use tokio::time;
 
 use super::{
     Postgres,
@@ -27,7 +25,10 @@ use super::{
     session::{Row, Session, SqlError, Who},
     wire::{self, Identified, Target},
 };
-use crate::supervisor::Status;
+use crate::{
+    engine::canary::{self, Canary},
+    supervisor::Status,
+};
 
 /// For a new connection, and for a statement.
 const ANSWER: Duration = Duration::from_secs(1);
@@ -42,15 +43,12 @@ const TO_ARCHIVE: &str = "SELECT count(*) FROM pg_ls_archive_statusdir() WHERE n
 const STREAMS_FREE: &str = "SELECT current_setting('max_wal_senders')::int - count(*) FROM pg_stat_replication";
 /// What a replica logs, in the language that its configuration has, when its upstream has not kept the log for it.
 const LOG_GONE: &str = "has already been removed";
-/// How long a canary may take. A look waits for it so long: it has nothing more urgent to tell, and the end of the engine's
-/// process breaks it off.
-const CANARY: Duration = Duration::from_secs(2);
 
 /// What the looks remember.
 #[derive(Debug, Default)]
 pub(super) struct Eyes {
     connection: Option<Connection>,
-    canary: Option<(time::Instant, JoinHandle<std::io::Result<()>>)>,
+    canary: Canary,
     size: Option<(time::Instant, u64)>,
     /// Facts for people that change seldom, as of the last look at the size.
     seldom: BTreeMap<String, String>,
@@ -107,7 +105,7 @@ impl Postgres {
         let mut state = self.state_of_process();
         let mut pid = None;
         if let Status::Alive { pid: alive } = self.supervisor.status()
-            && eyes.canary.is_some()
+            && eyes.canary.is_out()
         {
             // Its sessions may wait for the same disk; what it answered while the disk did is all there is to say.
             pid = Some(alive);
@@ -184,36 +182,14 @@ impl Postgres {
         }
     }
 
-    /// A write that reaches the disk, on a thread that may wait for it. Also refreshes what is known of the files.
+    /// Whether the disk takes a write. Also refreshes what is known of the files.
     async fn look_at_storage(&self, eyes: &mut Eyes) -> (Ternary, String) {
-        let (started, canary) = eyes.canary.take().unwrap_or_else(|| {
-            let (path, layout, facts) = (self.layout.canary(), self.layout.clone(), Arc::clone(&self.facts));
-            let canary = tokio::task::spawn_blocking(move || {
-                facts.refresh(&layout);
-                if !layout.is_ours() {
-                    return Ok(());
-                }
-                // In place, so that a full disk, which is another matter, does not look like a broken one.
-                let mut file =
-                    std::fs::File::options().create(true).write(true).truncate(false).mode(0o600).open(path)?;
-                file.write_all(b"regent\n")?;
-                file.sync_data()
-            });
-            (time::Instant::now(), canary)
-        });
-        // Kept where a look that is broken off leaves it: there is at most one.
-        let (started, canary) = eyes.canary.insert((started, canary));
-        let ended = time::timeout_at(*started + CANARY, canary).await;
-        let since = started.elapsed();
-        if ended.is_ok() {
-            eyes.canary = None;
-        }
-        match ended {
-            Ok(Ok(Ok(()))) => (Ternary::Yes, String::new()),
-            Ok(Ok(Err(error))) => (Ternary::No, format!("the data volume cannot be written: {error}")),
-            Ok(Err(error)) => (Ternary::Unknown, format!("the write canary broke: {error}")),
-            Err(_) => (Ternary::No, format!("a write to the data volume has not ended for {} s", since.as_secs())),
-        }
+        let (layout, facts) = (self.layout.clone(), Arc::clone(&self.facts));
+        let write = move || {
+            facts.refresh(&layout);
+            if layout.is_ours() { canary::write(&layout.canary()) } else { Ok(()) }
+        };
+        eyes.canary.send(write).await
     }
 
     /// What a new connection tells, from the last one when nothing changed since.

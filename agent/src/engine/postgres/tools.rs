@@ -85,26 +85,9 @@ impl Section {
         })
     }
 
-    /// Who the engine runs as: the configured user when we are root, else we ourselves.
+    /// Who the engine runs as.
     pub(super) fn engine_user(&self) -> Result<EngineUser, DriverError> {
-        let own = (nix::unistd::geteuid(), nix::unistd::getegid());
-        if !own.0.is_root() {
-            return Ok(EngineUser { name: None, uid: own.0.as_raw(), gid: own.1.as_raw() });
-        }
-        let name = self.user.clone().unwrap_or_else(|| "postgres".to_owned());
-        match nix::unistd::User::from_name(&name) {
-            Ok(Some(user)) if !user.uid.is_root() => {
-                Ok(EngineUser { name: Some(name), uid: user.uid.as_raw(), gid: user.gid.as_raw() })
-            }
-            Ok(Some(_)) => Err(DriverError::InvalidSetting {
-                name: "engine.postgresql.user".to_owned(),
-                problem: format!("{name} is root, as which the engine refuses to run"),
-            }),
-            Ok(None) | Err(_) => Err(DriverError::InvalidSetting {
-                name: "engine.postgresql.user".to_owned(),
-                problem: format!("there is no user {name} on this machine"),
-            }),
-        }
+        EngineUser::find("postgresql", self.user.as_deref(), "postgres")
     }
 }
 

@@ -209,7 +209,10 @@ fn replace_aside(path: &Path, make: impl FnOnce(&str) -> String) -> Result<(), D
 mod tests {
     use regent_common::ids::ClusterName;
 
-    use super::{super::super::layout::EngineUser, *};
+    use super::{
+        super::super::layout::{EngineUser, SHAPE},
+        *,
+    };
 
     struct Site {
         folder: tempfile::TempDir,
@@ -231,7 +234,7 @@ mod tests {
         let user = nix::unistd::geteuid().as_raw();
         let user = EngineUser { name: None, uid: user, gid: nix::unistd::getegid().as_raw() };
         let cluster = ClusterName::new("db").unwrap();
-        let layout = Layout::new(root, user, cluster.clone(), cluster.member(1));
+        let layout = Layout::new(root, user, cluster.clone(), cluster.member(1), &SHAPE);
         let found = Found {
             data,
             config_file: etc.join("postgresql.conf"),

@@ -9,12 +9,12 @@ use super::{
     access::{AdoptedRules, Applications, hba_conf, ident_conf},
     *,
 };
-use crate::engine::postgres::layout::EngineUser;
+use crate::engine::postgres::layout::{EngineUser, SHAPE};
 
 fn layout() -> Layout {
     let cluster = ClusterName::new("pg-main").unwrap();
     let member = cluster.member(1);
-    Layout::new("/srv/engines/pg-main".into(), EngineUser { name: None, uid: 0, gid: 0 }, cluster, member)
+    Layout::new("/srv/engines/pg-main".into(), EngineUser { name: None, uid: 0, gid: 0 }, cluster, member, &SHAPE)
 }
 
 fn member() -> MemberName {

@@ -3,7 +3,9 @@
 use regent_common::ids::ClusterName;
 
 use super::*;
-use crate::engine::postgres::layout::EngineUser;
+use crate::engine::layout::{EngineUser, Shape};
+
+static SHAPE: Shape = Shape { holds_data: |data| data.join("text").exists(), folders: &[], files: &[] };
 
 struct Copies {
     _folder: tempfile::TempDir,
@@ -16,12 +18,11 @@ fn copies() -> Copies {
     let cluster = ClusterName::new("db").unwrap();
     let member = cluster.member(1);
     let user = EngineUser { name: None, uid: 0, gid: 0 };
-    let layout = Layout::new(folder.path().to_path_buf(), user, cluster, member);
+    let layout = Layout::new(folder.path().to_path_buf(), user, cluster, member, &SHAPE);
     layout.claim().unwrap();
     layout.make_folders().unwrap();
     for (path, text) in [(layout.data(), "old"), (layout.incoming(), "new")] {
         fs::create_dir(&path).unwrap();
-        fs::write(path.join("PG_VERSION"), "15\n").unwrap();
         fs::write(path.join("text"), text).unwrap();
     }
     layout.write_ours(&layout.incoming_complete(), b"").unwrap();
