@@ -226,6 +226,10 @@ pub struct EngineOffer {
     pub max_replicas: u32,
     /// Whether a diverged copy can be brought back without a full clone.
     pub can_rewind: bool,
+    /// Whether a crash of the engine's process loses writes that it had acknowledged: then a copy's own data after a crash is not
+    /// the last word on what it had.
+    #[serde(default)]
+    pub forgets_on_crash: bool,
     /// Why the engine cannot be used on this node; empty when it can.
     pub problem: String,
     /// How clients connect.

@@ -200,6 +200,7 @@ impl Factory for TestFactory {
             default_replicas: 2,
             max_replicas: 5,
             can_rewind: true,
+            forgets_on_crash: false,
             problem: section
                 .and_then(|section| section.get("problem"))
                 .and_then(|text| text.as_str())

@@ -301,6 +301,7 @@ impl From<&EngineOffer> for wire::EngineOffer {
             default_replicas: offer.default_replicas,
             max_replicas: offer.max_replicas,
             can_rewind: offer.can_rewind,
+            forgets_on_crash: offer.forgets_on_crash,
             problem: offer.problem.clone(),
             connection: Some(wire::ConnectionFormat {
                 user: offer.connection.user.clone(),
@@ -322,6 +323,7 @@ impl From<wire::EngineOffer> for EngineOffer {
             default_replicas: message.default_replicas,
             max_replicas: message.max_replicas,
             can_rewind: message.can_rewind,
+            forgets_on_crash: message.forgets_on_crash,
             problem: message.problem,
             connection: message.connection.map(Into::into).unwrap_or_default(),
         }

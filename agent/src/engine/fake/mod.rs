@@ -356,6 +356,7 @@ impl Factory for FakeWorld {
             default_replicas: 2,
             max_replicas: 8,
             can_rewind: true,
+            forgets_on_crash: false,
             problem: String::new(),
             connection: ConnectionFormat::default(),
         }

@@ -133,6 +133,7 @@ impl Factory for PostgresFactory {
             default_replicas: 2,
             max_replicas: 8,
             can_rewind: true,
+            forgets_on_crash: false,
             problem,
             connection: ConnectionFormat {
                 user: "app".to_owned(),

@@ -263,6 +263,7 @@ async fn bench_with_an_instance() -> Bench {
         default_replicas: 2,
         max_replicas: 3,
         can_rewind: true,
+        forgets_on_crash: false,
         problem: String::new(),
         connection: ConnectionFormat::default(),
     };

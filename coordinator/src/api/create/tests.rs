@@ -14,6 +14,7 @@ fn candidate(name: &str) -> (NodeName, Candidate) {
         default_replicas: 2,
         max_replicas: 3,
         can_rewind: true,
+        forgets_on_crash: false,
         problem: String::new(),
         connection: ConnectionFormat::default(),
     };

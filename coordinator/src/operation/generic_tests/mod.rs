@@ -402,6 +402,20 @@ async fn an_unknown_loss_counts_as_too_much() {
     assert_eq!(bench.cluster.record().unwrap().primary, Some(member(1)), "a copy that lacks 50 was promoted");
 }
 
+#[tokio::test]
+async fn the_data_of_an_engine_that_forgets_is_not_the_last_word_on_what_it_had() {
+    for (forgets, outcome) in [(false, Outcome::Succeeded), (true, Outcome::Failed)] {
+        let bench = failover_with_lag(50, 50).await;
+        {
+            let mut nodes = bench.world.nodes.lock().unwrap();
+            let primary = nodes.get_mut(&node(1)).unwrap();
+            (primary.position, primary.forgets) = (70, forgets);
+        }
+        let operation = bench.begin().await;
+        assert_eq!(bench.run(&operation, false).await, outcome, "it had 100, and 10 may be lost");
+    }
+}
+
 /// What a coordinator that has just started decides by: what members heard of a primary that is gone for good.
 async fn failover_by_hearsay(heard: [Option<(&str, u64)>; 2]) -> (Bench, Outcome) {
     let mut bench = failover_with_lag(95, 50).await;

@@ -20,7 +20,7 @@ use regent_proto::{
         CheckAllowListRequest, CheckAllowListResponse, CheckSettingsRequest, StepResult, SurveyInstancesResponse,
         action::Action,
     },
-    types::v1::{Endpoint, HeardPosition},
+    types::v1::{Endpoint, EngineOffer, HeardPosition},
 };
 use tokio::sync::watch;
 
@@ -53,6 +53,8 @@ pub(super) struct Node {
     pub(super) heard: Option<(String, u64)>,
     pub(super) position: u64,
     pub(super) diverged: u64,
+    /// Its engine is one that loses by a crash what it had acknowledged.
+    pub(super) forgets: bool,
 }
 
 /// An instance that is nobody's, or was.
@@ -266,7 +268,9 @@ impl Agents for World {
                 stale: String::new(),
             },
         });
-        NodeView { connected: true, last_contact: Some(Duration::ZERO), observation, ..NodeView::default() }
+        let offer = EngineOffer { engine: "fake".to_owned(), forgets_on_crash: node.forgets, ..Default::default() };
+        let engines = vec![offer.into()];
+        NodeView { connected: true, last_contact: Some(Duration::ZERO), observation, engines, ..NodeView::default() }
     }
 
     async fn check_settings(&self, _: &NodeName, _: CheckSettingsRequest) -> Result<(), AgentError> {

@@ -380,7 +380,9 @@ pub(super) async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -
                     cluster.name
                 ));
             }
-            restart_in_place(&examined, &reigned, max_lag, &report)?
+            // Where there is no other copy nothing is gained by waiting for one.
+            let allowed = if cluster.members.len() == 1 { u64::MAX } else { max_lag };
+            restart_in_place(&examined, &reigned, allowed, &report)?
         }
     };
     let candidate = choice.member;
@@ -494,7 +496,10 @@ async fn examine(
         match outcome {
             Ok(position) => {
                 report.push(format!("the data of the former primary {member} can be used: {position}"));
-                reigned.entry(member.clone()).and_modify(|known| *known = Some(position.clone()));
+                // It is exact where a crash loses nothing that was acknowledged; else what was heard before it counts too.
+                let heard =
+                    reigned.get(&member).cloned().flatten().filter(|_| forgets_on_crash(context, cluster, &member));
+                reigned.entry(member.clone()).and_modify(|known| *known = higher(heard, Some(position.clone())));
                 examined.push(Prepared::new(cluster, member, position));
             }
             Err(error) => report.push(format!("the data of the former primary {member} cannot be used: {error}")),
@@ -503,8 +508,14 @@ async fn examine(
     examined
 }
 
-/// Offers a former primary's own data, which lacks nothing that it had acknowledged itself, and no more than the policy
-/// allows of what others acknowledged that reigned since.
+/// Whether the engine of a member loses by a crash what it had acknowledged.
+fn forgets_on_crash(context: &StepContext<'_>, cluster: &ClusterRecord, member: &MemberName) -> bool {
+    let offers = context.view(member).map(|view| view.engines).unwrap_or_default();
+    offers.iter().any(|offer| offer.engine == cluster.engine && offer.forgets_on_crash)
+}
+
+/// Offers a former primary's own data, which lacks no more than the policy allows of what is known to have been acknowledged: by
+/// others that reigned since, and by itself where a crash makes its engine forget.
 fn restart_in_place(
     examined: &[Prepared],
     reigned: &BTreeMap<MemberName, Option<Position>>,
@@ -512,8 +523,8 @@ fn restart_in_place(
     report: &[String],
 ) -> Result<Choice, StepError> {
     let lacks = |own: &Prepared| -> Option<u64> {
-        let others = reigned.iter().filter(|(member, _)| **member != own.member);
-        let known: Option<Vec<_>> = others.map(|(_, known)| known.as_ref()).collect();
+        // Its own is the examined one, unless more was heard of it before and the engine is one that forgets.
+        let known: Option<Vec<_>> = reigned.values().map(Option::as_ref).collect();
         known.map(|known| loss(&own.position, known))
     };
     let allowed = |own: &&Prepared| lacks(own).map_or(max_lag == u64::MAX, |lacks| lacks <= max_lag);
