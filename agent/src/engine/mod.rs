@@ -27,13 +27,14 @@ use tokio_util::sync::CancellationToken;
 use crate::supervisor::Backend;
 
 /// The engines of this build. The one place that lists them.
-pub const ENGINES: &[&dyn Factory] = &[&postgres::PostgresFactory];
+pub const ENGINES: &[&dyn Factory] = &[&postgres::PostgresFactory, &redis::REDIS, &redis::VALKEY];
 
 mod canary;
 pub mod conformance;
 pub mod fake;
 mod layout;
 pub mod postgres;
+pub mod redis;
 mod swap;
 
 /// Makes drivers of one engine.

@@ -202,6 +202,14 @@ impl World for RealWorld {
         Ok(found.into_iter().filter(|found| found.port == port).collect())
     }
 
+    fn keeps_acknowledged_writes(&self) -> bool {
+        true
+    }
+
+    fn adopts(&self) -> bool {
+        true
+    }
+
     fn interrupt_rewind(&self, member: u32) {
         std::fs::write(self.root(member).join("dirty"), "rewinding").unwrap();
     }

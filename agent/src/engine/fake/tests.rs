@@ -121,6 +121,14 @@ impl World for Trio {
         self.world.survey(&Ground { section: None, agent_program: Path::new("/nowhere"), data_root: &data_root }).await
     }
 
+    fn keeps_acknowledged_writes(&self) -> bool {
+        true
+    }
+
+    fn adopts(&self) -> bool {
+        true
+    }
+
     fn interrupt_rewind(&self, member: u32) {
         self.world.interrupt_rewind(&self.endpoint(member));
     }

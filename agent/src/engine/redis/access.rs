@@ -1,0 +1,123 @@
+//! Who may log in: the engine's file of access control lists.
+//!
+//! The user `default`, as which everybody is who does not say who he is, is off. The agent's own user has a password that it made
+//! for itself and that never leaves the node. The members' user may copy the data and ask how far the engine has come. One user
+//! more nobody can be: the patterns of its keys tell the other members the line of ids that the data has had (see
+//! `position.rs`); it is the one place that every flavor has for such a word, that applications cannot change, and that is
+//! not among their keys.
+
+use std::fmt::Write as _;
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{flavor::Server, position::Line};
+
+/// The agent, over the socket.
+pub(super) const AGENT: &str = "regent-agent";
+/// The other members: streams, clones, questions.
+pub(super) const REPLICATOR: &str = "regent-replicator";
+/// The application.
+pub(super) const APPLICATION: &str = "app";
+/// Nobody; tells the line.
+pub(super) const TELLER: &str = "regent-line";
+
+/// Passwords by user.
+#[derive(Debug, Clone)]
+pub(super) struct Secrets {
+    pub(super) agent: SecretString,
+    pub(super) replication: SecretString,
+    pub(super) application: SecretString,
+}
+
+/// Renders the file.
+pub(super) fn users_acl(server: &Server, secrets: &Secrets, line: Option<&Line>) -> String {
+    let mut text = String::from("user default off\n");
+    let mut user = |name: &str, secret: &SecretString, rights: &str| {
+        writeln!(text, "user {name} on #{} {rights}", digest(secret)).expect("writing to a string does not fail");
+    };
+    user(AGENT, &secrets.agent, "~* &* +@all");
+    user(REPLICATOR, &secrets.replication, "+psync +replconf +ping +info +acl|list");
+    // What is for administrators is the agent's; before release 7 that takes harmless words of a connection with it.
+    let harmless = ["id", "getname", "setname", "reply", "tracking", "trackinginfo", "caching", "getredir", "unblock"];
+    let mut rights = "~* &* +@all -@admin".to_owned();
+    if server.release < (7, 0) {
+        rights.extend(harmless.iter().map(|word| format!(" +client|{word}")));
+    }
+    user(APPLICATION, &secrets.application, &rights);
+    if let Some(line) = line {
+        writeln!(text, "{}", teller(line)).expect("writing to a string does not fail");
+    }
+    text
+}
+
+/// The commands that bring a running engine to the file. It could load the file itself, and would cut everybody's connection.
+pub(super) fn commands(users_acl: &str) -> impl Iterator<Item = Vec<&str>> {
+    users_acl.lines().filter_map(|line| {
+        let mut words = line.strip_prefix("user ")?.split(' ');
+        let name = words.next()?;
+        Some(["ACL", "SETUSER", name, "reset"].into_iter().chain(words).collect())
+    })
+}
+
+/// The user that tells the line, as a line of the file.
+pub(super) fn teller(line: &Line) -> String {
+    let rights = line.words().map(|word| format!("~{word}"));
+    ["user", TELLER, "off"].map(str::to_owned).into_iter().chain(rights).collect::<Vec<_>>().join(" ")
+}
+
+/// The line that an engine tells, in its answer to `ACL LIST`.
+pub(super) fn line_told(list: &[String]) -> Option<Line> {
+    let begin = format!("user {TELLER} ");
+    let words = list.iter().find_map(|user| user.strip_prefix(&begin))?;
+    Line::parse(words.split_whitespace().filter_map(|word| word.strip_prefix('~')))
+}
+
+/// Users that are no applications.
+pub(super) fn is_ours(user: &str) -> bool {
+    [AGENT, REPLICATOR, TELLER, "default"].contains(&user)
+}
+
+/// A password as the engine stores it.
+fn digest(secret: &SecretString) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, secret.expose_secret().as_bytes());
+    digest.as_ref().iter().fold(String::with_capacity(64), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a string does not fail");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line() -> Line {
+        Line::parse(["a1:5", "b2"].into_iter()).unwrap()
+    }
+
+    #[test]
+    fn the_line_is_told_by_the_users() {
+        let secrets = Secrets { agent: "a".into(), replication: "r".into(), application: "p".into() };
+        let server = Server { program: "/usr/bin/redis-server".into(), version: "7.0.15".into(), release: (7, 0) };
+        let text = users_acl(&server, &secrets, Some(&line()));
+        insta::assert_snapshot!(text, @r"
+        user default off
+        user regent-agent on #ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb ~* &* +@all
+        user regent-replicator on #454349e422f05297191ead13e21d3db520e5abef52055e4964b82fb213f593a1 +psync +replconf +ping +info +acl|list
+        user app on #148de9c5a7a44d19e56cd9ae1a554bf67847afb0c58f6e12fa29ac7ddfca9940 ~* &* +@all -@admin
+        user regent-line off ~a1:5 ~b2
+        ");
+        let list: Vec<String> = text.lines().map(str::to_owned).collect();
+        assert_eq!(line_told(&list), Some(line()));
+        assert_eq!(line_told(&list[..3]), None);
+        // As releases 6 and 7 list it.
+        for listed in [
+            "user regent-line off ~a1:5 ~b2 -@all",
+            "user regent-line off sanitize-payload ~a1:5 ~b2 resetchannels -@all",
+        ] {
+            assert_eq!(line_told(&[listed.to_owned()]), Some(line()));
+        }
+        let commands: Vec<_> = commands(&text).collect();
+        assert_eq!(commands[0], ["ACL", "SETUSER", "default", "reset", "off"]);
+        assert_eq!(commands[4], ["ACL", "SETUSER", "regent-line", "reset", "off", "~a1:5", "~b2"]);
+    }
+}

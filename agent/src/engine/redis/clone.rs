@@ -1,0 +1,279 @@
+//! Copying another member into the side directory, as the engine itself would: by asking it for a full synchronization.
+//!
+//! The source forks and sends a snapshot of its data, which is written to the disk while our own engine goes on serving. What the
+//! source writes meanwhile it keeps in its backlog, from which the new copy goes on when it has loaded the snapshot; if that was
+//! not enough the engine synchronizes once more by itself. **Invariant:** `incoming-complete` stands only while `incoming` is a
+//! whole, flushed snapshot with its line.
+
+use std::{os::unix::fs::OpenOptionsExt, time::Duration};
+
+use regent_common::topology::{Peer, Progress};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+    sync::watch,
+    time,
+};
+
+use super::{
+    Redis,
+    access::REPLICATOR,
+    position::{Line, end_of},
+    session::BRIEF,
+    wire::{SILENCE, ask_for_copy, filled_line},
+};
+use crate::engine::{
+    CloneOptions, Cloned, DriverError, Work,
+    layout::{Layout, io_error},
+};
+
+/// Free space that a clone leaves.
+const HEADROOM: u64 = 64 << 20;
+/// Least rate, in bytes per second: a source gives up who takes nothing for ten seconds.
+const LEAST_RATE: u64 = 64 << 10;
+/// Length of the word that ends a snapshot whose length was not known.
+const MARK: usize = 40;
+
+/// How the source says where its snapshot ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum End {
+    /// After so many bytes.
+    After(u64),
+    /// By this word.
+    Marked(Vec<u8>),
+}
+
+// === impl Redis ===
+
+impl Redis {
+    pub(super) async fn copy_from(
+        &self,
+        source: &Peer,
+        options: CloneOptions,
+        work: &Work,
+    ) -> Result<Cloned, DriverError> {
+        self.on_disk(|layout| {
+            layout.claim()?;
+            layout.make_folders()?;
+            crate::engine::swap::conclude(layout)?;
+            layout.unmark(&layout.incoming_complete())?;
+            layout.remove_tree(&layout.incoming())
+        })
+        .await?;
+        self.wanted()?;
+        report(&work.progress, |progress| "preparing".clone_into(&mut progress.phase));
+        let cancelled = DriverError::Cancelled { doing: "copying" };
+        if work.cancel.is_cancelled() {
+            return Err(cancelled);
+        }
+        let doing = || format!("look at {}", source.member);
+        let session =
+            self.session_with(&source.engine.host, source.engine.port).await.map_err(|error| error.refused(doing()))?;
+        let memory = session.info("memory", BRIEF).await.map_err(|error| error.refused(doing()))?;
+        let data_bytes = memory.number("used_memory_dataset").unwrap_or(0);
+        self.make_room(data_bytes, options).await?;
+        let old_data_kept = self.on_disk(|layout| Ok(layout.holds_data())).await?;
+        self.on_disk(|layout| layout.make_folder(&layout.incoming(), 0o700, true)).await?;
+        let copied = tokio::select! {
+            () = work.cancel.cancelled() => Err(cancelled),
+            copied = Box::pin(self.receive(source, options, &work.progress)) => copied,
+        };
+        match copied {
+            Ok(bytes) => {
+                self.on_disk(|layout| layout.write_ours(&layout.incoming_complete(), b"")).await?;
+                Ok(Cloned { bytes, old_data_kept })
+            }
+            Err(error) => {
+                if let Err(failure) = self.on_disk(|layout| layout.remove_tree(&layout.incoming())).await {
+                    tracing::warn!(error = %failure, "after a failed clone something stayed behind; the next clone removes it");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Sees to it that there is space, removing the old data if that is allowed and needed.
+    async fn make_room(&self, data_bytes: u64, options: CloneOptions) -> Result<(), DriverError> {
+        let needed = data_bytes + HEADROOM;
+        let missing = |free: u64| {
+            (free < needed).then(|| DriverError::DiskFull {
+                path: self.layout.root.clone(),
+                detail: format!("the clone needs up to {needed} bytes, {free} are free"),
+            })
+        };
+        let free = self.on_disk(|layout| layout.free_bytes()).await?;
+        let Some(error) = missing(free) else { return Ok(()) };
+        if !options.wipe_first_if_needed {
+            return Err(error);
+        }
+        let own = self.on_disk(|layout| Ok(crate::engine::layout::tree_bytes(&layout.data()))).await?;
+        if let Some(error) = missing(free + own) {
+            return Err(error);
+        }
+        tracing::warn!(free, needed, own, "there is no space for two copies: the old data is removed first");
+        let _control = self.begin().await;
+        self.on_disk(|layout| layout.mark_dirty("the old data was removed to make room for a clone")).await?;
+        self.kill().await?;
+        self.on_disk(|layout| layout.remove_tree(&layout.data())).await
+    }
+
+    /// Receives a snapshot with its line; its size.
+    async fn receive(
+        &self,
+        source: &Peer,
+        options: CloneOptions,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<u64, DriverError> {
+        let refused =
+            |detail: String| DriverError::Refused { doing: format!("be copied from {}", source.member), detail };
+        let broken = |error: std::io::Error| refused(format!("the connection broke: {error}"));
+        let address = (source.engine.host.as_str(), source.engine.port);
+        let stream = time::timeout(BRIEF, TcpStream::connect(address)).await;
+        let stream = stream.map_err(|_| refused("nobody answers".to_owned()))?.map_err(broken)?;
+        let mut stream = BufReader::with_capacity(1 << 18, stream);
+        let secret = self.wanted()?.secrets.replication.clone();
+        ask_for_copy(&mut stream, REPLICATOR, &secret).await.map_err(broken)?.map_err(refused)?;
+        report(progress, |progress| "waiting for a snapshot".clone_into(&mut progress.phase));
+        let answer = filled_line(&mut stream).await.map_err(broken)?;
+        let Some((id, offset)) = full_resync(&answer) else { return Err(refused(answer)) };
+        let end = filled_line(&mut stream).await.map_err(broken)?;
+        let end = End::parse(&end).ok_or_else(|| refused(end))?;
+        report(progress, |progress| {
+            let total = if let End::After(bytes) = end { bytes } else { 0 };
+            *progress = Progress { phase: "copying".to_owned(), bytes_total: total, ..Progress::default() };
+        });
+        let bytes = self.write_snapshot(&mut stream, &end, options, progress).await?;
+        drop(stream);
+        let line = self.line_of(source, &id, offset).await?;
+        self.on_disk(move |layout| line.store(layout, &layout.incoming())).await?;
+        Ok(bytes)
+    }
+
+    /// The line of a snapshot that the source made at this id and offset.
+    async fn line_of(&self, source: &Peer, id: &str, offset: u64) -> Result<Line, DriverError> {
+        let theirs = self.identify(source).await?.line;
+        if theirs.id == id {
+            return Ok(theirs);
+        }
+        // It was promoted or restarted since; what it had before is in its line.
+        let index = theirs.left.iter().position(|left| left.id == id && left.end >= end_of(offset));
+        let index = index.ok_or_else(|| DriverError::Refused {
+            doing: format!("be copied from {}", source.member),
+            detail: "its data became another meanwhile".to_owned(),
+        })?;
+        Ok(Line { left: theirs.left[..index].to_vec(), id: id.to_owned() })
+    }
+
+    async fn write_snapshot(
+        &self,
+        stream: &mut BufReader<TcpStream>,
+        end: &End,
+        options: CloneOptions,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<u64, DriverError> {
+        let target = Layout::clone(&self.layout).with_data_in_incoming().snapshot();
+        let (owner, path) = (self.layout.user.clone(), target.clone());
+        let file = self
+            .on_disk(move |_| {
+                let file = std::fs::File::options().create_new(true).write(true).mode(0o600).open(&path);
+                let file = file.map_err(io_error("create", &path))?;
+                if owner.name.is_some() {
+                    std::os::unix::fs::fchown(&file, Some(owner.uid), Some(owner.gid))
+                        .map_err(io_error("set the owner of", &path))?;
+                }
+                Ok(file)
+            })
+            .await?;
+        let mut file = tokio::fs::File::from_std(file);
+        let refused = |detail: String| DriverError::Refused { doing: "send its snapshot".to_owned(), detail };
+        let started = time::Instant::now();
+        let mut written = 0_u64;
+        // What may be the end's word is held back until it is known not to be.
+        let mut held: Vec<u8> = Vec::new();
+        let mut part = vec![0; 1 << 18];
+        loop {
+            let wanted = match end {
+                End::After(bytes) => usize::try_from(bytes - written).unwrap_or(usize::MAX).min(part.len()),
+                End::Marked(_) => part.len(),
+            };
+            if wanted == 0 {
+                break;
+            }
+            let read = time::timeout(SILENCE, stream.read(&mut part[..wanted])).await;
+            let read = read.map_err(|_| refused(format!("nothing came for {} s", SILENCE.as_secs())))?;
+            let read = read.map_err(|error| refused(format!("the connection broke: {error}")))?;
+            if read == 0 {
+                return Err(refused(format!("the connection ended after {written} bytes")));
+            }
+            held.extend_from_slice(&part[..read]);
+            let (ready, ended) = match end {
+                End::After(_) => (held.len(), false),
+                End::Marked(mark) => (held.len().saturating_sub(MARK), held.ends_with(mark)),
+            };
+            file.write_all(&held[..ready]).await.map_err(io_error("write", &target))?;
+            held.drain(..ready);
+            written += ready as u64;
+            tell_progress(progress, written, started.elapsed());
+            if ended {
+                break;
+            }
+            if options.max_bytes_per_second > 0 {
+                let rate = options.max_bytes_per_second.max(LEAST_RATE);
+                let due = Duration::from_secs(written / rate) + Duration::from_millis(written % rate * 1000 / rate);
+                time::sleep_until(started + due).await;
+            }
+        }
+        file.flush().await.map_err(io_error("write", &target))?;
+        file.sync_all().await.map_err(io_error("flush", &target))?;
+        Ok(written)
+    }
+}
+
+// === impl End ===
+
+impl End {
+    /// Reads `$123` or `$EOF:word`.
+    fn parse(text: &str) -> Option<Self> {
+        let text = text.strip_prefix('$')?;
+        match text.strip_prefix("EOF:") {
+            Some(mark) => (mark.len() == MARK).then(|| Self::Marked(mark.as_bytes().to_vec())),
+            None => text.parse().ok().map(Self::After),
+        }
+    }
+}
+
+/// Reads `+FULLRESYNC id offset`.
+fn full_resync(answer: &str) -> Option<(String, u64)> {
+    let (id, offset) = answer.strip_prefix("+FULLRESYNC ")?.split_once(' ')?;
+    Some((id.to_owned(), offset.parse().ok()?))
+}
+
+fn report(progress: &watch::Sender<Progress>, change: impl FnOnce(&mut Progress)) {
+    progress.send_modify(change);
+}
+
+fn tell_progress(progress: &watch::Sender<Progress>, done: u64, since: Duration) {
+    let milliseconds = u64::try_from(since.as_millis()).unwrap_or(u64::MAX).max(1);
+    let rate = done.saturating_mul(1000) / milliseconds;
+    report(progress, |progress| {
+        progress.bytes_done = done;
+        progress.bytes_per_second = rate;
+        progress.eta_seconds =
+            progress.bytes_total.saturating_sub(done).checked_div(rate).filter(|_| progress.bytes_total > 0);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_read() {
+        assert_eq!(full_resync("+FULLRESYNC 8c4f 154"), Some(("8c4f".to_owned(), 154)));
+        assert_eq!(full_resync("-NOMASTERLINK Can't SYNC while not connected with my master"), None);
+        assert_eq!(End::parse("$1024"), Some(End::After(1024)));
+        let mark = "a".repeat(MARK);
+        assert_eq!(End::parse(&format!("$EOF:{mark}")), Some(End::Marked(mark.into_bytes())));
+        assert_eq!(End::parse("$EOF:short"), None);
+    }
+}

@@ -1,0 +1,130 @@
+//! What the engine says of itself, in answer to INFO.
+
+use std::collections::BTreeMap;
+
+/// Names and values of an answer, the first of each name: KeyDB repeats some of them for each upstream.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Info(BTreeMap<String, String>);
+
+/// A replica as its upstream sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Downstream {
+    pub(super) address: String,
+    pub(super) online: bool,
+    /// What it has acknowledged.
+    pub(super) offset: u64,
+}
+
+// === impl Info ===
+
+impl Info {
+    pub(super) fn parse(text: &str) -> Self {
+        let mut values = BTreeMap::new();
+        for (name, value) in text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once(':'))
+        {
+            values.entry(name.to_owned()).or_insert_with(|| value.trim_end().to_owned());
+        }
+        Self(values)
+    }
+
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    pub(super) fn number(&self, name: &str) -> Option<u64> {
+        self.text(name)?.parse().ok()
+    }
+
+    pub(super) fn is(&self, name: &str, value: &str) -> bool {
+        self.text(name) == Some(value)
+    }
+
+    pub(super) fn is_primary(&self) -> bool {
+        self.is("role", "master")
+    }
+
+    /// Id of its history.
+    pub(super) fn id(&self) -> Option<&str> {
+        self.text("master_replid").filter(|id| is_id(id))
+    }
+
+    /// The id before it, and the offset up to which that counts.
+    pub(super) fn former_id(&self) -> Option<(&str, u64)> {
+        let id = self.text("master_replid2").filter(|id| is_id(id))?;
+        // The engine names the first offset that is no longer of it.
+        Some((id, self.number("second_repl_offset")?.checked_sub(1)?))
+    }
+
+    /// How far its data has come: what a replica has executed.
+    pub(super) fn offset(&self) -> Option<u64> {
+        if self.is_primary() { self.number("master_repl_offset") } else { self.number("slave_repl_offset") }
+    }
+
+    /// Whether the stream from the upstream comes in, and is no full synchronization.
+    pub(super) fn streams(&self) -> bool {
+        self.is("master_link_status", "up") && !self.synchronizes()
+    }
+
+    /// Whether a full synchronization is under way.
+    pub(super) fn synchronizes(&self) -> bool {
+        self.is("master_sync_in_progress", "1")
+    }
+
+    /// Who streams from it.
+    pub(super) fn downstreams(&self) -> Vec<Downstream> {
+        let numbered = (0..).map_while(|number| self.text(&format!("slave{number}")));
+        numbered.filter_map(Downstream::parse).collect()
+    }
+}
+
+// === impl Downstream ===
+
+impl Downstream {
+    fn parse(text: &str) -> Option<Self> {
+        let field = |name: &str| text.split(',').find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
+        Some(Self {
+            address: format!("{}:{}", field("ip")?, field("port")?),
+            online: field("state") == Some("online"),
+            offset: field("offset")?.parse().ok()?,
+        })
+    }
+}
+
+/// The engine writes zeros where there is no id.
+fn is_id(text: &str) -> bool {
+    text.bytes().any(|byte| byte != b'0') && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_primary_is_read() {
+        let info = Info::parse(
+            "# Replication\r\nrole:master\r\nconnected_slaves:2\r\n\
+             slave0:ip=10.0.0.2,port=6379,state=online,offset=140,lag=0\r\n\
+             slave1:ip=10.0.0.3,port=6380,state=wait_bgsave,offset=0,lag=9\r\n\
+             master_replid:8c4f\r\nmaster_replid2:0000000000\r\nmaster_repl_offset:154\r\nsecond_repl_offset:-1\r\n",
+        );
+        assert!(info.is_primary());
+        assert_eq!((info.id(), info.former_id(), info.offset()), (Some("8c4f"), None, Some(154)));
+        let seen = info.downstreams();
+        assert_eq!(seen[0], Downstream { address: "10.0.0.2:6379".to_owned(), online: true, offset: 140 });
+        assert_eq!((seen.len(), seen[1].online), (2, false));
+    }
+
+    #[test]
+    fn a_replica_is_read() {
+        let text = "role:slave\r\nmaster_host:10.0.0.1\r\nmaster_link_status:up\r\nmaster_sync_in_progress:0\r\n\
+                    slave_read_repl_offset:200\r\nslave_repl_offset:190\r\nmaster_replid:8c4f\r\nmaster_replid2:77aa\r\n\
+                    second_repl_offset:101\r\nmaster_repl_offset:200\r\n";
+        let info = Info::parse(text);
+        assert!(info.streams() && !info.is_primary());
+        assert_eq!((info.offset(), info.former_id()), (Some(190), Some(("77aa", 100))));
+        assert!(!Info::parse(&text.replace("progress:0", "progress:1")).streams());
+        // With two upstreams KeyDB says some things twice.
+        let twice = format!("{text}slave_repl_offset:7\r\n");
+        assert_eq!(Info::parse(&twice).offset(), Some(190));
+    }
+}

@@ -1,0 +1,250 @@
+//! Looks at the engine: process, new connection, kept connection, write canary.
+//!
+//! An agent looks about once a second, all day, on every node: the kept connection answers one INFO per look; a *new* connection,
+//! which alone shows a wedged listener, is made every few seconds and at once when anything changed. **Invariants:** every part
+//! has its own deadline; nothing here waits for the disk without one; what cannot be found out is unknown.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use regent_common::topology::{EngineObservation, EngineState, HeardPosition, Role, Ternary};
+use tokio::time;
+
+use super::{
+    Redis,
+    info::Info,
+    position::{Place, end_of},
+    session::SessionError,
+    wire,
+};
+use crate::{
+    engine::canary::{self, Canary},
+    supervisor::Status,
+};
+
+/// For a new connection, and for an answer.
+const ANSWER: Duration = Duration::from_secs(1);
+/// Between two new connections while nothing changes.
+const NEW_CONNECTION: Duration = Duration::from_secs(5);
+
+/// What the looks remember.
+#[derive(Debug, Default)]
+pub(super) struct Eyes {
+    connection: Option<Connection>,
+    canary: Canary,
+    /// Offset and time of the last look at a primary, for its rate of writing.
+    written: Option<(time::Instant, u64)>,
+}
+
+/// What the last new connection told.
+#[derive(Debug)]
+struct Connection {
+    at: time::Instant,
+    /// Count of process changes then.
+    changes: u64,
+    answer: Answer,
+}
+
+/// What a new connection told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Answer {
+    Accepts,
+    Busy(String),
+    Starting(String),
+    Nothing(String),
+}
+
+/// What the kept connection told.
+#[derive(Debug, Default)]
+struct Seen {
+    info: Info,
+    place: Option<Place>,
+}
+
+// === impl Redis ===
+
+impl Redis {
+    pub(super) async fn look(&self) -> EngineObservation {
+        let mut eyes = self.eyes.lock().await;
+        let eyes = &mut *eyes;
+        let (storage_writable, storage_reason) = self.look_at_storage(eyes).await;
+        let claimed = self.facts.claimed_process.load(Ordering::Acquire);
+        if claimed != 0
+            && !self.is_alive()
+            && let Err(error) = self.supervisor.adopt(Some(claimed))
+        {
+            tracing::warn!(%error, "an engine that somebody else started could not be taken over");
+        }
+        let mut state = self.state_of_process();
+        let (mut pid, mut reason, mut seen) = (None, String::new(), None);
+        if let Status::Alive { pid: alive } = self.supervisor.status() {
+            pid = Some(alive);
+            seen = self.look_inside().await;
+            let answer = self.new_connection(eyes, seen.is_none()).await;
+            if seen.is_none() && answer == Answer::Accepts {
+                // The kept connection was to an earlier life of the engine, or was cut.
+                seen = self.look_inside().await;
+            }
+            (state, reason) = match answer {
+                Answer::Accepts => (EngineState::Running, String::new()),
+                Answer::Busy(text) => (EngineState::Running, text),
+                Answer::Starting(text) => (EngineState::Starting, text),
+                Answer::Nothing(why) => (EngineState::Hung, why),
+            };
+        } else {
+            eyes.connection = None;
+            if state == EngineState::Crashed {
+                let how = match self.supervisor.status() {
+                    Status::Ended { how } => how,
+                    Status::Absent | Status::Alive { .. } => "it was not stopped by the agent".to_owned(),
+                };
+                reason = format!("the engine's process ended: {how}");
+            }
+        }
+        if reason.is_empty() {
+            reason = storage_reason;
+        }
+        let known = seen.is_some();
+        let Seen { info, place } = seen.unwrap_or_default();
+        let role = known.then(|| if info.is_primary() { Role::Primary } else { Role::Replica });
+        let received = info.number("slave_read_repl_offset").or_else(|| info.offset());
+        if let (Some(Role::Replica), true, Some(place), Some(received)) = (role, info.streams(), &place, received)
+            && let Some(member) = self.following()
+        {
+            let position = Place { end: end_of(received).max(place.end), ..place.clone() }.position();
+            let heard = Some(HeardPosition { member, position });
+            *self.upstream_heard.lock().unwrap_or_else(PoisonError::into_inner) = heard;
+        }
+        EngineObservation {
+            state,
+            role,
+            storage_writable,
+            position: place.as_ref().map(Place::position),
+            streaming: match role {
+                Some(Role::Replica) if info.streams() => Ternary::Yes,
+                Some(Role::Replica) => Ternary::No,
+                Some(Role::Primary) | None => Ternary::Unknown,
+            },
+            upstream: self.following(),
+            replay_lag_bytes: (role == Some(Role::Replica))
+                .then(|| received.unwrap_or(0).saturating_sub(info.offset().unwrap_or(0))),
+            pid,
+            version: self.server.version.clone(),
+            reason,
+            details: details(eyes, &info),
+            data_bytes: info.number("used_memory_dataset").or_else(|| info.number("used_memory")).unwrap_or(0),
+            // It can: what the upstream has not kept is synchronized in full, by the engine itself.
+            stale: String::new(),
+        }
+    }
+
+    /// The state as far as the process tells it.
+    fn state_of_process(&self) -> EngineState {
+        let has_data = self.facts.has_data.load(Ordering::Acquire);
+        let pid_file = self.facts.claimed_process.load(Ordering::Acquire) != 0;
+        match self.supervisor.status() {
+            Status::Alive { .. } => EngineState::Starting,
+            Status::Ended { .. } => EngineState::Crashed,
+            Status::Absent if !has_data => EngineState::Absent,
+            Status::Absent if pid_file => EngineState::Crashed,
+            Status::Absent => EngineState::Stopped,
+        }
+    }
+
+    /// Whether the disk takes a write. Also refreshes what is known of the files.
+    async fn look_at_storage(&self, eyes: &mut Eyes) -> (Ternary, String) {
+        let (layout, facts) = (self.layout.clone(), Arc::clone(&self.facts));
+        let write = move || {
+            facts.refresh(&layout);
+            if layout.is_ours() { canary::write(&layout.canary()) } else { Ok(()) }
+        };
+        eyes.canary.send(write).await
+    }
+
+    /// What a new connection tells, from the last one when nothing changed since.
+    async fn new_connection(&self, eyes: &mut Eyes, now: bool) -> Answer {
+        let changes = *self.supervisor.changes().borrow();
+        if let Some(last) = &eyes.connection
+            && !now
+            && last.changes == changes
+            && last.at.elapsed() < NEW_CONNECTION
+            && last.answer == Answer::Accepts
+        {
+            return Answer::Accepts;
+        }
+        let before = eyes.connection.take().filter(|last| last.changes == changes);
+        let accepted_before = before.is_some_and(|last| !matches!(last.answer, Answer::Starting(_)));
+        let Some(wanted) = self.known_wanted() else { return Answer::Starting("it was never configured".to_owned()) };
+        let answer = match wire::knock(&self.socket, &wanted.secrets.agent, ANSWER).await {
+            Ok(()) => Answer::Accepts,
+            Err(error @ SessionError::Loading) => Answer::Starting(error.to_string()),
+            Err(SessionError::Busy(text)) => Answer::Busy(text),
+            // A process that does not listen yet is about to; one that listened before hangs.
+            Err(SessionError::NobodyListens(text)) if !accepted_before => Answer::Starting(text),
+            Err(error) => Answer::Nothing(format!("a new connection is not accepted: {error}")),
+        };
+        eyes.connection = Some(Connection { at: time::Instant::now(), changes, answer: answer.clone() });
+        answer
+    }
+
+    /// Asks the kept connection; `None` when it does not answer.
+    async fn look_inside(&self) -> Option<Seen> {
+        let session = time::timeout(ANSWER, self.session()).await.ok()?.ok()?;
+        let info = match session.info("default", ANSWER).await {
+            Ok(info) => info,
+            Err(_) => {
+                self.drop_session().await;
+                return None;
+            }
+        };
+        // While it loads or synchronizes, what it has is neither the old data nor the new.
+        let whole = !info.is("loading", "1") && !info.synchronizes();
+        let place = if whole { time::timeout(ANSWER, self.place_seen(&info)).await.ok()?.ok() } else { None };
+        Some(Seen { info, place })
+    }
+}
+
+/// Facts for people.
+fn details(eyes: &mut Eyes, info: &Info) -> BTreeMap<String, String> {
+    let mut details = BTreeMap::new();
+    let copied = [
+        ("sessions", "connected_clients"),
+        ("replication_id", "master_replid"),
+        ("used_memory_bytes", "used_memory"),
+        ("maxmemory_bytes", "maxmemory"),
+        ("evicted_keys", "evicted_keys"),
+        ("full_synchronizations", "sync_full"),
+        ("partial_synchronizations", "sync_partial_ok"),
+        ("refused_partial_synchronizations", "sync_partial_err"),
+        ("backlog_bytes", "repl_backlog_size"),
+        ("changes_since_snapshot", "rdb_changes_since_last_save"),
+        ("last_snapshot", "rdb_last_bgsave_status"),
+    ];
+    details.extend(copied.iter().filter_map(|(name, of)| Some(((*name).to_owned(), info.text(of)?.to_owned()))));
+    if info.synchronizes() {
+        let bytes = |name| info.text(name).unwrap_or("0").to_owned();
+        let text = format!("{} bytes read", bytes("master_sync_read_bytes"));
+        details.insert("synchronizing".to_owned(), text);
+    }
+    let Some(offset) = info.offset() else { return details };
+    details.insert("offset".to_owned(), offset.to_string());
+    if !info.is_primary() {
+        eyes.written = None;
+        return details;
+    }
+    let now = time::Instant::now();
+    if let Some((then, before)) = eyes.written.replace((now, offset)) {
+        let milliseconds = u64::try_from((now - then).as_millis()).unwrap_or(u64::MAX).max(1);
+        let rate = offset.saturating_sub(before).saturating_mul(1000) / milliseconds;
+        details.insert("log_bytes_per_second".to_owned(), rate.to_string());
+    }
+    for replica in info.downstreams() {
+        let state = if replica.online { "streams" } else { "is being synchronized" };
+        let text = format!("{state}, {} bytes not acknowledged", offset.saturating_sub(replica.offset));
+        details.insert(format!("replica.{}", replica.address), text);
+    }
+    details
+}

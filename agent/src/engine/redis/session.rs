@@ -1,0 +1,160 @@
+//! Connections of the agent: over the socket to our own engine, over TCP to another member's.
+//!
+//! **Invariant:** every connection and every answer has a deadline; nothing here is ever tried again.
+
+use std::{path::Path, time::Duration};
+
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, FromRedisValue, IntoConnectionInfo, Pipeline,
+    RedisConnectionInfo, RedisError, aio::MultiplexedConnection,
+};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::time;
+
+use super::{
+    access::{AGENT, REPLICATOR, commands},
+    info::Info,
+};
+use crate::engine::DriverError;
+
+/// For what answers at once.
+pub(super) const BRIEF: Duration = Duration::from_secs(5);
+
+/// An open connection; clones share it.
+#[derive(Clone)]
+pub(super) struct Session {
+    connection: MultiplexedConnection,
+}
+
+/// Why there is no connection or no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SessionError {
+    /// "LOADING": an answer of an engine that reads its data.
+    #[error("it is loading its data")]
+    Loading,
+    /// All connections are in use, or a script keeps it busy: an answer of a running engine.
+    #[error("{0}")]
+    Busy(String),
+    /// Nobody listens.
+    #[error("nobody listens: {0}")]
+    NobodyListens(String),
+    /// No answer in time.
+    #[error("no answer within {0:?}")]
+    Silent(Duration),
+    /// Another error of the engine.
+    #[error("{0}")]
+    Refused(String),
+    /// The connection broke.
+    #[error("the connection broke: {0}")]
+    Broken(String),
+}
+
+// === impl Session ===
+
+impl Session {
+    /// Connects to our own engine.
+    pub(super) async fn local(socket: &Path, secret: &SecretString, limit: Duration) -> Result<Self, SessionError> {
+        Self::connect(ConnectionAddr::Unix(socket.to_owned()), AGENT, secret, limit).await
+    }
+
+    /// Connects to another member's engine, as the members do.
+    pub(super) async fn remote(host: &str, port: u16, secret: &SecretString) -> Result<Self, SessionError> {
+        Self::connect(ConnectionAddr::Tcp(host.to_owned(), port), REPLICATOR, secret, BRIEF).await
+    }
+
+    async fn connect(
+        address: ConnectionAddr,
+        user: &str,
+        secret: &SecretString,
+        limit: Duration,
+    ) -> Result<Self, SessionError> {
+        // Not every flavor knows `CLIENT SETINFO`.
+        let plain = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let client = address
+            .into_connection_info()
+            .and_then(|info| Client::open(info.set_redis_settings(plain)))
+            .map_err(|error| SessionError::of(&error))?;
+        // Each question has a deadline of its own.
+        let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+        let connecting = client.get_multiplexed_async_connection_with_config(&config);
+        let connected = time::timeout(limit, Box::pin(connecting)).await.map_err(|_| SessionError::Silent(limit))?;
+        let session = Self { connection: connected.map_err(|error| SessionError::of(&error))? };
+        // Not with the connection: the library would say of an engine that is full, too, that the password is wrong.
+        let login = [user, secret.expose_secret()];
+        session.ask::<redis::Value>(Cmd::new().arg("AUTH").arg(&login), limit).await?;
+        Ok(session)
+    }
+
+    /// Sends one command and waits for its answer.
+    pub(super) async fn ask<T: FromRedisValue>(&self, command: &Cmd, limit: Duration) -> Result<T, SessionError> {
+        let mut connection = self.connection.clone();
+        match time::timeout(limit, command.query_async(&mut connection)).await {
+            Err(_) => Err(SessionError::Silent(limit)),
+            Ok(answer) => answer.map_err(|error| SessionError::of(&error)),
+        }
+    }
+
+    /// Sends one command for its effect.
+    pub(super) async fn tell(&self, words: &[&str]) -> Result<(), SessionError> {
+        let mut command = Cmd::new();
+        command.arg(words);
+        self.ask::<redis::Value>(&command, BRIEF).await.map(drop)
+    }
+
+    /// Brings its users to those of the file.
+    pub(super) async fn bring_to(&self, users_acl: &str) -> Result<(), SessionError> {
+        for words in commands(users_acl) {
+            self.tell(&words).await?;
+        }
+        Ok(())
+    }
+
+    /// A command for its effect and what the engine says of replication right after it: nothing comes between.
+    pub(super) async fn tell_and_look(&self, words: &[&str]) -> Result<Info, SessionError> {
+        let mut both = Pipeline::new();
+        let mut first = Cmd::new();
+        first.arg(words);
+        both.atomic().add_command(first).ignore();
+        both.cmd("INFO").arg("replication");
+        let mut connection = self.connection.clone();
+        match time::timeout(BRIEF, both.query_async::<Vec<String>>(&mut connection)).await {
+            Err(_) => Err(SessionError::Silent(BRIEF)),
+            Ok(Err(error)) => Err(SessionError::of(&error)),
+            Ok(Ok(answers)) => Ok(Info::parse(answers.first().map_or("", String::as_str))),
+        }
+    }
+
+    /// What the engine says of itself.
+    pub(super) async fn info(&self, section: &str, limit: Duration) -> Result<Info, SessionError> {
+        let text: String = self.ask(Cmd::new().arg("INFO").arg(section), limit).await?;
+        Ok(Info::parse(&text))
+    }
+}
+
+// === impl SessionError ===
+
+impl SessionError {
+    /// As the driver reports it.
+    pub(super) fn refused(self, doing: impl Into<String>) -> DriverError {
+        DriverError::Refused { doing: doing.into(), detail: self.to_string() }
+    }
+
+    /// Whether the connection is of no more use.
+    pub(super) fn is_broken(&self) -> bool {
+        matches!(self, Self::Broken(_) | Self::NobodyListens(_) | Self::Silent(_))
+    }
+
+    fn of(error: &RedisError) -> Self {
+        if error.is_connection_refusal() {
+            return Self::NobodyListens(error.to_string());
+        }
+        let text = error.to_string();
+        match error.code() {
+            Some("LOADING") => Self::Loading,
+            Some("BUSY") => Self::Busy(text),
+            _ if text.contains("max number of clients") => Self::Busy(text),
+            Some(_) => Self::Refused(text),
+            None => Self::Broken(text),
+        }
+    }
+}

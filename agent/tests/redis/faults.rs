@@ -1,0 +1,319 @@
+//! What goes wrong with real engines: hung, full, emptied, started by hand, badly configured, killed in the middle of something.
+
+use std::{
+    collections::BTreeMap, fs, io::Read, os::unix::fs::PermissionsExt, path::Path, process::Command, sync::Arc,
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use regent_agent::engine::{
+    CloneOptions, Driver, DriverError, Factory, StartAs, Stop, Work, conformance::World, redis::REDIS,
+};
+use regent_common::topology::{ClusterSpec, EngineState, Progress, Role};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::world::{APPLICATION, APPLICATION_SECRET, REPLICATION_SECRET, RealWorld, connect, user_of};
+
+const LONG: Duration = Duration::from_secs(30);
+
+async fn primary(world: &RealWorld) -> Arc<dyn Driver> {
+    let driver = world.open(1).unwrap();
+    driver.configure(&world.spec()).await.unwrap();
+    driver.initialize().await.unwrap();
+    driver
+}
+
+async fn replica(world: &RealWorld, member: u32) -> Arc<dyn Driver> {
+    let driver = world.open(member).unwrap();
+    driver.configure(&world.spec()).await.unwrap();
+    driver.as_ref().clone_from(&world.peer(1), CloneOptions::default(), &work()).await.unwrap();
+    driver.swap(&world.peer(1), false).await.unwrap();
+    driver
+}
+
+fn work() -> Work {
+    Work { progress: watch::Sender::new(Progress::default()), cancel: CancellationToken::new() }
+}
+
+async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LONG, waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hung_engine_is_told_from_a_full_one() {
+    let mut world = RealWorld::new(&REDIS);
+    world.settings.insert("maxclients".to_owned(), "30".to_owned());
+    let driver = primary(&world).await;
+    let server = Pid::from_raw(driver.observe().await.pid.unwrap().cast_signed());
+
+    kill(server, Signal::SIGSTOP).unwrap();
+    eventually("it is seen to hang", async || driver.observe().await.state == EngineState::Hung).await;
+    kill(server, Signal::SIGCONT).unwrap();
+    eventually("it is seen to run", async || {
+        let seen = driver.observe().await;
+        (seen.state, seen.role) == (EngineState::Running, Some(Role::Primary))
+    })
+    .await;
+
+    let mut held = Vec::new();
+    let full = loop {
+        match connect(world.port(1), Some((APPLICATION, APPLICATION_SECRET))).await {
+            Ok(connection) => held.push(connection),
+            Err(full) => break full,
+        }
+    };
+    assert!(held.len() >= 20, "{} connections, then {full}", held.len());
+    drop(driver);
+    let seen = world.open(1).unwrap().observe().await;
+    assert_eq!(seen.state, EngineState::Running, "{}", seen.reason);
+    drop(held);
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_input_is_refused_and_changes_nothing() {
+    let world = RealWorld::new(&REDIS);
+    for (key, value) in [("server", "/nowhere/redis-server"), ("sever", "/usr/bin/redis-server")] {
+        let mut context = world.context(1);
+        context.section.as_mut().unwrap().insert(key.to_owned(), value.into());
+        let opened = REDIS.open(context).map(drop);
+        let refused = match &opened {
+            Err(DriverError::MissingProgram { .. }) => key == "server",
+            Err(DriverError::InvalidSetting { .. }) => key == "sever",
+            Ok(()) | Err(_) => false,
+        };
+        assert!(refused, "{key}: {opened:?}");
+    }
+
+    let driver = world.open(1).unwrap();
+    assert!(driver.initialize().await.is_err(), "it was initialized without being configured");
+    driver.configure(&world.spec()).await.unwrap();
+    let port = world.port(1);
+    let listener = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let result = driver.initialize().await;
+    assert!(matches!(result, Err(DriverError::PortInUse { port: named }) if named == port), "{result:?}");
+    assert!(!driver.has_data(), "a refused initialization left data");
+    drop(listener);
+    driver.initialize().await.unwrap();
+
+    let conf = world.root(1).join("conf/server.conf");
+    let before = fs::read_to_string(&conf).unwrap();
+    let refused = [
+        ("maxmemory", "lots"),
+        ("maxmemory", "1gb\nrequirepass secret"),
+        ("slaveof", "127.0.0.1 1"),
+        ("rename-command", "GET \"\""),
+        ("nonsense", "1"),
+    ];
+    for (name, value) in refused {
+        let settings = BTreeMap::from([(name.to_owned(), value.to_owned())]);
+        let result = driver.configure(&ClusterSpec { settings, ..world.spec() }).await;
+        let refused = match &result {
+            Err(DriverError::UnknownSetting { name: named, .. }) => named == name && name == "nonsense",
+            Err(DriverError::InvalidSetting { name: named, .. }) => named == name && name != "nonsense",
+            Ok(()) | Err(_) => false,
+        };
+        assert!(refused, "{name} = {value}: {result:?}");
+    }
+    assert_eq!(fs::read_to_string(&conf).unwrap(), before);
+    let settings = BTreeMap::from([("maxmemory".to_owned(), "100mb".to_owned())]);
+    driver.configure(&ClusterSpec { settings, ..world.spec() }).await.unwrap();
+    eventually("the setting is in force", async || {
+        let told: String = world.command(1, redis::cmd("INFO").arg("memory")).await.unwrap();
+        told.lines().any(|line| line == "maxmemory:104857600")
+    })
+    .await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn secrets_are_in_no_log_no_arguments_and_no_readable_file() {
+    let mut world = RealWorld::new(&REDIS);
+    world.settings.insert("loglevel".to_owned(), "debug".to_owned());
+    let driver = primary(&world).await;
+    let mut spec = world.spec();
+    let changed = "another application's: \\ \"secret\" #2";
+    spec.secrets.insert("application".to_owned(), changed.into());
+    driver.configure(&spec).await.unwrap();
+    assert!(world.write(1).await.is_err(), "the old password still works");
+    driver.configure(&world.spec()).await.unwrap();
+    world.write(1).await.unwrap();
+    let (watching, stop) = (CancellationToken::new(), CancellationToken::new());
+    let watcher = tokio::spawn({
+        let (watching, stop) = (watching.clone(), stop.clone());
+        async move {
+            let mut looks = 0;
+            while !stop.is_cancelled() {
+                for process in procfs::process::all_processes().unwrap().filter_map(Result::ok) {
+                    let arguments = process.cmdline().unwrap_or_default().join(" ");
+                    for secret in [REPLICATION_SECRET, APPLICATION_SECRET, changed] {
+                        assert!(!arguments.contains(secret), "{arguments}");
+                    }
+                }
+                looks += 1;
+                watching.cancel();
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            looks
+        }
+    });
+    watching.cancelled().await;
+    let _second = replica(&world, 2).await;
+    stop.cancel();
+    assert!(watcher.await.unwrap() > 3);
+
+    let mut seen = 0;
+    visit(world.folder.path(), &mut |path| {
+        let Ok(content) = fs::read(path) else { return };
+        let holds = |text: &str| content.windows(text.len()).any(|window| window == text.as_bytes());
+        // As it is, and as files quote it.
+        if holds("s: \\ \"secret\" #") || holds("s: \\\\ \\\"secret\\\" #") {
+            let mode = fs::metadata(path).unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode, 0o600, "{} is readable by others", path.display());
+            assert!(!path.starts_with(world.root(1).join("log")), "{} has a secret", path.display());
+            seen += 1;
+        }
+    });
+    assert!(seen > 0, "the search finds no secret anywhere, so it proves nothing");
+    world.end().await;
+}
+
+fn visit(folder: &Path, each: &mut dyn FnMut(&Path)) {
+    for entry in fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => visit(&entry.path(), each),
+            Ok(kind) if kind.is_file() => each(&entry.path()),
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+/// The classic way to lose everything (redis#2087): a primary that comes back with nothing, and is copied.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_emptied_primary_is_not_started_and_one_that_somebody_starts_is_copied_by_nobody() {
+    let world = RealWorld::new(&REDIS);
+    let first = primary(&world).await;
+    let _second = replica(&world, 2).await;
+    world.write(1).await.unwrap();
+    eventually("the replica has it", async || world.rows(2).await == Ok(1)).await;
+    world.crash(1).await.unwrap();
+    eventually("the primary is dead", async || world.processes(1) == 0).await;
+    for entry in fs::read_dir(world.data(1)).unwrap().map(Result::unwrap) {
+        fs::remove_file(entry.path()).unwrap();
+    }
+    drop(first);
+    let first = world.open(1).unwrap();
+    assert!(!first.has_data());
+    for how in [StartAs::Primary, StartAs::Isolated, StartAs::Replica(world.peer(2))] {
+        let started = first.start(how.clone()).await;
+        assert!(matches!(started, Err(DriverError::NoData { .. })), "{how:?} was answered with {started:?}");
+    }
+
+    // By hand, with what stands there.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_regent-agent"));
+    command.args(["helper", "detach", "--log"]).arg(world.root(1).join("log/by-hand.log"));
+    if let Some(user) = user_of(&REDIS) {
+        command.args(["--user", &user.name]);
+    }
+    command.arg("--").arg(&world.server).arg(world.root(1).join("conf/server.conf"));
+    let mut by_hand = command.current_dir("/").spawn().unwrap();
+    eventually("it serves", async || world.rows(1).await == Ok(0)).await;
+    let asked = world.root(2).join("log/startup.log");
+    eventually("the replica asks it", async || fs::read_to_string(&asked).unwrap().contains("NOMASTERLINK")).await;
+    assert_eq!(world.rows(2).await, Ok(1), "the replica was emptied");
+    assert!(world.write(1).await.is_err(), "what is started by hand takes writes");
+    world.end().await;
+    // Whoever reaps it.
+    drop(by_hand.wait());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clone_is_cancelled_in_the_middle_and_leaves_nothing() {
+    let world = RealWorld::new(&REDIS);
+    let _first = primary(&world).await;
+    // What repeats itself would be packed into nothing.
+    let mut filler = vec![0; 1 << 20];
+    for number in 0..20 {
+        fs::File::open("/dev/urandom").unwrap().read_exact(&mut filler).unwrap();
+        let key = format!("bulk:{number}");
+        world.command::<()>(1, redis::cmd("SET").arg(key).arg(&filler)).await.unwrap();
+    }
+    let second = world.open(2).unwrap();
+    second.configure(&world.spec()).await.unwrap();
+    let work = work();
+    let mut progress = work.progress.subscribe();
+    let cancel = work.cancel.clone();
+    let canceller = tokio::spawn(async move {
+        progress.wait_for(|progress| progress.bytes_done > 1 << 20).await.unwrap();
+        cancel.cancel();
+        progress.borrow().clone()
+    });
+    let slow = CloneOptions { max_bytes_per_second: 2 << 20, ..CloneOptions::default() };
+    let result = second.as_ref().clone_from(&world.peer(1), slow, &work).await;
+    assert!(matches!(result, Err(DriverError::Cancelled { .. })), "{result:?}");
+    let progress = canceller.await.unwrap();
+    assert_eq!(progress.phase, "copying", "{progress:?}");
+    assert!(!world.root(2).join("incoming").exists());
+    world.write(1).await.unwrap();
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_that_overtakes_a_start_leaves_nothing_running() {
+    let world = RealWorld::new(&REDIS);
+    let driver = primary(&world).await;
+    for round in 0..12 {
+        driver.stop(Stop::Kill).await.unwrap();
+        let how = if round % 2 == 0 { StartAs::Primary } else { StartAs::Isolated };
+        let starting = tokio::spawn({
+            let driver = Arc::clone(&driver);
+            async move { driver.start(how).await }
+        });
+        // Each time at another moment of the start.
+        tokio::time::sleep(Duration::from_millis(round * 5)).await;
+        driver.stop(Stop::Kill).await.unwrap();
+        let started = starting.await.unwrap();
+        assert_eq!(world.processes(1), 0, "round {round}, the start said {started:?}");
+    }
+    driver.start(StartAs::Primary).await.unwrap();
+    world.write(1).await.unwrap();
+    world.end().await;
+}
+
+/// The former primary comes back from a snapshot that is older than the promotion, and gets the rest from the new one: it left the
+/// history that all had before at the same place as they did, and not where its snapshot ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_came_back_from_an_old_snapshot_and_who_was_never_away_know_themselves_as_equal() {
+    let world = RealWorld::new(&REDIS);
+    let first = primary(&world).await;
+    let (second, third) = (replica(&world, 2).await, replica(&world, 3).await);
+    world.write(1).await.unwrap();
+    first.checkpoint().await.unwrap();
+    world.write(1).await.unwrap();
+    first.drain(&world.peer(2).member).await.unwrap();
+    eventually("the other replica has it too", async || world.rows(3).await == Ok(2)).await;
+    first.stop(Stop::Kill).await.unwrap();
+    second.cut().await.unwrap();
+    third.cut().await.unwrap();
+    second.promote().await.unwrap();
+    third.follow(&world.peer(2)).await.unwrap();
+    first.follow(&world.peer(2)).await.unwrap();
+    world.write(2).await.unwrap();
+    for member in [1, 3] {
+        eventually("it has everything", async || world.rows(member).await == Ok(3)).await;
+    }
+    second.drain(&world.peer(3).member).await.unwrap();
+    second.stop(Stop::Kill).await.unwrap();
+    let (one, three) = (first.cut().await.unwrap(), third.cut().await.unwrap());
+    assert!(one.partial_cmp(&three).is_some(), "{one} and {three} are said to have diverged: {one:?}, {three:?}");
+    world.end().await;
+}
