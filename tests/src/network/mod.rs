@@ -23,10 +23,12 @@
 pub(crate) mod body;
 mod cuts;
 mod disk;
+mod knocking;
 mod machine;
 
 pub use self::{
     disk::Disk,
+    knocking::Knocking,
     machine::{Cable, Machine},
 };
 

@@ -4,11 +4,7 @@
 use std::{
     fmt::Write as _,
     net::{IpAddr, SocketAddr, TcpStream},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
-    thread,
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,7 +14,7 @@ use regent_tests::{
     api::{self, request_id},
     cluster::{COORDINATOR, Fleet, run},
     folder::TestFolder,
-    network::{HUB_ADDRESS, Machine, Network},
+    network::{HUB_ADDRESS, Knocking, Machine, Network},
     place::Site,
     process::program,
     wait,
@@ -33,8 +29,6 @@ const NODES: [&str; 3] = ["n1", "n2", "n3"];
 const PORT: u16 = 5432;
 /// Time in which a connection is made, if it is; longer than the first retransmission.
 const CONNECT: Duration = Duration::from_millis(1500);
-/// The same for a client that never stops trying.
-const IMPATIENT: Duration = Duration::from_millis(200);
 
 /// A client's machine.
 struct Clients(Arc<Machine>);
@@ -97,38 +91,6 @@ fn nft(machine: &Machine, words: &[&str]) -> Result<String> {
     let mut command = machine.command("nft")?;
     command.args(words);
     run(command)
-}
-
-/// A client that tries for as long as this lives, and how often it was let in.
-struct Knocking {
-    stop: Arc<AtomicBool>,
-    let_in: Arc<AtomicU32>,
-    tried: Arc<AtomicU32>,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Knocking {
-    fn start(client: Arc<Machine>, to: SocketAddr) -> Self {
-        let (stop, let_in, tried) = <(Arc<AtomicBool>, Arc<AtomicU32>, Arc<AtomicU32>)>::default();
-        let (stopped, counted, tries) = (stop.clone(), let_in.clone(), tried.clone());
-        let thread = thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                tries.fetch_add(1, Ordering::Relaxed);
-                if client.connect(to, IMPATIENT).is_ok() {
-                    counted.fetch_add(1, Ordering::Relaxed);
-                }
-                thread::sleep(Duration::from_millis(5));
-            }
-        });
-        Self { stop, let_in, tried, thread: Some(thread) }
-    }
-
-    /// Ends it: how often it was let in, of how many tries.
-    fn end(mut self) -> (u32, u32) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.take().expect("it is ended once").join().expect("it does not panic");
-        (self.let_in.load(Ordering::Relaxed), self.tried.load(Ordering::Relaxed))
-    }
 }
 
 fn since(begun: u64) -> Duration {

@@ -1,11 +1,17 @@
 //! Every machine goes down at once: told to restart, or without its power. The cluster comes back by itself, as a boot starts
-//! nothing but Regent's daemons, and those start one engine on each node.
+//! nothing but Regent's daemons, and those start one engine on each node, whose port is closed before it listens to whom the
+//! allow-list does not name.
+
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use regent_proto::coordinator::v1 as wire;
 use regent_tests::{
-    cluster::COORDINATOR,
-    scenario::{Bed, Cast, NODES, Rig, Who, blackout},
-    vm::Installation,
+    api::request_id,
+    cluster::{COORDINATOR, CREATE},
+    network::{HUB_ADDRESS, Knocking},
+    scenario::{Bed, CLUSTER, Cast, NODES, Rig, Who, blackout},
+    vm::{CLIENT, Installation},
     workload::now_nanos,
 };
 
@@ -25,6 +31,26 @@ fn one_engine_on_each(bed: &Bed<Installation>, cast: &Cast) -> Result<()> {
     Ok(())
 }
 
+/// Names the test's own clients as the only ones that may connect.
+async fn allow_only_the_test(bed: &Bed<Installation>) -> Result<()> {
+    let request = wire::SetAllowListRequest {
+        name: format!("clusters/{CLUSTER}"),
+        change: wire::AllowListChange::Set.into(),
+        ranges: vec![HUB_ADDRESS.to_owned()],
+        request_id: request_id(),
+        ..Default::default()
+    };
+    let begun = bed.fleet.api().clusters().set_allow_list(request).await?.into_inner();
+    bed.fleet.api().succeed(&begun.name, CREATE).await.map(drop)
+}
+
+/// A client that is not named, at every engine's door.
+fn knock(bed: &Bed<Installation>) -> Result<Vec<Knocking>> {
+    let client = bed.fleet.system(CLIENT)?.machine();
+    let doors = bed.members.iter().map(|member| Ok(Knocking::start(Arc::clone(client), member.parse()?)));
+    doors.collect()
+}
+
 /// All machines, by name, the coordinator's last.
 fn everybody() -> Vec<&'static str> {
     [&NODES[..], &[COORDINATOR]].concat()
@@ -34,6 +60,8 @@ fn everybody() -> Vec<&'static str> {
 fn machines_that_all_restart_or_lose_power_at_once_come_back_as_the_cluster_they_were() {
     inside(|| async {
         let mut bed = Installation::bed(PROFILE).await.unwrap();
+        allow_only_the_test(&bed).await.unwrap();
+        let knocking = knock(&bed).unwrap();
         one_engine_on_each(&bed, &bed.cast().await.unwrap()).unwrap();
 
         let restarted = blackout(&mut bed, "restart", async |installation, _| {
@@ -58,5 +86,9 @@ fn machines_that_all_restart_or_lose_power_at_once_come_back_as_the_cluster_they
         });
         cut.await.unwrap();
         one_engine_on_each(&bed, &bed.cast().await.unwrap()).unwrap();
+        for knocking in knocking {
+            let (let_in, tries) = knocking.end();
+            assert!(let_in == 0 && tries > 100, "let in {let_in} times of {tries}");
+        }
     });
 }
