@@ -20,7 +20,10 @@ use regent_proto::{
 use tonic::transport::Channel;
 use ulid::Ulid;
 
-use crate::{wait, workload::Login};
+use crate::{
+    wait,
+    workload::{Client, Dialect, Login},
+};
 
 /// Clients of all services over one connection.
 #[derive(Debug, Clone)]
@@ -182,6 +185,12 @@ impl Api {
         let wire::Credentials { user, password, database, .. } =
             self.clusters().get_credentials(request).await?.into_inner();
         Ok(Login { user, password, database })
+    }
+
+    /// How clients speak to a cluster's engine and log in.
+    pub async fn client(&self, name: &str) -> Result<Client> {
+        let engine = self.cluster(name).await?.engine;
+        Ok(Client { dialect: Dialect::of(&engine)?, login: self.login(name).await? })
     }
 
     /// Operations of a cluster of one kind, newest first.

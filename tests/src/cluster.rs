@@ -18,6 +18,7 @@ use regent_proto::coordinator::v1 as wire;
 
 use crate::{
     api::{Api, request_id},
+    engines::named_server,
     folder::TestFolder,
     network::Network,
     place::{Place, Site},
@@ -81,6 +82,9 @@ pub struct Fleet {
     root: PathBuf,
     site: Site,
 }
+
+/// Engines that are one program, and have the same keys in their sections.
+const ONE_PROGRAM: [&str; 3] = ["redis", "valkey", "keydb"];
 
 /// Name of the coordinator's place.
 pub const COORDINATOR: &str = "coordinator";
@@ -244,13 +248,19 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Writes the configuration; `more` are keys of the agent, `engine` keys of the engine's section.
+    /// Writes the configuration; `more` are keys of the agent, `engine` keys of PostgreSQL's section, which is the last.
     pub fn configure(&self, more: &str, engine: &str) -> Result<()> {
+        // Whatever the engine of its cluster is: a node has one.
+        let place = format!("port = {}\nlisten_addresses = {:?}\n", self.engine_port, self.place.engine_addresses());
+        let others = ONE_PROGRAM.map(|engine| {
+            let server = named_server(engine).map_or(String::new(), |server| format!("server = {server:?}\n"));
+            format!("[engine.{engine}]\n{place}{server}")
+        });
         let bin = std::env::var("REGENT_POSTGRES_BIN").map_or(String::new(), |bin| format!("bin_dir = {bin:?}\n"));
         let config = format!(
             "listen = {:?}\nhttp_listen = {:?}\nadvertise = {:?}\nstate_dir = {:?}\ndata_root = {:?}\nrun_dir = {:?}\n\
              gate_table = {:?}\nallow_table = {:?}\nsupervisor = \"process\"\n\
-             {more}\n[engine.postgresql]\nport = {}\nlisten_addresses = {:?}\n{bin}{engine}\n",
+             {more}\n{}[engine.postgresql]\n{place}{bin}{engine}\n",
             self.address,
             self.http,
             self.place.address(),
@@ -259,8 +269,7 @@ impl Agent {
             self.home.join("run"),
             self.gate_table,
             self.allow_table(),
-            self.engine_port,
-            self.place.engine_addresses(),
+            others.concat(),
         );
         Ok(fs::write(self.config(), config)?)
     }

@@ -15,7 +15,7 @@ use crate::{
     place::Place,
     process::{Daemon, as_user},
     wait,
-    workload::{Login, postgres},
+    workload::{Client, Dialect, Login},
 };
 
 /// Folder of PostgreSQL's programs: `REGENT_POSTGRES_BIN`, else the newest that Debian's packages brought.
@@ -33,14 +33,25 @@ pub fn postgres_bin() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// A PostgreSQL of its own, without Regent.
+/// Server of an engine that is one program, which the environment names: `REGENT_REDIS_SERVER`.
+pub fn named_server(engine: &str) -> Option<PathBuf> {
+    std::env::var_os(format!("REGENT_{}_SERVER", engine.to_uppercase())).map(PathBuf::from)
+}
+
+/// Server of Redis: `REGENT_REDIS_SERVER`, else that of Debian's package.
+pub fn redis_server() -> Result<PathBuf> {
+    let server = named_server("redis").unwrap_or_else(|| "/usr/bin/redis-server".into());
+    ensure!(server.is_file(), "there is no {}: apt-get install redis-server", server.display());
+    Ok(server)
+}
+
+/// An engine of its own, without Regent, that loses nothing when it is killed.
 #[derive(Debug)]
-pub struct PlainPostgres {
+pub struct Plain {
     /// Where it is reached, as host:port.
     pub member: String,
-    /// How to log in.
-    pub login: Login,
-    bin: PathBuf,
+    /// How it is spoken to.
+    pub client: Client,
     data: PathBuf,
     log: PathBuf,
     place: Place,
@@ -48,42 +59,54 @@ pub struct PlainPostgres {
     server: Option<Daemon>,
 }
 
-// === impl PlainPostgres ===
+// === impl Plain ===
 
-impl PlainPostgres {
+impl Plain {
     /// Makes the data and starts the server on loopback.
-    pub async fn start(folder: &TestFolder, name: &str) -> Result<Self> {
-        Self::start_at(folder, name, Place::Loopback).await
+    pub async fn start(dialect: Dialect, folder: &TestFolder, name: &str) -> Result<Self> {
+        Self::start_at(dialect, folder, name, Place::Loopback).await
     }
 
-    /// The same somewhere else.
-    pub async fn start_at(folder: &TestFolder, name: &str, place: Place) -> Result<Self> {
+    /// The same somewhere else, on PostgreSQL's port.
+    pub async fn start_at(dialect: Dialect, folder: &TestFolder, name: &str, place: Place) -> Result<Self> {
         let ([port], address) = (place.ports([5432])?, place.address());
+        let (user, database) = match dialect {
+            Dialect::Postgres => ("tester", "postgres"),
+            Dialect::Redis => ("default", "0"),
+        };
+        let login = Login { user: user.into(), password: "plain".into(), database: database.into() };
         let home = folder.join(name);
         fs::create_dir(&home)?;
-        if nix::unistd::geteuid().is_root() {
-            let user = nix::unistd::User::from_name("postgres")?.context("there is no user postgres")?;
-            nix::unistd::chown(&home, Some(user.uid), Some(user.gid))?;
-        }
-        let login = Login { user: "tester".into(), password: "plain".into(), database: "postgres".into() };
         let mut plain = Self {
             member: format!("{address}:{port}"),
-            login,
-            bin: postgres_bin()?,
+            client: Client { dialect, login },
             data: home.join("data"),
             log: folder.join(&format!("{name}.log")),
             place,
             port,
             server: None,
         };
-        let mut initdb = Command::new(plain.bin.join("initdb"));
-        initdb.args(["--no-sync", "--auth=trust", "--username=tester", "--encoding=UTF8", "--locale=C", "-D"]);
-        initdb.arg(&plain.data).current_dir(&home);
-        as_user(&mut initdb, "postgres")?;
-        let made = initdb.output().context("cannot run initdb")?;
-        ensure!(made.status.success(), "initdb failed: {}", String::from_utf8_lossy(&made.stderr));
-        // Whoever is in the same network, which is the test's own.
-        fs::write(plain.data.join("pg_hba.conf"), "host all all samenet trust\n")?;
+        if nix::unistd::geteuid().is_root() {
+            let name = plain.owner();
+            let user = nix::unistd::User::from_name(name)?.with_context(|| format!("there is no user {name}"))?;
+            nix::unistd::chown(&home, Some(user.uid), Some(user.gid))?;
+        }
+        let mut make = match dialect {
+            Dialect::Postgres => {
+                let mut initdb = Command::new(postgres_bin()?.join("initdb"));
+                initdb.args(["--no-sync", "--auth=trust", "--username=tester", "--encoding=UTF8", "--locale=C", "-D"]);
+                initdb
+            }
+            Dialect::Redis => Command::new("mkdir"),
+        };
+        make.arg(&plain.data).current_dir(&home);
+        as_user(&mut make, plain.owner())?;
+        let made = make.output().with_context(|| format!("cannot run {make:?}"))?;
+        ensure!(made.status.success(), "{make:?} failed: {}", String::from_utf8_lossy(&made.stderr));
+        if dialect == Dialect::Postgres {
+            // Whoever is in the same network, which is the test's own.
+            fs::write(plain.data.join("pg_hba.conf"), "host all all samenet trust\n")?;
+        }
         plain.run().await?;
         Ok(plain)
     }
@@ -97,13 +120,14 @@ impl PlainPostgres {
             Ok(())
         })
         .await?;
-        let mut command = self.place.command_as("postgres", &self.bin.join("postgres"))?;
-        command.arg("-D").arg(&self.data).args(["-c", "fsync=off", "-c", "unix_socket_directories="]);
-        let listen = format!("listen_addresses={}", self.place.engine_addresses());
-        command.args(["-c", &listen, "-p", &self.port.to_string()]).current_dir(&self.data);
-        self.server = Some(Daemon::start("postgres", command, &self.log)?);
-        let connect = || async { postgres::connect(&self.login, &self.member).await.map(drop) };
-        wait::until("the plain PostgreSQL", Duration::from_secs(30), connect).await
+        let mut command = match self.client.dialect {
+            Dialect::Postgres => self.postgres()?,
+            Dialect::Redis => self.redis()?,
+        };
+        command.current_dir(&self.data);
+        self.server = Some(Daemon::start("the plain engine", command, &self.log)?);
+        let serves = || async { self.client.takes_writes(&self.member).await.map(drop) };
+        wait::until("the plain engine", Duration::from_secs(30), serves).await
     }
 
     /// Kills the server's first process.
@@ -115,5 +139,31 @@ impl PlainPostgres {
     /// Stops or goes on (SIGSTOP, SIGCONT): the first process only.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         self.server.as_ref().context("it does not run")?.signal(signal)
+    }
+
+    /// User of the system as whom it runs when the caller is root.
+    fn owner(&self) -> &'static str {
+        match self.client.dialect {
+            Dialect::Postgres => "postgres",
+            Dialect::Redis => "redis",
+        }
+    }
+
+    fn postgres(&self) -> Result<Command> {
+        let mut command = self.place.command_as(self.owner(), &postgres_bin()?.join("postgres"))?;
+        command.arg("-D").arg(&self.data).args(["-c", "fsync=off", "-c", "unix_socket_directories="]);
+        let listen = format!("listen_addresses={}", self.place.engine_addresses());
+        command.args(["-c", &listen, "-p", &self.port.to_string()]);
+        Ok(command)
+    }
+
+    fn redis(&self) -> Result<Command> {
+        let mut command = self.place.command_as(self.owner(), &redis_server()?)?;
+        command.args(["--port", &self.port.to_string(), "--requirepass", &self.client.login.password]);
+        command.arg("--bind").args(self.place.engine_addresses().split(','));
+        command.arg("--dir").arg(&self.data);
+        // What was acknowledged has been handed to the kernel, which outlives the engine.
+        command.args(["--appendonly", "yes", "--appendfsync", "no", "--save", ""]);
+        Ok(command)
     }
 }

@@ -69,7 +69,8 @@ pub fn failpoint_coordinator() -> Result<PathBuf> {
 /// Makes the command run as the given user of the system, when the caller is root and may become another.
 pub fn as_user(command: &mut Command, name: &str) -> Result<()> {
     if nix::unistd::geteuid().is_root() {
-        let user = User::from_name(name)?.with_context(|| format!("there is no user {name}: install postgresql"))?;
+        let user =
+            User::from_name(name)?.with_context(|| format!("there is no user {name}: install the engine's package"))?;
         command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
     }
     Ok(())

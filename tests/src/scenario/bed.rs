@@ -12,8 +12,7 @@ use crate::{
     process::program,
     profile::Profile,
     scenario::{Cast, Rig},
-    wait,
-    workload::{Login, checker::Stored, postgres},
+    workload::{Client, Login, checker::Stored, postgres},
 };
 
 /// A rig with a cluster.
@@ -78,18 +77,7 @@ impl<R: Rig> Bed<R> {
 
     /// The rows of the primary, when every other member has the same.
     pub async fn same_on_all(&self) -> Result<Stored> {
-        let primary = postgres::find_primary(&self.login, &self.members).await?;
-        let replicas: Vec<_> = self.members.iter().filter(|member| **member != primary).collect();
-        // All anew at each look: a row of a writer that has ended may still arrive.
-        wait::until("the same rows on every member", CREATE, || async {
-            let stored = postgres::read_rows(&self.login, &primary).await?;
-            for member in &replicas {
-                let copy = postgres::read_rows(&self.login, member).await?;
-                ensure!(copy == stored, "{member} has {} rows, {primary} has {}", copy.len(), stored.len());
-            }
-            Ok(stored)
-        })
-        .await
+        Client::from(&self.login).same_on_all(&self.members, CREATE).await
     }
 }
 

@@ -4,12 +4,16 @@
 //! when, stands in their logs ([`history`]); what is in the engine afterwards is compared with it ([`checker`]).
 
 pub mod checker;
+pub mod client;
 pub mod history;
 pub mod pgbench;
 pub mod postgres;
 pub mod readers;
+pub mod redis;
 pub mod writer;
 pub mod writers;
+
+pub use client::{Client, Dialect};
 
 /// How to reach an engine, apart from host and port.
 #[derive(Debug, Clone)]

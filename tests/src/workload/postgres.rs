@@ -8,12 +8,15 @@ use tokio_postgres::{Client, Config, NoTls, Statement, error::SqlState};
 
 use super::{
     Login,
-    checker::Stored,
+    checker::{Row, Stored},
     writer::{Refusal, Session},
 };
 
 /// Name of the table with the rows. It has no key on purpose: a row that is there twice has to be seen.
 pub const TABLE: &str = "regent_rows";
+
+/// Asks whether a member takes writes.
+const WRITABLE: &str = "SELECT NOT pg_is_in_recovery()";
 
 /// A connection with the statement prepared.
 #[derive(Debug)]
@@ -73,21 +76,22 @@ pub async fn read_rows(login: &Login, member: &str) -> Result<Stored> {
     rows.iter().map(|row| Ok(((row.get(0), number(row.get(1))?), number(row.get(2))?))).collect()
 }
 
+/// Takes a row away on `member`, which has to be the primary; how often it was there.
+pub async fn remove_row(login: &Login, member: &str, (writer, number): &Row) -> Result<u64> {
+    let (client, _) = connect(login, member).await?;
+    let delete = format!("DELETE FROM {TABLE} WHERE writer = $1 AND number = $2");
+    Ok(client.execute(&delete, &[writer, &i64::try_from(*number)?]).await?)
+}
+
+/// Whether `member` says that it takes writes.
+pub async fn takes_writes(login: &Login, member: &str) -> Result<bool> {
+    let (client, _) = connect(login, member).await?;
+    Ok(client.query_one(WRITABLE, &[]).await?.get(0))
+}
+
 /// The first of `members` that says that it takes writes.
 pub async fn find_primary(login: &Login, members: &[String]) -> Result<String> {
-    let mut seen = Vec::new();
-    for member in members {
-        let answer = async {
-            let (client, _) = connect(login, member).await?;
-            Ok::<bool, anyhow::Error>(client.query_one("SELECT pg_is_in_recovery()", &[]).await?.get(0))
-        };
-        match answer.await {
-            Ok(false) => return Ok(member.clone()),
-            Ok(true) => seen.push(format!("{member} is a replica")),
-            Err(error) => seen.push(format!("{member}: {error:#}")),
-        }
-    }
-    anyhow::bail!("none of the members takes writes: {}", seen.join("; "))
+    super::Client::from(login).find_primary(members).await
 }
 
 /// A transaction that writes a row, waits in the engine, and commits, sent as one message: after it was sent the client has
@@ -130,22 +134,35 @@ impl Session for PostgresSession {
     }
 
     async fn writable(&self) -> Result<bool, String> {
-        let row =
-            self.client.query_one("SELECT NOT pg_is_in_recovery()", &[]).await.map_err(|error| error.to_string())?;
+        let row = self.client.query_one(WRITABLE, &[]).await.map_err(|error| error.to_string())?;
         Ok(row.get(0))
     }
 
     async fn insert(&self, writer: &str, row: u64, member: &str) -> Result<String, Refusal> {
         let number = i64::try_from(row).expect("nobody writes so many rows");
-        match self.client.query_one(&self.insert, &[&writer, &number, &member]).await {
-            Ok(row) => Ok(row.get(0)),
-            Err(error) => Err(Refusal {
-                // Any other error can come after the commit.
-                certain: error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION),
-                reason: error
-                    .as_db_error()
-                    .map_or_else(|| error.to_string(), |e| format!("{}: {}", e.code().code(), e.message())),
-            }),
-        }
+        let row = self.client.query_one(&self.insert, &[&writer, &number, &member]).await;
+        row.map(|row| row.get(0)).map_err(|error| refusal(&error))
+    }
+
+    async fn count(&self) -> Result<u64, String> {
+        let count = format!("SELECT count(*) FROM {TABLE}");
+        let row = self.client.query_one(&count, &[]).await.map_err(|error| error.to_string())?;
+        u64::try_from(row.get::<_, i64>(0)).map_err(|error| error.to_string())
+    }
+
+    async fn touch(&self) -> Result<(), Refusal> {
+        // Changes nothing where it is taken.
+        let update = format!("UPDATE {TABLE} SET writer = writer WHERE false");
+        self.client.execute(&update, &[]).await.map(drop).map_err(|error| refusal(&error))
+    }
+}
+
+fn refusal(error: &tokio_postgres::Error) -> Refusal {
+    Refusal {
+        // Any other error can come after the commit.
+        certain: error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION),
+        reason: error
+            .as_db_error()
+            .map_or_else(|| error.to_string(), |e| format!("{}: {}", e.code().code(), e.message())),
     }
 }

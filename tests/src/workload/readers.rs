@@ -1,17 +1,13 @@
 //! Readers: one for each member, which read without pause, and try to write beside that. They count the sessions that they
-//! needed, and for how long nothing could be read.
+//! needed, for how long nothing could be read, and how little there was to read.
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, error::SqlState};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Login, now_nanos,
-    postgres::{TABLE, connect},
-};
+use super::{Client, Dialect, Login, now_nanos, postgres::PostgresSession, redis::RedisSession, writer::Session};
 
 /// Pause after each read.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -36,6 +32,8 @@ pub struct Reading {
     pub sessions: u64,
     /// The longest time between two reads.
     pub longest_gap: Duration,
+    /// The fewest rows that it was shown.
+    pub fewest_rows: u64,
     /// Writes that were taken.
     pub taken: u64,
     /// Writes that were refused because the member is a replica.
@@ -46,15 +44,29 @@ pub struct Reading {
 
 impl Readers {
     /// Starts one for each member, and waits until each has read.
-    pub async fn start(login: &Login, members: &[&str]) -> Result<Self> {
-        let stop = CancellationToken::new();
-        let mut running = Vec::new();
+    pub async fn start(client: impl Into<Client>, members: &[&str]) -> Result<Self> {
+        let client = client.into();
+        let mut readers = Self { stop: CancellationToken::new(), running: Vec::new() };
         for member in members {
-            let (client, _) = connect(login, member).await?;
-            client.query_one("SELECT 1", &[]).await.with_context(|| format!("{member} cannot be read"))?;
-            running.push(tokio::spawn(read((*member).to_owned(), login.clone(), client, stop.clone())));
+            match client.dialect {
+                Dialect::Postgres => readers.add::<PostgresSession>(&client.login, member).await,
+                Dialect::Redis => readers.add::<RedisSession>(&client.login, member).await,
+            }
+            .with_context(|| format!("{member} cannot be read"))?;
         }
-        Ok(Self { stop, running })
+        Ok(readers)
+    }
+
+    async fn add<S: Session<Login = Login> + Send + Sync + 'static>(
+        &mut self,
+        login: &Login,
+        member: &str,
+    ) -> Result<()> {
+        let session = S::connect(login, member).await.map_err(|error| anyhow!(error))?;
+        let fewest_rows = session.count().await.map_err(|error| anyhow!(error))?;
+        let seen = Reading { member: member.to_owned(), sessions: 1, fewest_rows, ..Reading::default() };
+        self.running.push(tokio::spawn(read(seen, login.clone(), session, self.stop.clone())));
+        Ok(())
     }
 
     /// Stops them; what they have seen, in the order of the members.
@@ -68,36 +80,36 @@ impl Readers {
     }
 }
 
-async fn read(member: String, login: Login, first: Client, stop: CancellationToken) -> Reading {
-    let mut seen = Reading { member, sessions: 1, ..Reading::default() };
-    let select = format!("SELECT count(*) FROM {TABLE}");
-    // Changes nothing where it is taken.
-    let update = format!("UPDATE {TABLE} SET writer = writer WHERE false");
-    let (mut session, mut last) = (Some(first), now_nanos());
+async fn read<S: Session<Login = Login> + Send + Sync>(
+    mut seen: Reading,
+    login: Login,
+    first: S,
+    stop: CancellationToken,
+) -> Reading {
+    let (mut open, mut last) = (Some(first), now_nanos());
     while !stop.is_cancelled() {
         tokio::time::sleep(PAUSE).await;
-        let client = match session.take() {
-            Some(client) => client,
-            None => match tokio::time::timeout(PATIENCE, connect(&login, &seen.member)).await {
-                Ok(Ok((client, _))) => client,
+        let session = match open.take() {
+            Some(session) => session,
+            None => match tokio::time::timeout(PATIENCE, S::connect(&login, &seen.member)).await {
+                Ok(Ok(session)) => session,
                 Ok(Err(_)) | Err(_) => continue,
             },
         };
-        let answer = tokio::time::timeout(PATIENCE, client.query_one(&select, &[]));
-        if !matches!(answer.await, Ok(Ok(_))) {
+        let Ok(Ok(rows)) = tokio::time::timeout(PATIENCE, session.count()).await else {
             seen.sessions += 1;
             continue;
-        }
+        };
         let now = now_nanos();
         (seen.reads, seen.longest_gap) = (seen.reads + 1, seen.longest_gap.max(Duration::from_nanos(now - last)));
+        seen.fewest_rows = seen.fewest_rows.min(rows);
         last = now;
-        let write = client.execute(&update, &[]);
-        match tokio::time::timeout(PATIENCE, write).await {
-            Ok(Ok(_)) => seen.taken += 1,
-            Ok(Err(error)) if error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => seen.refused += 1,
+        match tokio::time::timeout(PATIENCE, session.touch()).await {
+            Ok(Ok(())) => seen.taken += 1,
+            Ok(Err(refusal)) if refusal.certain => seen.refused += 1,
             Ok(Err(_)) | Err(_) => {}
         }
-        session = Some(client);
+        open = Some(session);
     }
     // What has not ended yet counts as well.
     seen.longest_gap = seen.longest_gap.max(Duration::from_nanos(now_nanos() - last));

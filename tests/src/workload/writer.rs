@@ -24,13 +24,19 @@ pub trait Session: Sized {
     type Login: Clone;
 
     /// Connects.
-    fn connect(login: &Self::Login, member: &str) -> impl Future<Output = Result<Self, String>>;
+    fn connect(login: &Self::Login, member: &str) -> impl Future<Output = Result<Self, String>> + Send;
 
     /// Whether the member says that it takes writes.
     fn writable(&self) -> impl Future<Output = Result<bool, String>>;
 
     /// Writes one row; the engine's word for the reign in which it did.
     fn insert(&self, writer: &str, row: u64, member: &str) -> impl Future<Output = Result<String, Refusal>>;
+
+    /// Counts the rows that the member has.
+    fn count(&self) -> impl Future<Output = Result<u64, String>> + Send;
+
+    /// Writes something that changes nothing.
+    fn touch(&self) -> impl Future<Output = Result<(), Refusal>> + Send;
 }
 
 /// Whom to write to.

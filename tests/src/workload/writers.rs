@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
 use super::{
-    Login, checker,
+    Client, checker,
     history::{History, Outcome},
     now_nanos,
 };
@@ -33,7 +33,7 @@ const PATIENCE: &str = "60000";
 #[derive(Debug)]
 pub struct Writers {
     folder: PathBuf,
-    login: Login,
+    client: Client,
     /// Before each writer's name in its rows: rows of two sets of writers in one table are not taken for each other.
     prefix: String,
     running: BTreeMap<String, Daemon>,
@@ -45,16 +45,22 @@ pub struct Writers {
 
 impl Writers {
     /// Starts a follower over `members` and, with `each`, one writer for each of them. Logs go to `folder`.
-    pub fn start(folder: &Path, login: &Login, members: &[String], each: bool) -> Result<Self> {
-        Self::start_called("", folder, login, members, each)
+    pub fn start(folder: &Path, client: impl Into<Client>, members: &[String], each: bool) -> Result<Self> {
+        Self::start_called("", folder, client, members, each)
     }
 
     /// The same for a table in which others have written before: `prefix` stands before each writer's name there.
-    pub fn start_called(prefix: &str, folder: &Path, login: &Login, members: &[String], each: bool) -> Result<Self> {
+    pub fn start_called(
+        prefix: &str,
+        folder: &Path,
+        client: impl Into<Client>,
+        members: &[String],
+        each: bool,
+    ) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
         let mut writers = Self {
             folder: folder.to_owned(),
-            login: login.clone(),
+            client: client.into(),
             prefix: prefix.to_owned(),
             running: BTreeMap::new(),
             mortal: BTreeSet::new(),
@@ -88,10 +94,11 @@ impl Writers {
     }
 
     fn add_in(&mut self, name: &str, what: &[&str], place: &Place) -> Result<()> {
-        let (login, history) = (&self.login, self.history(name));
+        let (Client { dialect, login }, history) = (&self.client, self.history(name));
         let mut command = place.command(&program("regent-workload")?)?;
         let writer = format!("{}{name}", self.prefix);
-        command.args(what).args(["--writer", &writer, "--user", &login.user, "--database", &login.database]);
+        command.args(what).args(["--writer", &writer, "--engine", dialect.engine()]);
+        command.args(["--user", &login.user, "--database", &login.database]);
         command.arg("--log").arg(history).env(PASSWORD, &login.password);
         let log = self.folder.join(format!("{name}.out"));
         self.running.insert(name.to_owned(), Daemon::start(name, command, &log)?);

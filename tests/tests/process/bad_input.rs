@@ -20,7 +20,7 @@ use regent_tests::{
 use crate::support::{SOON, create, refused};
 
 /// Everything that a refused call must leave as it was.
-async fn state(api: &Api) -> String {
+pub(crate) async fn state(api: &Api) -> String {
     let clusters = api.clusters().list_clusters(wire::ListClustersRequest::default()).await.unwrap().into_inner();
     let clusters: Vec<_> =
         clusters.clusters.iter().map(|c| (c.name.clone(), c.etag.clone(), c.members.len())).collect();

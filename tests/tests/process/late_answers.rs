@@ -7,12 +7,12 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Result, ensure};
 use regent_tests::{
     cluster::run,
-    engines::PlainPostgres,
+    engines::Plain,
     folder::TestFolder,
     network::{self, Machine, Network},
     place::Place,
     wait,
-    workload::{history::Outcome, now_nanos, postgres, writers::Writers},
+    workload::{Dialect, history::Outcome, now_nanos, postgres, writers::Writers},
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -37,13 +37,14 @@ async fn commit_into_a_closed_port(destroy_the_sockets: bool) -> (Option<u64>, u
     let folder = TestFolder::new().unwrap();
     let network = Network::new(folder.path()).unwrap();
     let machine = network.machine("one").unwrap();
-    let mut engine = PlainPostgres::start_at(&folder, "plain", Place::Machine(Arc::clone(&machine))).await.unwrap();
-    postgres::create_table(&engine.login, &engine.member).await.unwrap();
+    let place = Place::Machine(Arc::clone(&machine));
+    let mut engine = Plain::start_at(Dialect::Postgres, &folder, "plain", place).await.unwrap();
+    engine.client.make_room(&engine.member).await.unwrap();
     let members = [engine.member.clone()];
-    let mut writers = Writers::start(&folder.join("writers"), &engine.login, &members, false).unwrap();
+    let mut writers = Writers::start(&folder.join("writers"), &engine.client, &members, false).unwrap();
     writers.acknowledged(0, 10, SOON).await.unwrap();
     writers.add_commit("commit", &engine.member, WAIT, &Place::Loopback).unwrap();
-    let (own, _) = postgres::connect(&engine.login, &engine.member).await.unwrap();
+    let (own, _) = postgres::connect(&engine.client.login, &engine.member).await.unwrap();
     let count = |what: &'static str| {
         let own = &own;
         async move {
@@ -79,7 +80,7 @@ async fn commit_into_a_closed_port(destroy_the_sockets: bool) -> (Option<u64>, u
         wait::until("a late answer", CLOSED * 4, || async { acknowledged().ok_or_else(|| anyhow::anyhow!("none")) });
     let late = late.await.ok();
     assert!(late.is_none_or(|at| at > closed), "it committed before the port was closed");
-    let stored = postgres::read_rows(&engine.login, &engine.member).await.unwrap();
+    let stored = engine.client.read_rows(&engine.member).await.unwrap();
     assert!(stored.contains_key(&("commit".to_owned(), 1)), "it committed");
     drop(writers.stop().await.unwrap());
     engine.kill().unwrap();

@@ -1,7 +1,8 @@
 //! Real daemons and real engines on loopback (and the network in which the group `network` has them). One file for each thing that has to hold.
 //!
 //! Each test has a folder of its own with all logs; when it fails the folder is kept and its path printed. Needs an
-//! installed PostgreSQL (`apt-get install postgresql`, or `REGENT_POSTGRES_BIN`).
+//! installed PostgreSQL (`apt-get install postgresql`, or `REGENT_POSTGRES_BIN`) and Redis (`apt-get install redis-server`, or
+//! `REGENT_REDIS_SERVER`).
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -21,6 +22,7 @@ mod network;
 mod planned_restart;
 mod policy;
 mod promote;
+mod redis;
 mod security;
 mod skew;
 mod stock_clients;

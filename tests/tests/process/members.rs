@@ -23,7 +23,7 @@ pub(crate) fn add(node: &str) -> wire::AddMemberRequest {
     }
 }
 
-fn remove(member: &str) -> wire::RemoveMemberRequest {
+pub(crate) fn remove(member: &str) -> wire::RemoveMemberRequest {
     wire::RemoveMemberRequest {
         name: format!("clusters/{CLUSTER}"),
         member: member.to_owned(),
@@ -50,7 +50,7 @@ pub(crate) async fn complete(fleet: &Fleet) -> wire::Cluster {
 }
 
 /// What is left of a cluster on a node.
-fn data_of(fleet: &Fleet, node: &str) -> Vec<String> {
+pub(crate) fn data_of(fleet: &Fleet, node: &str) -> Vec<String> {
     let root = fleet.agents[node].home.join("engines").join(CLUSTER);
     let files = std::fs::read_dir(root).into_iter().flatten().flatten();
     files.map(|file| file.file_name().to_string_lossy().into_owned()).collect()

@@ -2,10 +2,7 @@
 
 use regent_common::error::Reason;
 use regent_proto::{coordinator::v1 as wire, types::v1 as types};
-use regent_tests::{
-    api, process,
-    workload::{checker, now_nanos, postgres},
-};
+use regent_tests::{api, process, workload::now_nanos};
 
 use crate::support::{CLUSTER, SOON, Trio, refused};
 
@@ -27,10 +24,20 @@ fn children(pid: u32) -> impl Iterator<Item = u32> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_member_is_the_primary_once_and_nothing_is_lost() {
     let trio = Trio::start().await;
+    everybody_reigns_once(&trio).await;
+    let returned = trio.api().operations_of(CLUSTER, "rejoin").await.unwrap();
+    let reports: Vec<_> = returned.iter().flat_map(|operation| operation.report.clone()).collect();
+    assert!(!reports.iter().any(|line| line.contains("cloned")), "{reports:?}");
+    trio.check_logs(&[]);
+}
+
+/// Every member of a cluster of any engine is made the primary under writers, and nothing is lost.
+pub(crate) async fn everybody_reigns_once(trio: &Trio) {
     let began = now_nanos();
     let writers = trio.write();
     writers.acknowledged(0, 300, SOON).await.unwrap();
-    let mut epoch = trio.healthy().await.epoch;
+    let complete = || async { trio.api().complete(CLUSTER, SOON).await.unwrap() };
+    let mut epoch = complete().await.epoch;
     for member in ["db2", "db3", "db1", "db2"] {
         let planned = wire::PromoteMemberRequest { validate_only: true, ..request(member) };
         let planned = trio.api().clusters().promote_member(planned).await.unwrap().into_inner();
@@ -38,23 +45,15 @@ async fn every_member_is_the_primary_once_and_nothing_is_lost() {
         let operation = trio.api().clusters().promote_member(request(member)).await.unwrap().into_inner();
         trio.api().succeed(&operation.name, SOON).await.unwrap();
         // The former primary comes back by itself.
-        let cluster = trio.healthy().await;
+        let cluster = complete().await;
         assert_eq!(cluster.primary, member);
         assert!(cluster.epoch > epoch);
         epoch = cluster.epoch;
-        let copied = trio.api().operations_of(CLUSTER, "rejoin").await.unwrap();
-        let reports: Vec<_> = copied.iter().flat_map(|operation| operation.report.clone()).collect();
-        assert!(!reports.iter().any(|line| line.contains("cloned")), "{reports:?}");
         writers.acknowledged(now_nanos(), 200, SOON).await.unwrap();
     }
     assert_eq!(trio.api().operations_of(CLUSTER, "failover").await.unwrap().len(), 0, "nothing has failed");
-    let histories = writers.stop().await.unwrap();
-    let primary = postgres::find_primary(&trio.login, &trio.members).await.unwrap();
-    let stored = postgres::read_rows(&trio.login, &primary).await.unwrap();
-    let account = checker::account(&histories, &stored);
-    assert!(account.is_consistent() && account.lost.is_empty(), "{account:?}");
-    assert_eq!(checker::overlaps(&histories, began, u64::MAX), [], "two primaries");
-    trio.check_logs(&[]);
+    let (_, account) = trio.settle(writers, began).await;
+    assert!(account.lost.is_empty(), "{account:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

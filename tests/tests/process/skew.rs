@@ -13,7 +13,7 @@ use regent_tests::{
     folder::TestFolder,
     process::program,
     wait,
-    workload::{checker, now_nanos, postgres, writers::Writers},
+    workload::{now_nanos, postgres, writers::Writers},
 };
 
 use crate::support::{CLUSTER, ENGINE, SOON, Trio};
@@ -42,9 +42,7 @@ async fn trio(coordinator: PathBuf, agent: PathBuf) -> Trio {
     }
     fleet.connected(&NODES).await.unwrap();
     let cluster = fleet.create(CLUSTER, ENGINE, &NODES).await.unwrap();
-    let (login, members) = (fleet.api.login(CLUSTER).await.unwrap(), api::endpoints(&cluster).unwrap());
-    postgres::create_table(&login, &members[0]).await.unwrap();
-    Trio { fleet, login, members, folder }
+    Trio::made(folder, fleet, &cluster).await
 }
 
 async fn promote(trio: &Trio, member: &str) {
@@ -76,20 +74,12 @@ async fn everything(trio: &Trio, writers: &Writers) {
     trio.healthy().await;
 }
 
-async fn finish(trio: &Trio, writers: Writers, began: u64) {
-    let histories = writers.stop().await.unwrap();
-    let primary = postgres::find_primary(&trio.login, &trio.members).await.unwrap();
-    let account = checker::account(&histories, &postgres::read_rows(&trio.login, &primary).await.unwrap());
-    assert!(account.is_consistent(), "{account:?}");
-    assert_eq!(checker::overlaps(&histories, began, u64::MAX), [], "two primaries");
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn newer_agents_obey_an_old_coordinator() {
     let trio = trio(old("regent-coordinator"), program("regent-agent").unwrap()).await;
     let (began, writers) = (now_nanos(), trio.write());
     everything(&trio, &writers).await;
-    finish(&trio, writers, began).await;
+    trio.settle(writers, began).await;
 }
 
 /// Old agents obey a newer coordinator. Then every one is replaced by a newer one while a copy is being made; none of their
@@ -123,5 +113,5 @@ async fn old_agents_obey_a_newer_coordinator_and_are_upgraded_in_the_middle_of_a
     trio.healthy().await;
     assert_eq!(trio.engine_pids().await[..2], engines[..2], "engines that were not copied go on");
     assert_eq!(trio.api().operations_of(CLUSTER, "failover").await.unwrap().len(), before);
-    finish(&trio, writers, began).await;
+    trio.settle(writers, began).await;
 }

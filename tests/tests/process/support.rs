@@ -1,6 +1,7 @@
 //! What the tests have in common: a fleet with a cluster, and the faults.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -12,13 +13,20 @@ use regent_common::error::{Reason, reason_of};
 use regent_proto::coordinator::v1 as wire;
 use regent_tests::{
     api::{self, Api, request_id},
-    cluster::{Fleet, run},
+    cluster::{Fleet, create_request, run},
     engines::postgres_bin,
     folder::TestFolder,
     logcheck,
     process::{self, Daemon, as_user},
+    profile::Profile,
     wait,
-    workload::{Login, postgres, writers::Writers},
+    workload::{
+        Client, Login,
+        checker::{self, Account},
+        history::History,
+        postgres,
+        writers::Writers,
+    },
 };
 use tonic::Status;
 
@@ -27,10 +35,14 @@ pub(crate) const CLUSTER: &str = "db";
 /// How long anything may take that a person would wait for.
 pub(crate) const SOON: Duration = Duration::from_secs(90);
 
+const NODES: [&str; 3] = ["n1", "n2", "n3"];
+
 /// A fleet of three nodes with one cluster on them.
 pub(crate) struct Trio {
     pub(crate) fleet: Fleet,
     pub(crate) login: Login,
+    /// The same login, with the protocol of the cluster's engine.
+    pub(crate) client: Client,
     /// host:port of the engines.
     pub(crate) members: Vec<String>,
     /// Dropped last: it ends what is left in the folder.
@@ -46,16 +58,28 @@ impl Trio {
 
     /// The same with settings of the engine.
     pub(crate) async fn start_with(settings: &[(&str, &str)]) -> Self {
+        Self::with(wire::CreateClusterRequest { settings: owned(settings), ..create(CLUSTER, &NODES) }).await
+    }
+
+    /// The same of another engine, whose loss is noticed the fastest.
+    pub(crate) async fn of(engine: &str, settings: &[(&str, &str)]) -> Self {
+        let request = create_request(CLUSTER, engine, &NODES, Profile::Fast);
+        Self::with(wire::CreateClusterRequest { settings: owned(settings), ..request }).await
+    }
+
+    async fn with(request: wire::CreateClusterRequest) -> Self {
         let folder = TestFolder::new().unwrap();
-        let nodes = ["n1", "n2", "n3"];
-        let fleet = Fleet::start(&folder, &nodes).await.unwrap();
-        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let request = wire::CreateClusterRequest { settings, ..create(CLUSTER, &nodes) };
+        let fleet = Fleet::start(&folder, &NODES).await.unwrap();
         let cluster = fleet.api.create(request, SOON).await.unwrap();
         assert_eq!(cluster.primary, "db1", "the first node becomes the primary");
-        let (login, members) = (fleet.api.login(CLUSTER).await.unwrap(), api::endpoints(&cluster).unwrap());
-        postgres::create_table(&login, &members[0]).await.unwrap();
-        Self { fleet, login, members, folder }
+        Self::made(folder, fleet, &cluster).await
+    }
+
+    /// What a cluster on a fleet of three has become.
+    pub(crate) async fn made(folder: TestFolder, fleet: Fleet, cluster: &wire::Cluster) -> Self {
+        let (client, members) = (fleet.api.client(CLUSTER).await.unwrap(), api::endpoints(cluster).unwrap());
+        client.make_room(&members[0]).await.unwrap();
+        Self { fleet, login: client.login.clone(), client, members, folder }
     }
 
     pub(crate) fn api(&self) -> &Api {
@@ -64,7 +88,18 @@ impl Trio {
 
     /// Starts the writers: one that follows the primary and one for each member.
     pub(crate) fn write(&self) -> Writers {
-        Writers::start(&self.folder.join("writers"), &self.login, &self.members, true).unwrap()
+        Writers::start(&self.folder.join("writers"), &self.client, &self.members, true).unwrap()
+    }
+
+    /// Ends the writers, and waits until all members have the same rows; what became of them. Nothing may be there that should not
+    /// be, and no two members may have taken rows at once since then.
+    pub(crate) async fn settle(&self, writers: Writers, since: u64) -> (Vec<History>, Account) {
+        let histories = writers.stop().await.unwrap();
+        let stored = self.client.same_on_all(&self.members, SOON).await.unwrap();
+        let account = checker::account(&histories, &stored);
+        assert!(account.is_consistent(), "{account:?}");
+        assert_eq!(checker::overlaps(&histories, since, u64::MAX), [], "two primaries");
+        (histories, account)
     }
 
     pub(crate) async fn healthy(&self) -> wire::Cluster {
@@ -162,6 +197,11 @@ pub(crate) fn refused<T: std::fmt::Debug>(answer: Result<tonic::Response<T>, Sta
     assert_eq!(reason_of(&status), Some(reason), "{status:?}");
     assert_eq!(status.code(), reason.code(), "{status:?}");
     assert!(status.message().len() > 10, "{status:?}");
+}
+
+/// Settings as they are asked for.
+pub(crate) fn owned(settings: &[(&str, &str)]) -> BTreeMap<String, String> {
+    settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
 pub(crate) fn create(cluster: &str, nodes: &[&str]) -> wire::CreateClusterRequest {

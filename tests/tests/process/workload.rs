@@ -1,24 +1,40 @@
-//! The workload itself, on a plain PostgreSQL: what it says must be so before it may accuse Regent.
+//! The workload itself, on plain engines: what it says must be so before it may accuse Regent.
 
 use std::time::Duration;
 
+use anyhow::ensure;
 use regent_tests::{
-    engines::PlainPostgres,
+    engines::Plain,
     folder::TestFolder,
     process::program,
-    workload::{checker, now_nanos, postgres, writers::Writers},
+    wait,
+    workload::{
+        Dialect, checker,
+        history::{Attempt, Outcome},
+        now_nanos, redis,
+        writers::Writers,
+    },
 };
 
 const SOON: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn an_engine_that_restarts_is_an_outage_and_loses_nothing() {
+    restarts(Dialect::Postgres).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_restarts_is_an_outage_and_loses_nothing() {
+    restarts(Dialect::Redis).await;
+}
+
+async fn restarts(dialect: Dialect) {
     program("regent-workload").unwrap();
     let folder = TestFolder::new().unwrap();
-    let mut engine = PlainPostgres::start(&folder, "plain").await.unwrap();
+    let mut engine = Plain::start(dialect, &folder, "plain").await.unwrap();
     let members = [engine.member.clone(), "127.0.0.1:1".to_owned()];
-    postgres::create_table(&engine.login, &engine.member).await.unwrap();
-    let writers = Writers::start(&folder.join("writers"), &engine.login, &members, true).unwrap();
+    engine.client.make_room(&engine.member).await.unwrap();
+    let writers = Writers::start(&folder.join("writers"), &engine.client, &members, true).unwrap();
     writers.acknowledged(0, 200, SOON).await.unwrap();
     let killed = now_nanos();
     engine.kill().unwrap();
@@ -26,7 +42,7 @@ async fn an_engine_that_restarts_is_an_outage_and_loses_nothing() {
     let back = now_nanos();
     writers.acknowledged(back, 200, SOON).await.unwrap();
     let histories = writers.stop().await.unwrap();
-    let stored = postgres::read_rows(&engine.login, &engine.member).await.unwrap();
+    let stored = engine.client.read_rows(&engine.member).await.unwrap();
     let account = checker::account(&histories, &stored);
     assert!(account.acknowledged > 400, "{account:?}");
     assert!(account.lost.is_empty() && account.is_consistent(), "{account:?}");
@@ -38,28 +54,67 @@ async fn an_engine_that_restarts_is_an_outage_and_loses_nothing() {
 
 #[tokio::test]
 async fn a_row_that_is_taken_away_is_missed_and_two_writable_engines_are_seen() {
+    is_missed(Dialect::Postgres).await;
+}
+
+#[tokio::test]
+async fn a_row_that_is_taken_away_from_redis_is_missed_and_two_writable_ones_are_seen() {
+    is_missed(Dialect::Redis).await;
+}
+
+async fn is_missed(dialect: Dialect) {
     let folder = TestFolder::new().unwrap();
-    let one = PlainPostgres::start(&folder, "one").await.unwrap();
-    let other = PlainPostgres::start(&folder, "other").await.unwrap();
-    let members = [one.member.clone(), other.member.clone()];
+    let one = Plain::start(dialect, &folder, "one").await.unwrap();
+    let other = Plain::start(dialect, &folder, "other").await.unwrap();
+    let (client, members) = (&one.client, [one.member.clone(), other.member.clone()]);
     for member in &members {
-        postgres::create_table(&one.login, member).await.unwrap();
+        client.make_room(member).await.unwrap();
     }
-    let writers = Writers::start(&folder.join("writers"), &one.login, &members, true).unwrap();
+    let writers = Writers::start(&folder.join("writers"), client, &members, true).unwrap();
     writers.acknowledged(0, 200, SOON).await.unwrap();
     let histories = writers.stop().await.unwrap();
     let overlaps = checker::overlaps(&histories, 0, u64::MAX);
     assert_eq!(overlaps.len(), 1, "two engines took writes at the same time: {overlaps:?}");
 
-    let (client, _) = postgres::connect(&one.login, &one.member).await.unwrap();
-    let mut stored = postgres::read_rows(&one.login, &one.member).await.unwrap();
-    stored.extend(postgres::read_rows(&one.login, &other.member).await.unwrap());
+    let all = || async {
+        let mut stored = client.read_rows(&one.member).await.unwrap();
+        stored.extend(client.read_rows(&other.member).await.unwrap());
+        stored
+    };
+    let stored = all().await;
     assert!(checker::account(&histories, &stored).lost.is_empty());
     let gone = stored.keys().find(|(writer, _)| writer == "node-1").unwrap().clone();
-    let number = i64::try_from(gone.1).unwrap();
-    let delete = format!("DELETE FROM {} WHERE writer = 'node-1' AND number = $1", postgres::TABLE);
-    assert_eq!(client.execute(&delete, &[&number]).await.unwrap(), 1);
-    let mut stored = postgres::read_rows(&one.login, &one.member).await.unwrap();
-    stored.extend(postgres::read_rows(&one.login, &other.member).await.unwrap());
-    assert_eq!(checker::account(&histories, &stored).lost, [gone]);
+    assert_eq!(client.remove_row(&one.member, &gone).await.unwrap(), 1);
+    assert_eq!(checker::account(&histories, &all().await).lost, [gone]);
+}
+
+/// A replica refuses, which is certain, and one that is promoted has another word for its reign.
+#[tokio::test]
+async fn a_redis_that_is_a_replica_for_a_while_refuses_meanwhile_and_reigns_twice() {
+    let folder = TestFolder::new().unwrap();
+    let engine = Plain::start(Dialect::Redis, &folder, "plain").await.unwrap();
+    let members = [engine.member.clone()];
+    let writers = Writers::start(&folder.join("writers"), &engine.client, &members, true).unwrap();
+    writers.acknowledged(0, 100, SOON).await.unwrap();
+    assert!(engine.client.takes_writes(&engine.member).await.unwrap());
+    let mut connection = redis::connect(&engine.client.login, &engine.member).await.unwrap();
+    let told = now_nanos();
+    // Nobody is there: it keeps what it has.
+    ::redis::cmd("REPLICAOF").arg("127.0.0.1").arg(1).exec_async(&mut connection).await.unwrap();
+    assert!(!engine.client.takes_writes(&engine.member).await.unwrap());
+    let refused = || async {
+        let history = writers.of("node-1")?;
+        let refused = |attempt: &&Attempt| attempt.sent > told && matches!(attempt.outcome, Outcome::Refused(_));
+        ensure!(history.attempts.iter().filter(refused).count() > 3, "nothing is refused");
+        Ok(())
+    };
+    wait::until("refusals", SOON, refused).await.unwrap();
+    ::redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec_async(&mut connection).await.unwrap();
+    let back = now_nanos();
+    writers.acknowledged(back, 100, SOON).await.unwrap();
+    let histories = writers.stop().await.unwrap();
+    let account = checker::account(&histories, &engine.client.read_rows(&engine.member).await.unwrap());
+    assert!(account.lost.is_empty() && account.is_consistent() && account.refused > 3, "{account:?}");
+    assert_eq!(account.unknown, 0, "a refusal is certain: {account:?}");
+    assert_eq!(checker::reigns(&histories, 0, u64::MAX).len(), 2);
 }

@@ -2,14 +2,15 @@
 
 use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use regent_tests::workload::{
-    Login,
+    Client, Dialect, Login,
     checker::{self, Account, Gap, Overlap},
     history::{History, Recorder},
     now_nanos,
     postgres::{self, PostgresSession},
+    redis::RedisSession,
     writer::{self, Plan, Target},
     writers::PASSWORD,
 };
@@ -85,6 +86,9 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct LoginArguments {
+    /// Engine, by its name in a cluster.
+    #[arg(long = "engine", default_value = "postgresql", value_parser = Dialect::of)]
+    dialect: Dialect,
     /// User of the engine.
     #[arg(long)]
     user: String,
@@ -136,10 +140,10 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
 async fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Setup { members, ballast_mib, login } => {
-            let login = login.read()?;
-            let primary = postgres::find_primary(&login, &members).await?;
-            postgres::create_table(&login, &primary).await?;
-            postgres::add_ballast(&login, &primary, ballast_mib).await
+            let client = login.read()?;
+            let primary = client.find_primary(&members).await?;
+            client.make_room(&primary).await?;
+            client.add_ballast(&primary, ballast_mib).await
         }
         // A follower looks again at once: it measures the outage.
         Command::Follow { members, write: arguments } => {
@@ -174,11 +178,13 @@ fn until_stopped() -> Result<CancellationToken> {
 /// Waits for the acknowledgement as long as nobody stops it: it must be seen however late it comes.
 async fn commit(member: &str, wait: Duration, arguments: WriteArguments) -> Result<()> {
     let stop = until_stopped()?;
-    let (login, row) = (arguments.login.read()?, 1);
+    let (client, row) = (arguments.login.read()?, 1);
+    ensure!(client.dialect == Dialect::Postgres, "only a transaction of PostgreSQL waits in the engine");
     let mut recorder = Recorder::create(&arguments.log, &arguments.writer)
         .with_context(|| format!("cannot write {}", arguments.log.display()))?;
     recorder.attempt(row, member)?;
-    let answer = stop.run_until_cancelled(postgres::slow_commit(&login, member, &arguments.writer, row, wait)).await;
+    let answer =
+        stop.run_until_cancelled(postgres::slow_commit(&client.login, member, &arguments.writer, row, wait)).await;
     match answer {
         Some(Ok(())) => recorder.acknowledged(row, "")?,
         Some(Err(error)) => recorder.unknown(row, &format!("{error:#}"))?,
@@ -189,22 +195,27 @@ async fn commit(member: &str, wait: Duration, arguments: WriteArguments) -> Resu
 
 async fn write(target: Target, retry: Duration, arguments: WriteArguments) -> Result<()> {
     let stop = until_stopped()?;
+    let Client { dialect, login } = arguments.login.read()?;
     let plan = Plan {
         writer: arguments.writer,
         target,
-        login: arguments.login.read()?,
+        login,
         pause: Duration::from_millis(arguments.pause_millis),
         retry,
         patience: Duration::from_millis(arguments.patience_millis),
     };
     let mut recorder = Recorder::create(&arguments.log, &plan.writer)
         .with_context(|| format!("cannot write {}", arguments.log.display()))?;
-    Ok(writer::run::<PostgresSession>(&plan, &mut recorder, &stop).await?)
+    match dialect {
+        Dialect::Postgres => writer::run::<PostgresSession>(&plan, &mut recorder, &stop).await?,
+        Dialect::Redis => writer::run::<RedisSession>(&plan, &mut recorder, &stop).await?,
+    }
+    Ok(())
 }
 
-async fn account(members: &[String], logs: &[PathBuf], from: Option<u64>, login: &Login) -> Result<()> {
+async fn account(members: &[String], logs: &[PathBuf], from: Option<u64>, client: &Client) -> Result<()> {
     let histories = logs.iter().map(|log| History::read(log)).collect::<Result<Vec<_>>>()?;
-    let stored = postgres::read_rows(login, &postgres::find_primary(login, members).await?).await?;
+    let stored = client.read_rows(&client.find_primary(members).await?).await?;
     let times: Vec<u64> = histories.iter().flat_map(|h| h.acknowledgements().map(|(at, _)| at)).collect();
     let from = from.or_else(|| times.iter().min().copied()).unwrap_or_default();
     let until = times.iter().max().copied().unwrap_or(from).max(from);
@@ -221,8 +232,8 @@ async fn account(members: &[String], logs: &[PathBuf], from: Option<u64>, login:
 // === impl LoginArguments ===
 
 impl LoginArguments {
-    fn read(self) -> Result<Login> {
+    fn read(self) -> Result<Client> {
         let password = std::env::var(PASSWORD).with_context(|| format!("{PASSWORD} is not set"))?;
-        Ok(Login { user: self.user, password, database: self.database })
+        Ok(Client { dialect: self.dialect, login: Login { user: self.user, password, database: self.database } })
     }
 }
