@@ -354,6 +354,11 @@ pub(super) async fn prepare(context: &StepContext<'_>, members: &[MemberName]) -
     let unknown: Vec<_> =
         reigned.iter().filter(|(member, known)| known.is_none() && fenced(member)).map(|(m, _)| m.clone()).collect();
     let mut examined = examine(context, &cluster, &unknown, &mut reigned, &mut report).await;
+    // Its last snapshot says nothing of what it has acknowledged since; nothing is lost by a plan, also where nobody knows.
+    for member in unknown.iter().filter(|member| cause == Cause::Planned && forgets_on_crash(context, &cluster, member))
+    {
+        reigned.insert(member.clone(), None);
+    }
     let candidates: Vec<_> = prepared.iter().filter(|p| eligible.contains(&p.member)).cloned().collect();
     let choose = |known: &[Position]| choose(&candidates, known, max_lag, successor.as_ref());
     let all_known: Option<Vec<Position>> = reigned.values().cloned().collect();
