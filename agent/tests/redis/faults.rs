@@ -1,7 +1,13 @@
 //! What goes wrong with real engines: hung, full, emptied, started by hand, badly configured, killed in the middle of something.
 
 use std::{
-    collections::BTreeMap, fs, io::Read, os::unix::fs::PermissionsExt, path::Path, process::Command, sync::Arc,
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Read,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::Command,
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,7 +22,7 @@ use regent_common::topology::{ClusterSpec, EngineState, Progress, Role};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::world::{APPLICATION, APPLICATION_SECRET, REPLICATION_SECRET, RealWorld, connect, user_of};
+use crate::world::{APPLICATION, APPLICATION_SECRET, REPLICATION_SECRET, RealWorld, ask, connect, user_of};
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -76,6 +82,41 @@ async fn a_hung_engine_is_told_from_a_full_one() {
     let seen = world.open(1).unwrap().observe().await;
     assert_eq!(seen.state, EngineState::Running, "{}", seen.reason);
     drop(held);
+    world.end().await;
+}
+
+/// Nothing but silence without any work is a hang: a failover would lose what is in the memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_engine_and_one_whose_snapshots_fail_are_not_taken_for_hung() {
+    let world = RealWorld::new(&REDIS);
+    let driver = primary(&world).await;
+    let port = world.port(1);
+    let busy = tokio::spawn(async move {
+        let script = "local now = function() return tonumber(redis.call('TIME')[1]) end \
+                      local begin = now() while now() < begin + 5 do end";
+        let mut command = redis::cmd("EVAL");
+        command.arg(script).arg(0);
+        ask::<redis::Value>(port, Some((APPLICATION, APPLICATION_SECRET)), &command).await
+    });
+    let mut reasons = BTreeSet::new();
+    while !busy.is_finished() {
+        let seen = driver.observe().await;
+        assert_eq!(seen.state, EngineState::Running, "{}", seen.reason);
+        reasons.insert(seen.reason);
+    }
+    busy.await.unwrap().unwrap();
+    assert!(reasons.iter().any(|reason| reason.contains("busy")), "{reasons:?}");
+
+    let mode = |mode| fs::set_permissions(world.data(1), fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o500);
+    assert!(driver.checkpoint().await.is_err(), "a snapshot was written where nothing can be");
+    eventually("its trouble is seen", async || {
+        let seen = driver.observe().await;
+        assert_eq!(seen.state, EngineState::Running, "{}", seen.reason);
+        seen.reason.contains("MISCONF")
+    })
+    .await;
+    mode(0o700);
     world.end().await;
 }
 

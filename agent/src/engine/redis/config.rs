@@ -48,6 +48,12 @@ const OWNED: &[(&str, &str)] = &[
     ("repl-timeout", "10"),
     ("repl-ping-replica-period", PING_PERIOD),
     ("rdbchecksum", "yes"),
+    // The snapshot is what tells that there is data.
+    ("rdb-del-sync-files", "no"),
+    // Copies at one place have the same data: only the primary evicts.
+    ("replica-ignore-maxmemory", "yes"),
+    // From then on it says of itself that it is busy, and is known to live.
+    ("busy-reply-threshold", "5000"),
     ("unixsocketperm", "700"),
 ];
 
@@ -64,6 +70,7 @@ const OWNED_NAMES: &[&str] = &[
     "include",
     "io-threads-do-reads",
     "loadmodule",
+    "lua-time-limit",
     "masterauth",
     "masteruser",
     "multi-master",
@@ -202,7 +209,8 @@ async fn try_configuration(
     command.arg("--").arg(program).arg("-").current_dir("/");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().map_err(failed)?;
-    let text = format!("{settings}\nport 0\nsave \"\"\ndaemonize no\nlogfile \"\"\n");
+    // What it says at its end is to be heard whatever it is to log later.
+    let text = format!("{settings}\nport 0\nsave \"\"\ndaemonize no\nlogfile \"\"\nloglevel warning\n");
     let mut stdin = child.stdin.take().expect("stdin is piped");
     let told = async {
         // One that does not take the first line may have ended before it was told the last.
@@ -244,7 +252,10 @@ pub(super) fn server_conf(place: &Place<'_>, settings: &BTreeMap<String, String>
         set(&mut text, name, value);
     }
     for (name, value) in OWNED {
-        set(&mut text, name, value);
+        // Before release 7 it has another name, and the same value by itself.
+        if *name != "busy-reply-threshold" || place.server.release >= (7, 0) {
+            set(&mut text, name, value);
+        }
     }
     if place.server.release >= (7, 0) {
         // When the machine goes down: what is not saved would be synchronized in full afterwards.

@@ -70,6 +70,16 @@ impl Info {
         self.is("master_sync_in_progress", "1")
     }
 
+    /// Whether it follows this address.
+    pub(super) fn follows(&self, host: &str, port: u16) -> bool {
+        self.is("master_host", host) && self.number("master_port") == Some(port.into())
+    }
+
+    /// Whether it remembers what it writes, for replicas that were away.
+    pub(super) fn remembers(&self) -> bool {
+        self.is("repl_backlog_active", "1")
+    }
+
     /// Who streams from it.
     pub(super) fn downstreams(&self) -> Vec<Downstream> {
         let numbered = (0..).map_while(|number| self.text(&format!("slave{number}")));

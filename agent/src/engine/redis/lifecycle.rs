@@ -173,7 +173,6 @@ impl Redis {
                     }
                     Err(error) => error.to_string(),
                 },
-                Err(SessionError::Busy(_)) => return Ok(()),
                 Err(error) => error.to_string(),
             };
             if let status @ (Status::Ended { .. } | Status::Absent) = self.supervisor.status() {

@@ -105,6 +105,8 @@ struct Redis {
     upstream_heard: Mutex<Option<HeardPosition>>,
     /// The line of the data in place, as far as it was known when it was last asked for.
     line: Mutex<Option<Line>>,
+    /// The line that the upstream told, not kept yet.
+    asked_line: Mutex<Option<Line>>,
     facts: Arc<Facts>,
     eyes: tokio::sync::Mutex<Eyes>,
 }
@@ -245,6 +247,7 @@ impl Redis {
             following: Mutex::new(config::followed(&upstream)),
             upstream_heard: Mutex::default(),
             line: Mutex::new(Line::load(&layout.data())),
+            asked_line: Mutex::default(),
             layout,
             facts,
             eyes: tokio::sync::Mutex::default(),

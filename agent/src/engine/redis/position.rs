@@ -20,9 +20,9 @@ use crate::engine::{
     layout::{Layout, io_error},
 };
 
-/// Ids that a copy had before its present one are remembered, the newest so many: a copy that is further behind is diverged, which
-/// is the safe side.
-const REMEMBERED: usize = 32;
+/// Ids that a copy had before its present one are remembered, the newest so many: more than a cluster is promoted in years. From there
+/// on each promotion would leave the other members with an id that the primary has forgotten: as diverged, the safe side.
+const REMEMBERED: usize = 2000;
 /// Name of the file with the line, in the data directory: it goes where the data goes.
 const FILE: &str = "regent-line.json";
 
@@ -189,10 +189,10 @@ mod tests {
         line.go_on_as("b", 10);
         line.go_on_as("c", 10);
         assert_eq!(line, place(&[("a", 10)], "c", 0).line);
-        for number in 0..100 {
+        for number in 0..3000 {
             line.go_on_as(&format!("id{number}"), 11 + number);
         }
-        assert_eq!((line.left.len(), line.id.as_str()), (REMEMBERED, "id99"));
+        assert_eq!((line.left.len(), line.id.as_str()), (REMEMBERED, "id2999"));
     }
 
     #[test]

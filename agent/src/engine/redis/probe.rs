@@ -30,6 +30,10 @@ const ANSWER: Duration = Duration::from_secs(1);
 /// Between two new connections while nothing changes.
 const NEW_CONNECTION: Duration = Duration::from_secs(5);
 
+/// So much of a processor's time, in clock ticks (of which a second has a hundred), while it says nothing for a second or two: it is
+/// at work. One that hangs has none.
+const BUSY_TICKS: u64 = 20;
+
 /// What the looks remember.
 #[derive(Debug, Default)]
 pub(super) struct Eyes {
@@ -82,6 +86,7 @@ impl Redis {
         let (mut pid, mut reason, mut seen) = (None, String::new(), None);
         if let Status::Alive { pid: alive } = self.supervisor.status() {
             pid = Some(alive);
+            let spent = processor_time(alive);
             seen = self.look_inside().await;
             let answer = self.new_connection(eyes, seen.is_none()).await;
             if seen.is_none() && answer == Answer::Accepts {
@@ -92,6 +97,10 @@ impl Redis {
                 Answer::Accepts => (EngineState::Running, String::new()),
                 Answer::Busy(text) => (EngineState::Running, text),
                 Answer::Starting(text) => (EngineState::Starting, text),
+                // It has one thread: a long command is no end of it, and to kill it would lose what is in its memory.
+                Answer::Nothing(why) if processor_time(alive).saturating_sub(spent) >= BUSY_TICKS => {
+                    (EngineState::Running, format!("it is busy with one command: {why}"))
+                }
                 Answer::Nothing(why) => (EngineState::Hung, why),
             };
         } else {
@@ -179,9 +188,9 @@ impl Redis {
         let accepted_before = before.is_some_and(|last| !matches!(last.answer, Answer::Starting(_)));
         let Some(wanted) = self.known_wanted() else { return Answer::Starting("it was never configured".to_owned()) };
         let answer = match wire::knock(&self.socket, &wanted.secrets.agent, ANSWER).await {
-            Ok(()) => Answer::Accepts,
+            Ok(text) if text.is_empty() => Answer::Accepts,
+            Ok(text) => Answer::Busy(text),
             Err(error @ SessionError::Loading) => Answer::Starting(error.to_string()),
-            Err(SessionError::Busy(text)) => Answer::Busy(text),
             // A process that does not listen yet is about to; one that listened before hangs.
             Err(SessionError::NobodyListens(text)) if !accepted_before => Answer::Starting(text),
             Err(error) => Answer::Nothing(format!("a new connection is not accepted: {error}")),
@@ -195,8 +204,11 @@ impl Redis {
         let session = time::timeout(ANSWER, self.session()).await.ok()?.ok()?;
         let info = match session.info("default", ANSWER).await {
             Ok(info) => info,
-            Err(_) => {
-                self.drop_session().await;
+            Err(error) => {
+                // A busy engine answers later: where all connections are in use there would be no other.
+                if error.is_broken() {
+                    self.drop_session().await;
+                }
                 return None;
             }
         };
@@ -205,6 +217,12 @@ impl Redis {
         let place = if whole { time::timeout(ANSWER, self.place_seen(&info)).await.ok()?.ok() } else { None };
         Some(Seen { info, place })
     }
+}
+
+/// Processor time that a process has had, in clock ticks; 0 where it cannot be looked at.
+fn processor_time(pid: u32) -> u64 {
+    let process = i32::try_from(pid).ok().and_then(|pid| procfs::process::Process::new(pid).ok());
+    process.and_then(|process| process.stat().ok()).map_or(0, |stat| stat.utime + stat.stime)
 }
 
 /// Facts for people.

@@ -23,6 +23,8 @@ use crate::engine::DriverError;
 
 /// Between two looks at a stream that comes up.
 const POLL: Duration = Duration::from_millis(5);
+/// How long writes wait at most, in milliseconds, until a new primary remembers them for its replicas.
+const HOLD: &str = "5000";
 /// How long a stream may take to come up, and a full synchronization to bring more.
 const STREAM: Duration = Duration::from_secs(60);
 /// How often the line of another member is asked for, when it changes its id meanwhile.
@@ -146,7 +148,7 @@ impl Redis {
         let before = self.place().await;
         self.write_upstream(None).await?;
         let session = self.session().await.map_err(cut)?;
-        let info = session.tell_and_look(&["REPLICAOF", NOBODY.0, &NOBODY.1.to_string()]).await.map_err(cut)?;
+        let info = session.tell_and_look(&[&["REPLICAOF", NOBODY.0, &NOBODY.1.to_string()]]).await.map_err(cut)?;
         let place = match before {
             Ok(before) if info.id() == Some(&before.line.id) => Place { end: offset_end(&info)?, ..before },
             Ok(_) | Err(_) => self.place_by(&session, &info).await?,
@@ -178,16 +180,25 @@ impl Redis {
         let session = self.session().await.map_err(asked)?;
         let started = time::Instant::now();
         let mut place = self.place().await?;
-        if !session.info("replication", BRIEF).await.map_err(asked)?.is_primary() {
-            let info = session.tell_and_look(&["REPLICAOF", "NO", "ONE"]).await.map_err(asked)?;
+        let before = session.info("replication", BRIEF).await.map_err(asked)?;
+        if !before.is_primary() {
+            refuse_thrown_away(&before)?;
+            // What is written before the engine remembers anything has no place in its history.
+            let hold: &[&[&str]] = &[&["CLIENT", "PAUSE", HOLD, "WRITE"], &["REPLICAOF", "NO", "ONE"]];
+            let commands = if before.remembers() { &hold[1..] } else { hold };
+            let info = session.tell_and_look(commands).await.map_err(asked)?;
             place.end = offset_end(&info)?;
             place.line.go_on_as(info.id().unwrap_or_default(), place.end);
         }
         // The engine takes another id when the first replica comes and it remembers nothing for it. Nobody has seen the one before.
-        if !session.info("replication", BRIEF).await.map_err(asked)?.is("repl_backlog_active", "1") {
+        let remembers = session.info("replication", BRIEF).await.map_err(asked)?.remembers();
+        if !remembers {
             place.line.id = self.begin_backlog(&session).await?;
         }
         self.keep_line(&session, &place.line).await?;
+        if !remembers {
+            session.tell(&["CLIENT", "UNPAUSE"]).await.map_err(asked)?;
+        }
         // Was empty since the cut, unless nobody cut: then it must not come back with the next start.
         self.write_upstream(None).await?;
         tracing::info!(milliseconds = started.elapsed().as_millis(), place = %place.position(), "ready as the primary");
@@ -207,7 +218,7 @@ impl Redis {
         let started = time::Instant::now();
         while started.elapsed() < BRIEF {
             let info = session.info("replication", BRIEF).await.map_err(|error| error.refused("begin its backlog"))?;
-            if let (true, Some(id)) = (info.is("repl_backlog_active", "1"), info.id()) {
+            if let (true, Some(id)) = (info.remembers(), info.id()) {
                 return Ok(id.to_owned());
             }
             time::sleep(POLL).await;
@@ -218,7 +229,7 @@ impl Redis {
     /// Follows another member, if this copy can.
     pub(super) async fn follow_upstream(&self, upstream: &Peer) -> Result<(), DriverError> {
         self.check_startable(Force::No).await?;
-        let own = self.find_place_as_replica().await?;
+        let own = self.find_place_to_follow(upstream).await?;
         let theirs = self.identify(upstream).await?;
         own.can_follow(&theirs)
             .map_err(|detail| DriverError::Diverged { upstream: upstream.member.clone(), detail })?;
@@ -238,20 +249,21 @@ impl Redis {
     }
 
     pub(super) async fn wait_streaming(&self, upstream: &Peer) -> Result<(), DriverError> {
-        let port = upstream.engine.port.to_string();
-        let (mut brought, mut progressed) = (None, time::Instant::now());
+        // More than ever before: a synchronization that fails and begins anew gets nobody any further.
+        let (mut most, mut progressed) = ([None; 2], time::Instant::now());
         let started = progressed;
         while progressed.elapsed() < STREAM && self.is_alive() {
             let session = self.session().await.map_err(|error| error.refused("ask for the stream"))?;
             match session.info("default", BRIEF).await {
-                Ok(info) if info.is("master_host", &upstream.engine.host) && info.is("master_port", &port) => {
+                Ok(info) if info.follows(&upstream.engine.host, upstream.engine.port) => {
                     if info.streams() {
                         return Ok(());
                     }
-                    let now = ["master_sync_read_bytes", "master_sync_left_bytes", "loading_loaded_bytes"]
-                        .map(|name| info.number(name));
-                    if brought != Some(now) {
-                        (brought, progressed) = (Some(now), time::Instant::now());
+                    for (most, name) in most.iter_mut().zip(["master_sync_read_bytes", "loading_loaded_bytes"]) {
+                        let now = info.number(name);
+                        if now > *most {
+                            (*most, progressed) = (now, time::Instant::now());
+                        }
                     }
                 }
                 Ok(_) => {}
@@ -277,12 +289,13 @@ impl Redis {
         self.place().await
     }
 
-    async fn find_place_as_replica(&self) -> Result<Place, DriverError> {
+    /// How far this copy has come when it takes nothing any more, from clients or from another upstream than this one.
+    async fn find_place_to_follow(&self, upstream: &Peer) -> Result<Place, DriverError> {
         let place = self.find_place().await?;
-        if !self.is_primary().await.map_err(|error| error.refused("ask for its role"))? {
+        let info = self.look_at_replication().await.map_err(|error| error.refused("ask for its role"))?;
+        if !info.is_primary() && info.follows(&upstream.engine.host, upstream.engine.port) {
             return Ok(place);
         }
-        // What it takes until it is none any more counts too.
         self.start_isolated().await?;
         self.place().await
     }
@@ -296,41 +309,35 @@ impl Redis {
     }
 
     async fn place_by(&self, session: &Session, info: &Info) -> Result<Place, DriverError> {
-        let line = self.line_by(info).await?;
-        self.keep_line(session, &line).await?;
-        Ok(Place { line, end: offset_end(info)? })
+        let end = offset_end(info)?;
+        if let Some(line) = self.line_by(info).await? {
+            self.keep_line(session, &line).await?;
+            return Ok(Place { line, end });
+        }
+        // Nobody else has its history: to all others it is diverged, which is the safe side. A guess, and not to be kept: when it
+        // streams again its upstream tells.
+        Line::of_engine(info).map(|line| Place { line, end }).ok_or_else(unknown)
     }
 
-    /// The same beside whoever has the engine for itself.
+    /// The same for a look, which keeps nothing: its word may be older than what another method has just kept.
     pub(super) async fn place_seen(&self, info: &Info) -> Result<Place, DriverError> {
-        let line = self.line_by(info).await?;
-        // The word may be older than what another method has just kept: only one that is alone keeps what is new.
-        if self.line().as_ref() != Some(&line)
-            && let Ok(_control) = self.control.try_lock()
-        {
-            return self.place().await;
-        }
-        Ok(Place { line, end: offset_end(info)? })
+        Ok(Place { line: self.line_by(info).await?.ok_or_else(unknown)?, end: offset_end(info)? })
     }
 
-    /// The line of data of which the engine says this.
-    async fn line_by(&self, info: &Info) -> Result<Line, DriverError> {
-        let unknown = || DriverError::Refused {
-            doing: "say what its data is a copy of".to_owned(),
-            detail: "neither its files nor its upstream know its id".to_owned(),
-        };
-        if let Some(line) = self.line().and_then(|known| known.as_of(info)) {
-            return Ok(line);
-        }
-        if !info.streams() {
-            // Nobody else has its history: to all others it is diverged, which is the safe side.
-            return Line::of_engine(info).ok_or_else(unknown);
+    /// The line of data of which the engine says this, as far as it is known for sure.
+    async fn line_by(&self, info: &Info) -> Result<Option<Line>, DriverError> {
+        let asked = self.asked_line.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = [self.line(), asked].into_iter().flatten().find_map(|known| known.as_of(info));
+        if known.is_some() || !info.streams() {
+            return Ok(known);
         }
         // What the engine has synchronized in full by itself has the line of whom it came from.
         let (host, port) = (info.text("master_host").unwrap_or_default(), info.number("master_port"));
         let port = port.and_then(|port| u16::try_from(port).ok()).unwrap_or_default();
         let theirs = self.ask_for_place(host, port).await.map_err(|error| error.refused("ask its upstream"))?;
-        Ok(theirs.filter(|theirs| Some(theirs.line.id.as_str()) == info.id()).ok_or_else(unknown)?.line)
+        let line = theirs.map(|theirs| theirs.line).filter(|line| Some(line.id.as_str()) == info.id());
+        self.asked_line.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&line);
+        Ok(line)
     }
 
     /// How far another member has come.
@@ -372,5 +379,26 @@ fn offset_end(info: &Info) -> Result<u64, DriverError> {
     info.offset().map(end_of).ok_or_else(|| DriverError::Refused {
         doing: "say how far it has come".to_owned(),
         detail: "it gave no offset".to_owned(),
+    })
+}
+
+fn unknown() -> DriverError {
+    DriverError::Refused {
+        doing: "say what its data is a copy of".to_owned(),
+        detail: "neither its files nor its upstream know its id".to_owned(),
+    }
+}
+
+/// Refuses a replica whose data a full synchronization has thrown away before it failed, while its place in the history stayed.
+fn refuse_thrown_away(info: &Info) -> Result<(), DriverError> {
+    let (executed, place) = (info.offset().unwrap_or(0), info.number("master_repl_offset").unwrap_or(0));
+    if info.streams() || place <= executed.max(1) {
+        return Ok(());
+    }
+    Err(DriverError::Refused {
+        doing: "promote".to_owned(),
+        detail: format!(
+            "its data ends at {executed} and its history at {place}: a full synchronization failed; resync it"
+        ),
     })
 }

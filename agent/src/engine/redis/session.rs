@@ -109,15 +109,18 @@ impl Session {
         Ok(())
     }
 
-    /// A command for its effect and what the engine says of replication right after it: nothing comes between.
-    pub(super) async fn tell_and_look(&self, words: &[&str]) -> Result<Info, SessionError> {
-        let mut both = Pipeline::new();
-        let mut first = Cmd::new();
-        first.arg(words);
-        both.atomic().add_command(first).ignore();
-        both.cmd("INFO").arg("replication");
+    /// Commands for their effect and what the engine says of replication right after them: nothing comes between.
+    pub(super) async fn tell_and_look(&self, commands: &[&[&str]]) -> Result<Info, SessionError> {
+        let mut together = Pipeline::new();
+        together.atomic();
+        for words in commands {
+            let mut command = Cmd::new();
+            command.arg(*words);
+            together.add_command(command).ignore();
+        }
+        together.cmd("INFO").arg("replication");
         let mut connection = self.connection.clone();
-        match time::timeout(BRIEF, both.query_async::<Vec<String>>(&mut connection)).await {
+        match time::timeout(BRIEF, together.query_async::<Vec<String>>(&mut connection)).await {
             Err(_) => Err(SessionError::Silent(BRIEF)),
             Ok(Err(error)) => Err(SessionError::of(&error)),
             Ok(Ok(answers)) => Ok(Info::parse(answers.first().map_or("", String::as_str))),
@@ -141,7 +144,7 @@ impl SessionError {
 
     /// Whether the connection is of no more use.
     pub(super) fn is_broken(&self) -> bool {
-        matches!(self, Self::Broken(_) | Self::NobodyListens(_) | Self::Silent(_))
+        matches!(self, Self::Broken(_) | Self::NobodyListens(_))
     }
 
     fn of(error: &RedisError) -> Self {

@@ -24,8 +24,9 @@ fn command(words: &[&str]) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Makes a new connection to our own engine, logs in, and asks whether it serves.
-pub(super) async fn knock(socket: &Path, secret: &SecretString, limit: Duration) -> Result<(), SessionError> {
+/// Makes a new connection to our own engine, logs in, and asks whether it serves. Whatever it refuses, for want of connections or of a
+/// disk that takes its snapshots, is an answer of a living engine: its words. An error is silence, or [`SessionError::Loading`].
+pub(super) async fn knock(socket: &Path, secret: &SecretString, limit: Duration) -> Result<String, SessionError> {
     let answered = async {
         let mut stream = BufReader::new(UnixStream::connect(socket).await.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
@@ -41,15 +42,10 @@ pub(super) async fn knock(socket: &Path, secret: &SecretString, limit: Duration)
             match answer.strip_prefix('-') {
                 None => {}
                 Some(text) if text.starts_with("LOADING") => return Err(SessionError::Loading),
-                Some(text) if text.starts_with("BUSY") || text.contains("max number of clients") => {
-                    return Err(SessionError::Busy(text.to_owned()));
-                }
-                // Its upstream is away: that is no matter here.
-                Some(text) if text.starts_with("MASTERDOWN") => {}
-                Some(text) => return Err(SessionError::Refused(text.to_owned())),
+                Some(text) => return Ok(text.to_owned()),
             }
         }
-        Ok(())
+        Ok(String::new())
     };
     time::timeout(limit, answered).await.unwrap_or(Err(SessionError::Silent(limit)))
 }
