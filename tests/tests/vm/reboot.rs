@@ -2,7 +2,7 @@
 //! nothing but Regent's daemons, and those start one engine on each node, whose port is closed before it listens to whom the
 //! allow-list does not name.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use regent_proto::coordinator::v1 as wire;
@@ -16,6 +16,9 @@ use regent_tests::{
 };
 
 use crate::support::{PROFILE, inside};
+
+/// How long a client may take to be let in where nothing keeps it out.
+const OPEN: Duration = Duration::from_secs(2);
 
 /// Each node has one engine, that which its agent started, and Debian knows of no other.
 fn one_engine_on_each(bed: &Bed<Installation>, cast: &Cast) -> Result<()> {
@@ -44,11 +47,13 @@ async fn allow_only_the_test(bed: &Bed<Installation>) -> Result<()> {
     bed.fleet.api().succeed(&begun.name, CREATE).await.map(drop)
 }
 
-/// A client that is not named, at every engine's door.
-fn knock(bed: &Bed<Installation>) -> Result<Vec<Knocking>> {
-    let client = bed.fleet.system(CLIENT)?.machine();
-    let doors = bed.members.iter().map(|member| Ok(Knocking::start(Arc::clone(client), member.parse()?)));
-    doors.collect()
+/// Where the engines listen. Members are known by the names of their machines.
+fn doors(bed: &Bed<Installation>) -> Result<Vec<SocketAddr>> {
+    let door = |member: &String| {
+        let (node, port) = member.rsplit_once(':').context("a member is given as host:port")?;
+        Ok(format!("{}:{port}", bed.fleet.system(node)?.machine().address()).parse()?)
+    };
+    bed.members.iter().map(door).collect()
 }
 
 /// All machines, by name, the coordinator's last.
@@ -60,8 +65,12 @@ fn everybody() -> Vec<&'static str> {
 fn machines_that_all_restart_or_lose_power_at_once_come_back_as_the_cluster_they_were() {
     inside(|| async {
         let mut bed = Installation::bed(PROFILE).await.unwrap();
+        let (client, doors) = (bed.fleet.system(CLIENT).unwrap().machine(), doors(&bed).unwrap());
+        for door in &doors {
+            drop(client.connect(*door, OPEN).unwrap());
+        }
         allow_only_the_test(&bed).await.unwrap();
-        let knocking = knock(&bed).unwrap();
+        let knocking = doors.iter().map(|door| Knocking::start(Arc::clone(client), *door)).collect::<Vec<_>>();
         one_engine_on_each(&bed, &bed.cast().await.unwrap()).unwrap();
 
         let restarted = blackout(&mut bed, "restart", async |installation, _| {
