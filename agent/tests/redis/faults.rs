@@ -18,7 +18,7 @@ use nix::{
 use regent_agent::engine::{
     CloneOptions, Driver, DriverError, Factory, StartAs, Stop, Work, conformance::World, redis::REDIS,
 };
-use regent_common::topology::{ClusterSpec, EngineState, Progress, Role};
+use regent_common::topology::{ClusterSpec, EngineState, Progress, Role, Ternary};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -117,6 +117,32 @@ async fn a_busy_engine_and_one_whose_snapshots_fail_are_not_taken_for_hung() {
     })
     .await;
     mode(0o700);
+    world.end().await;
+}
+
+/// Its engine goes on asking the former primary, which has become a replica and whatever history that brings.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_agent_is_away_copies_nothing_from_a_former_primary() {
+    let world = RealWorld::new(&REDIS);
+    let one = primary(&world).await;
+    let (two, three) = (replica(&world, 2).await, replica(&world, 3).await);
+    world.write(1).await.unwrap();
+    for member in [2, 3] {
+        eventually("the row is there", async || world.rows(member).await == Ok(1)).await;
+    }
+    one.stop(Stop::Kill).await.unwrap();
+    two.cut().await.unwrap();
+    two.promote().await.unwrap();
+    one.start(StartAs::Replica(world.peer(2))).await.unwrap();
+    // It asks about once a second.
+    let refused = || fs::read_to_string(world.root(3).join("log/startup.log")).unwrap().matches("NOPERM").count();
+    eventually("it is refused twice", async || refused() >= 2).await;
+    let seen = three.observe().await;
+    assert_eq!((seen.streaming, seen.role), (Ternary::No, Some(Role::Replica)));
+    assert_eq!(world.rows(3).await, Ok(1));
+    three.follow(&world.peer(2)).await.unwrap();
+    world.write(2).await.unwrap();
+    eventually("the next row is there", async || world.rows(3).await == Ok(2)).await;
     world.end().await;
 }
 
@@ -269,7 +295,9 @@ async fn an_emptied_primary_is_not_started_and_one_that_somebody_starts_is_copie
     let mut by_hand = command.current_dir("/").spawn().unwrap();
     eventually("it serves", async || world.rows(1).await == Ok(0)).await;
     let asked = world.root(2).join("log/startup.log");
-    eventually("the replica asks it", async || fs::read_to_string(&asked).unwrap().contains("NOMASTERLINK")).await;
+    // Nobody may copy from who is no primary; nor would an engine let anybody that follows nobody.
+    let is_refused = |text: String| ["NOPERM", "NOMASTERLINK"].iter().any(|word| text.contains(word));
+    eventually("the replica asks it", async || is_refused(fs::read_to_string(&asked).unwrap())).await;
     assert_eq!(world.rows(2).await, Ok(1), "the replica was emptied");
     assert!(world.write(1).await.is_err(), "what is started by hand takes writes");
     world.end().await;

@@ -29,14 +29,21 @@ pub(super) struct Secrets {
     pub(super) application: SecretString,
 }
 
-/// Renders the file.
-pub(super) fn users_acl(server: &Server, secrets: &Secrets, line: Option<&Line>) -> String {
+/// What the other members may do.
+const MEMBERS_MAY: &str = "+replconf +ping +info +acl|list";
+/// What they may do with a primary besides. A replica is copied by nobody: the engine of a member that nobody has pointed elsewhere
+/// yet goes on asking the former primary, and would take whatever that has, once it follows the new one, for its own history.
+pub(super) const COPY: &str = "psync";
+
+/// Renders the file, as it is for a primary or for a replica, as which every engine starts.
+pub(super) fn users_acl(server: &Server, secrets: &Secrets, line: Option<&Line>, is_primary: bool) -> String {
     let mut text = String::from("user default off\n");
     let mut user = |name: &str, secret: &SecretString, rights: &str| {
         writeln!(text, "user {name} on #{} {rights}", digest(secret)).expect("writing to a string does not fail");
     };
     user(AGENT, &secrets.agent, "~* &* +@all");
-    user(REPLICATOR, &secrets.replication, "+psync +replconf +ping +info +acl|list");
+    let copy = if is_primary { format!("{MEMBERS_MAY} +{COPY}") } else { MEMBERS_MAY.to_owned() };
+    user(REPLICATOR, &secrets.replication, &copy);
     // What is for administrators is the agent's; before release 7 that takes harmless words of a connection with it.
     let harmless = ["id", "getname", "setname", "reply", "tracking", "trackinginfo", "caching", "getredir", "unblock"];
     let mut rights = "~* &* +@all -@admin".to_owned();
@@ -98,14 +105,15 @@ mod tests {
     fn the_line_is_told_by_the_users() {
         let secrets = Secrets { agent: "a".into(), replication: "r".into(), application: "p".into() };
         let server = Server { program: "/usr/bin/redis-server".into(), version: "7.0.15".into(), release: (7, 0) };
-        let text = users_acl(&server, &secrets, Some(&line()));
+        let text = users_acl(&server, &secrets, Some(&line()), false);
         insta::assert_snapshot!(text, @r"
         user default off
         user regent-agent on #ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb ~* &* +@all
-        user regent-replicator on #454349e422f05297191ead13e21d3db520e5abef52055e4964b82fb213f593a1 +psync +replconf +ping +info +acl|list
+        user regent-replicator on #454349e422f05297191ead13e21d3db520e5abef52055e4964b82fb213f593a1 +replconf +ping +info +acl|list
         user app on #148de9c5a7a44d19e56cd9ae1a554bf67847afb0c58f6e12fa29ac7ddfca9940 ~* &* +@all -@admin
         user regent-line off ~a1:5 ~b2
         ");
+        assert!(users_acl(&server, &secrets, None, true).contains("+acl|list +psync\n"));
         let list: Vec<String> = text.lines().map(str::to_owned).collect();
         assert_eq!(line_told(&list), Some(line()));
         assert_eq!(line_told(&list[..3]), None);

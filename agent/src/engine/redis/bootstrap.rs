@@ -129,7 +129,8 @@ impl Redis {
         if standing.as_deref() != Some(conf.as_bytes()) {
             config::check(self.flavor, &self.server, &self.agent_program, &self.layout.user, &spec.settings).await?;
         }
-        let (stored, users) = (Arc::clone(&wanted), users_acl(&self.server, &wanted.secrets, self.line().as_ref()));
+        let (stored, users) =
+            (Arc::clone(&wanted), users_acl(&self.server, &wanted.secrets, self.line().as_ref(), false));
         self.on_disk(move |layout| {
             for (path, text) in [(layout.server_conf(), conf), (layout.users_acl(), users)] {
                 if fs::read(&path).ok().as_deref() != Some(text.as_bytes()) {
@@ -150,7 +151,9 @@ impl Redis {
     /// Brings a running engine to what the files say. What it only takes at a start waits for one.
     async fn apply_to_running(&self, session: &Session, wanted: &Wanted) -> Result<(), DriverError> {
         let failed = |error: super::session::SessionError| error.refused("be configured");
-        session.bring_to(&users_acl(&self.server, &wanted.secrets, self.line().as_ref())).await.map_err(failed)?;
+        let is_primary = self.is_primary().await.map_err(failed)?;
+        let users = users_acl(&self.server, &wanted.secrets, self.line().as_ref(), is_primary);
+        session.bring_to(&users).await.map_err(failed)?;
         let password = wanted.secrets.replication.expose_secret();
         session.tell(&["CONFIG", "SET", "masterauth", password]).await.map_err(failed)?;
         for (name, value) in config::changeable(&wanted.settings) {

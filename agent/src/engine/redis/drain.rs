@@ -70,7 +70,8 @@ impl Redis {
         }
         let failed = |error: SessionError| error.refused("let applications in again");
         let (wanted, session) = (self.wanted()?, self.session().await.map_err(failed)?);
-        let users = users_acl(&self.server, &wanted.secrets, self.line().as_ref());
+        let is_primary = self.is_primary().await.map_err(failed)?;
+        let users = users_acl(&self.server, &wanted.secrets, self.line().as_ref(), is_primary);
         session.tell(&["CONFIG", "SET", "repl-ping-replica-period", PING_PERIOD]).await.map_err(failed)?;
         session.tell(&["CLIENT", "UNPAUSE"]).await.map_err(failed)?;
         session.bring_to(&users).await.map_err(failed)

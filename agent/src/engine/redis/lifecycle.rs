@@ -112,6 +112,7 @@ impl Redis {
         self.wait_accepting().await?;
         let failed = |error: SessionError| error.refused("stop being a primary or a replica");
         let session = self.session().await.map_err(failed)?;
+        session.let_copy(false).await.map_err(failed)?;
         session.tell(&["REPLICAOF", NOBODY.0, &NOBODY.1.to_string()]).await.map_err(failed)
     }
 
@@ -128,7 +129,7 @@ impl Redis {
             self.supervisor.kill_all(KILL).await.map_err(|error| refused("start", &error))?;
             check_port(self.section.listen_addresses.as_deref(), self.endpoint.port)?;
             // The data may be another copy than that of the last start.
-            let users = users_acl(&self.server, &wanted.secrets, self.reload_line().as_ref());
+            let users = users_acl(&self.server, &wanted.secrets, self.reload_line().as_ref(), false);
             self.on_disk(move |layout| {
                 layout.unmark(&layout.server_pid())?;
                 layout.turn_log_over(LOG)?;

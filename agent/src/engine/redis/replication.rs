@@ -196,6 +196,7 @@ impl Redis {
             place.line.id = self.begin_backlog(&session).await?;
         }
         self.keep_line(&session, &place.line).await?;
+        session.let_copy(true).await.map_err(asked)?;
         if !remembers {
             session.tell(&["CLIENT", "UNPAUSE"]).await.map_err(asked)?;
         }
@@ -242,6 +243,7 @@ impl Redis {
         self.write_upstream(Some(upstream)).await?;
         let session = self.session().await.map_err(failed)?;
         let port = upstream.engine.port.to_string();
+        session.let_copy(false).await.map_err(failed)?;
         session.tell(&["REPLICAOF", &upstream.engine.host, &port]).await.map_err(failed)?;
         self.wait_streaming(upstream).await?;
         // It has the upstream's line from here on.

@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time;
 
 use super::{
-    access::{AGENT, REPLICATOR, commands},
+    access::{AGENT, COPY, REPLICATOR, commands},
     info::Info,
 };
 use crate::engine::DriverError;
@@ -99,6 +99,12 @@ impl Session {
         let mut command = Cmd::new();
         command.arg(words);
         self.ask::<redis::Value>(&command, BRIEF).await.map(drop)
+    }
+
+    /// Lets the other members copy its data, or not.
+    pub(super) async fn let_copy(&self, may: bool) -> Result<(), SessionError> {
+        let sign = if may { '+' } else { '-' };
+        self.tell(&["ACL", "SETUSER", REPLICATOR, &format!("{sign}{COPY}")]).await
     }
 
     /// Brings its users to those of the file.
