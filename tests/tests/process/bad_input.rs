@@ -178,7 +178,8 @@ async fn restart_with_bin(fleet: &mut Fleet, node: &str, bin: &std::path::Path) 
     wait::until("the agent's new offer", SOON, || async {
         let nodes = api.all_nodes().await?;
         let seen = nodes.iter().find(|n| n.name == format!("nodes/{node}")).unwrap();
-        let offered: Vec<_> = seen.engines.iter().flat_map(|offer| offer.versions.clone()).collect();
+        let ours = seen.engines.iter().filter(|offer| offer.engine == "postgresql");
+        let offered: Vec<_> = ours.flat_map(|offer| offer.versions.clone()).collect();
         anyhow::ensure!(seen.connected && !offered.iter().any(|v| !v.starts_with("9.6")), "{offered:?}");
         Ok(())
     })
