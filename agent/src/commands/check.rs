@@ -8,7 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use regent_common::clock::{SystemClock, wall_now};
+use regent_common::{
+    clock::{SystemClock, wall_now},
+    topology::EngineOffer,
+};
 use serde::Serialize;
 
 use super::{Common, Failure, Output, output};
@@ -90,16 +93,25 @@ fn look(config: &Config) -> Vec<Finding> {
     if let Some(address) = config.http_listen {
         findings.push(port("port for health", address, "http_listen", running));
     }
-    findings.extend(ENGINES.iter().map(|factory| {
-        let offer = factory.offer(config.engine.get(factory.name()));
+    findings.extend(engines(config));
+    findings
+}
+
+/// Which engines can be run. One that nobody has installed or configured is missed only where there is no other.
+fn engines(config: &Config) -> Vec<Finding> {
+    let offers: Vec<_> = ENGINES.iter().map(|factory| factory.offer(config.engine.get(factory.name()))).collect();
+    let has_another = offers.iter().any(|offer| offer.problem.is_empty());
+    let finding = |offer: EngineOffer| {
         let what = format!("engine {}", offer.engine);
         if offer.problem.is_empty() {
             Finding::ok(what, offer.versions.join(", "))
+        } else if has_another && !config.engine.contains_key(&offer.engine) {
+            Finding::ok(what, "not on this machine")
         } else {
             Finding::warn(what, "cannot be used", offer.problem)
         }
-    }));
-    findings
+    };
+    offers.into_iter().map(finding).collect()
 }
 
 /// What the kernel can do for the fence, tried in a table of its own that is gone afterwards.
