@@ -1,7 +1,7 @@
 //! Who may log in: the engine's file of access control lists.
 //!
 //! The user `default`, as which everybody is who does not say who he is, is off. The agent's own user has a password that it made
-//! for itself and that never leaves the node. The members' user may copy the data and ask how far the engine has come. One user
+//! for itself and that never leaves the node. The members' user may ask how far the engine has come, and copy the data of a primary. One user
 //! more nobody can be: the patterns of its keys tell the other members the line of ids that the data has had (see
 //! `position.rs`); it is the one place that every flavor has for such a word, that applications cannot change, and that is
 //! not among their keys.

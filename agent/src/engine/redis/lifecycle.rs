@@ -113,7 +113,9 @@ impl Redis {
         let failed = |error: SessionError| error.refused("stop being a primary or a replica");
         let session = self.session().await.map_err(failed)?;
         session.let_copy(false).await.map_err(failed)?;
-        session.tell(&["REPLICAOF", NOBODY.0, &NOBODY.1.to_string()]).await.map_err(failed)
+        session.tell(&["REPLICAOF", NOBODY.0, &NOBODY.1.to_string()]).await.map_err(failed)?;
+        // It takes no writes any more: a drain has nobody left to keep out.
+        self.admit().await
     }
 
     /// Starts the engine on the files as they are, and waits until it accepts connections.

@@ -181,23 +181,23 @@ impl Redis {
         let started = time::Instant::now();
         let mut place = self.place().await?;
         let before = session.info("replication", BRIEF).await.map_err(asked)?;
+        // What is written before the engine remembers anything has no place in its history.
+        let holds = !before.is_primary() && !before.remembers();
         if !before.is_primary() {
             refuse_thrown_away(&before)?;
-            // What is written before the engine remembers anything has no place in its history.
-            let hold: &[&[&str]] = &[&["CLIENT", "PAUSE", HOLD, "WRITE"], &["REPLICAOF", "NO", "ONE"]];
-            let commands = if before.remembers() { &hold[1..] } else { hold };
+            let held: &[&[&str]] = &[&["CLIENT", "PAUSE", HOLD, "WRITE"], &["REPLICAOF", "NO", "ONE"]];
+            let commands = if holds { held } else { &held[1..] };
             let info = session.tell_and_look(commands).await.map_err(asked)?;
             place.end = offset_end(&info)?;
             place.line.go_on_as(info.id().unwrap_or_default(), place.end);
         }
         // The engine takes another id when the first replica comes and it remembers nothing for it. Nobody has seen the one before.
-        let remembers = session.info("replication", BRIEF).await.map_err(asked)?.remembers();
-        if !remembers {
+        if !session.info("replication", BRIEF).await.map_err(asked)?.remembers() {
             place.line.id = self.begin_backlog(&session).await?;
         }
         self.keep_line(&session, &place.line).await?;
         session.let_copy(true).await.map_err(asked)?;
-        if !remembers {
+        if holds {
             session.tell(&["CLIENT", "UNPAUSE"]).await.map_err(asked)?;
         }
         // Was empty since the cut, unless nobody cut: then it must not come back with the next start.

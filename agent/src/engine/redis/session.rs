@@ -32,9 +32,6 @@ pub(super) enum SessionError {
     /// "LOADING": an answer of an engine that reads its data.
     #[error("it is loading its data")]
     Loading,
-    /// All connections are in use, or a script keeps it busy: an answer of a running engine.
-    #[error("{0}")]
-    Busy(String),
     /// Nobody listens.
     #[error("nobody listens: {0}")]
     NobodyListens(String),
@@ -160,8 +157,6 @@ impl SessionError {
         let text = error.to_string();
         match error.code() {
             Some("LOADING") => Self::Loading,
-            Some("BUSY") => Self::Busy(text),
-            _ if text.contains("max number of clients") => Self::Busy(text),
             Some(_) => Self::Refused(text),
             None => Self::Broken(text),
         }
