@@ -37,8 +37,7 @@ use self::{
 };
 use super::{
     CloneOptions, Cloned, Context, Driver, DriverError, Factory, FoundInstance, Ground, SettingsCheck, StartAs, Stop,
-    Work, refused,
-    swap::{discard_kept, settle},
+    Work, refused, swap,
 };
 use crate::supervisor::{Supervisor, process::EngineProcess};
 
@@ -54,7 +53,7 @@ mod probe;
 mod replication;
 mod rewind;
 mod session;
-mod swap;
+mod swapping;
 mod tools;
 mod wire;
 
@@ -206,7 +205,7 @@ impl Postgres {
         );
         supervisor.adopt(layout.claimed_process()).map_err(|error| refused("adopt the engine's process", &error))?;
         if layout.is_ours() {
-            settle(&layout)?;
+            swap::settle(&layout)?;
         }
         let facts = Arc::new(Facts::default());
         facts.refresh(&layout);
@@ -352,12 +351,12 @@ impl Driver for Postgres {
     async fn swap(&self, upstream: &Peer, keep_old: bool) -> Result<(), DriverError> {
         let _cloning = self.cloning.lock().await;
         let _control = self.begin().await;
-        Box::pin(self.swap_in(upstream, keep_old)).await
+        Box::pin(swap::carry_out(self, upstream, keep_old)).await
     }
 
     async fn discard_kept(&self) -> Result<(), DriverError> {
         let _control = self.begin().await;
-        self.on_disk(discard_kept).await
+        self.on_disk(swap::discard_kept).await
     }
 
     async fn start(&self, how: StartAs) -> Result<(), DriverError> {

@@ -361,7 +361,7 @@ impl Driver for Redis {
     async fn swap(&self, upstream: &Peer, keep_old: bool) -> Result<(), DriverError> {
         let _cloning = self.cloning.lock().await;
         let _control = self.begin().await;
-        Box::pin(self.swap_in(upstream, keep_old)).await
+        Box::pin(swap::carry_out(self, upstream, keep_old)).await
     }
 
     async fn discard_kept(&self) -> Result<(), DriverError> {

@@ -16,6 +16,8 @@
 
 use std::fs;
 
+use async_trait::async_trait;
+use regent_common::topology::Peer;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -26,21 +28,21 @@ use super::{
 /// What a swap is doing, in `ROOT/swap`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(in crate::engine) struct Journal {
-    pub(in crate::engine) undo: bool,
+struct Journal {
+    undo: bool,
     /// Name in `kept` of the old data.
-    pub(in crate::engine) kept: String,
+    kept: String,
     /// Whether there was old data.
-    pub(in crate::engine) had_data: bool,
+    had_data: bool,
     /// Whether the old data must not be started.
-    pub(in crate::engine) was_dirty: bool,
+    was_dirty: bool,
 }
 
 // === impl Journal ===
 
 impl Journal {
     /// The swap that is under way.
-    pub(in crate::engine) fn load(layout: &Layout) -> Result<Option<Self>, DriverError> {
+    fn load(layout: &Layout) -> Result<Option<Self>, DriverError> {
         let path = layout.swap_journal();
         match fs::read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -54,7 +56,7 @@ impl Journal {
     }
 
     /// Begins a swap of what is in the side directory; `None` when there is no whole copy.
-    pub(in crate::engine) fn begin(layout: &Layout) -> Result<Option<Self>, DriverError> {
+    fn begin(layout: &Layout) -> Result<Option<Self>, DriverError> {
         if !layout.incoming_complete().exists() {
             return Ok(None);
         }
@@ -69,13 +71,13 @@ impl Journal {
     }
 
     /// The swap goes back from here on: the old copy is put in place again.
-    pub(in crate::engine) fn turn_back(self, layout: &Layout) -> Result<(), DriverError> {
+    fn turn_back(self, layout: &Layout) -> Result<(), DriverError> {
         let journal = Self { undo: true, ..self };
         journal.store(layout)?;
         undo(layout, &journal)
     }
 
-    pub(in crate::engine) fn store(&self, layout: &Layout) -> Result<(), DriverError> {
+    fn store(&self, layout: &Layout) -> Result<(), DriverError> {
         layout.write_ours(&layout.swap_journal(), &serde_json::to_vec(self).expect("a name and flags are JSON"))
     }
 }
@@ -93,7 +95,7 @@ pub(in crate::engine) fn settle(layout: &Layout) -> Result<(), DriverError> {
 }
 
 /// Steps 3 to 5, from wherever they are.
-pub(in crate::engine) fn put_in_place(layout: &Layout, journal: &Journal) -> Result<(), DriverError> {
+fn put_in_place(layout: &Layout, journal: &Journal) -> Result<(), DriverError> {
     if layout.incoming().exists() && layout.incoming_complete().exists() {
         if layout.data().exists() {
             layout.rename(&layout.data(), &layout.kept().join(&journal.kept))?;
@@ -135,6 +137,84 @@ pub(in crate::engine) fn discard_kept(layout: &Layout) -> Result<(), DriverError
         layout.remove_tree(&entry.path())?;
     }
     Ok(())
+}
+
+/// What a driver does in a swap, each when [`carry_out`] says so.
+#[async_trait]
+pub(in crate::engine) trait Swapped: Sync {
+    /// Takes over an engine that runs already.
+    fn adopt_process(&self) -> Result<(), DriverError>;
+
+    /// Runs file operations where they may wait for the disk.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl for<'a> FnOnce(&'a Layout) -> Result<T, DriverError> + Send + 'static,
+    ) -> Result<T, DriverError>;
+
+    /// Whether this copy streams from the upstream: then there is nothing to swap in.
+    async fn streams_from(&self, upstream: &Peer) -> bool;
+
+    /// Ends the engine on the old copy cleanly; what is kept is to be whole.
+    async fn end_old_copy(&self, keep: bool) -> Result<(), DriverError>;
+
+    /// Kills the engine.
+    async fn kill(&self) -> Result<(), DriverError>;
+
+    /// Starts the copy that is in place now; returns when it streams.
+    async fn start_new_copy(&self, upstream: &Peer) -> Result<(), DriverError>;
+
+    /// Starts the old copy, which is in place again.
+    async fn start_old_copy(&self, upstream: &Peer) -> Result<(), DriverError>;
+}
+
+/// Puts the clone in place and starts it; when it does not stream, the old copy is put back.
+pub(in crate::engine) async fn carry_out(
+    driver: &impl Swapped,
+    upstream: &Peer,
+    keep_old: bool,
+) -> Result<(), DriverError> {
+    driver.adopt_process()?;
+    driver.on_disk(settle).await?;
+    let journal = match driver.on_disk(Journal::load).await? {
+        Some(journal) => journal,
+        None => match driver.on_disk(Journal::begin).await? {
+            Some(journal) => journal,
+            None if driver.streams_from(upstream).await => return Ok(()),
+            None => return driver.on_disk(|layout| Err(DriverError::NoData { path: layout.incoming() })).await,
+        },
+    };
+    if let Err(error) = driver.end_old_copy(keep_old).await {
+        tracing::warn!(%error, "the old copy does not stop cleanly and is killed");
+        driver.kill().await?;
+    }
+    let steps = journal.clone();
+    driver.on_disk(move |layout| put_in_place(layout, &steps)).await?;
+    match driver.start_new_copy(upstream).await {
+        Ok(()) => {
+            let end = move |layout: &Layout| {
+                layout.unmark(&layout.swap_journal())?;
+                if keep_old { Ok(()) } else { discard_kept(layout) }
+            };
+            driver.on_disk(end).await
+        }
+        Err(error) if journal.had_data => {
+            tracing::warn!(%error, "the new copy does not stream; the old one is put back");
+            // What fails of that is reported by the next observation.
+            if let Err(error) = put_back(driver, journal, upstream).await {
+                tracing::error!(%error, "the old copy is put back, but does not follow");
+            }
+            Err(error)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Puts the old copy back and starts it as it was.
+async fn put_back(driver: &impl Swapped, journal: Journal, upstream: &Peer) -> Result<(), DriverError> {
+    driver.kill().await?;
+    let was_dirty = journal.was_dirty;
+    driver.on_disk(move |layout| journal.turn_back(layout)).await?;
+    if was_dirty { Ok(()) } else { driver.start_old_copy(upstream).await }
 }
 
 #[cfg(test)]
