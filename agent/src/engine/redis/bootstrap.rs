@@ -247,7 +247,7 @@ impl Layout {
     pub(super) fn snapshot(&self) -> std::path::PathBuf {
         self.data().join("dump.rdb")
     }
-    /// Size of the engine's log, at which a new one is begun.
+    /// Begins a new log where the engine's is larger than so many bytes; the one before it is kept.
     pub(super) fn turn_log_over(&self, at: u64) -> Result<(), DriverError> {
         let log = self.startup_log();
         if fs::metadata(&log).is_ok_and(|facts| facts.len() > at) {
