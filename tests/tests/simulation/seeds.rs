@@ -14,6 +14,9 @@ use regent_common::clock::{Clock as _, SystemClock};
 
 use super::world::{self, Outcome};
 
+/// After so many seeds a long run says how far it is: one that is stopped before its end has still shown something.
+const TOLD_EVERY: usize = 500;
+
 /// Which seeds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Wanted {
@@ -70,7 +73,16 @@ pub(crate) fn run_all(wanted: Wanted) -> Vec<Outcome> {
                     let mut outcome = world::run(seed, &[]);
                     // The trace of a seed can be had again.
                     outcome.trace = Vec::new();
-                    outcomes.lock().unwrap().push(outcome);
+                    let mut outcomes = outcomes.lock().unwrap();
+                    outcomes.push(outcome);
+                    if outcomes.len().is_multiple_of(TOLD_EVERY) {
+                        let failed = outcomes.iter().filter(|outcome| !outcome.violations.is_empty()).count();
+                        let taken = SystemClock.boottime().saturating_sub(begin).as_secs();
+                        print(&format!(
+                            "{} seeds after {taken} s, {failed} of them violate what must hold",
+                            outcomes.len()
+                        ));
+                    }
                 }
             });
         }
