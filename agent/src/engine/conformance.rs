@@ -53,7 +53,7 @@ pub trait World: Send + Sync {
     async fn start_unmanaged(&self, member: u32, upstream: Option<u32>) -> Result<PathBuf, String>;
     /// What can be adopted on the member's node.
     async fn survey(&self, member: u32) -> Result<Vec<FoundInstance>, DriverError>;
-    /// Whether a write that was acknowledged survives a crash of the engine's process. Where it does not, what was flushed does.
+    /// Whether a write that was acknowledged survives a crash of the engine's process. Where it does not, it survives a clean stop.
     fn keeps_acknowledged_writes(&self) -> bool;
     /// Whether instances that run already can be adopted.
     fn adopts(&self) -> bool;
@@ -80,6 +80,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("a drained primary takes no writes and its successor has all of them", |w| Box::pin(drain_and_undo(w))),
     ("a promoted replica takes writes and the others follow it", |w| Box::pin(promote_and_follow(w))),
     ("a killed engine leaves no process", |w| Box::pin(kill_leaves_nothing(w))),
+    ("a fenced primary takes no writes and follows its successor", |w| Box::pin(fence_and_follow(w))),
     ("a crash is told from a stop, and an examined copy tells its exact position", |w| Box::pin(crash_and_examine(w))),
     ("a diverged copy is refused, and comes back by a rewind where there is one", |w| {
         Box::pin(diverged_and_rewound(w))
@@ -147,9 +148,13 @@ async fn replica(world: &dyn World, member: u32, source: u32) -> Result<Arc<dyn 
     Ok(driver)
 }
 
-/// Before a crash that everything is to survive.
-async fn flush_if_needed(world: &dyn World, driver: &dyn Driver) -> Outcome {
-    if world.keeps_acknowledged_writes() { Ok(()) } else { told("checkpoint", driver.checkpoint().await) }
+/// Before a crash that everything is to survive: what a clean stop has left is on the disk, whatever the engine.
+async fn flush_if_needed(world: &dyn World, driver: &dyn Driver, how: StartAs) -> Outcome {
+    if world.keeps_acknowledged_writes() {
+        return Ok(());
+    }
+    told("stop", driver.stop(Stop::Fast).await)?;
+    told("start", driver.start(how).await)
 }
 
 /// Waits until the member shows so many rows.
@@ -176,7 +181,7 @@ async fn diverge(world: &dyn World) -> Result<(Arc<dyn Driver>, Arc<dyn Driver>)
     world.write(2).await?;
     world.write(2).await?;
     told("checkpoint", two.checkpoint().await)?;
-    flush_if_needed(world, &*one).await?;
+    flush_if_needed(world, &*one, StartAs::Primary).await?;
     Ok((one, two))
 }
 
@@ -300,7 +305,7 @@ async fn cut_stays(world: &dyn World) -> Outcome {
     equal("what was heard, after the cut", &two.upstream_heard(), &Some(heard))?;
     world.write(1).await?;
     equal("the position of a second cut", &told("cut again", two.cut().await)?, &position)?;
-    flush_if_needed(world, &*two).await?;
+    flush_if_needed(world, &*two, StartAs::Isolated).await?;
     told("stop", two.stop(Stop::Kill).await)?;
     equal("the position after a restart", &told("examine", two.examine().await)?, &position)?;
     let seen = two.observe().await;
@@ -366,10 +371,33 @@ async fn kill_leaves_nothing(world: &dyn World) -> Outcome {
     check(world.write(1).await.is_err(), || "a killed engine took a write".to_owned())
 }
 
+async fn fence_and_follow(world: &dyn World) -> Outcome {
+    let (one, two) = (primary(world, 1).await?, replica(world, 2, 1).await?);
+    world.write(1).await?;
+    let position = told("drain", one.drain(&world.peer(2).member).await)?;
+    told("fence", one.fence().await)?;
+    check(world.write(1).await.is_err(), || "a fenced primary took a write".to_owned())?;
+    told("fence again", one.fence().await)?;
+    let seen = one.observe().await;
+    if seen.state == EngineState::Running {
+        equal("the role", &seen.role, &Some(Role::Replica))?;
+        equal("the position", &told("examine", one.examine().await)?, &position)?;
+    } else {
+        equal("the state", &seen.state, &EngineState::Stopped)?;
+        equal("the number of processes", &world.processes(1), &0)?;
+    }
+    let cut = told("cut", two.cut().await)?;
+    check(cut >= position, || format!("{cut} does not include {position}"))?;
+    told("promote", two.promote().await)?;
+    world.write(2).await?;
+    told("follow", one.follow(&world.peer(2)).await)?;
+    shows(world, 1, 2).await
+}
+
 async fn crash_and_examine(world: &dyn World) -> Outcome {
     let one = primary(world, 1).await?;
     world.write(1).await?;
-    flush_if_needed(world, &*one).await?;
+    flush_if_needed(world, &*one, StartAs::Primary).await?;
     let mut changes = one.process_changes();
     changes.mark_unchanged();
     world.crash(1).await?;

@@ -244,6 +244,13 @@ pub trait Driver: Send + Sync {
     /// Stops the engine.
     async fn stop(&self, how: Stop) -> Result<(), DriverError>;
 
+    /// Ends whatever could still acknowledge a write (rule G5): the engine is killed, or goes on read-only, without an upstream and without
+    /// the connections that it had, where that is airtight; then what it has in memory stays. Waits for no other method for long, and for
+    /// no disk. Nobody runs beside it who could make a primary of it again.
+    async fn fence(&self) -> Result<(), DriverError> {
+        self.stop(Stop::Kill).await
+    }
+
     /// Cuts the stream from the upstream, so that it also stays cut over a restart, and returns the final position.
     async fn cut(&self) -> Result<Position, DriverError>;
 

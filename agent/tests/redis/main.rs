@@ -9,6 +9,7 @@
 #![allow(clippy::print_stdout, reason = "what a test does not run is said")]
 
 mod faults;
+mod fencing;
 mod unmanaged;
 mod world;
 

@@ -18,7 +18,7 @@ use super::{
     access::{is_ours, users_acl},
     config::PING_PERIOD,
     position::end_of,
-    session::{BRIEF, SessionError},
+    session::{BRIEF, Session, SessionError},
 };
 use crate::engine::DriverError;
 
@@ -69,11 +69,17 @@ impl Redis {
             return Ok(());
         }
         let failed = |error: SessionError| error.refused("let applications in again");
-        let (wanted, session) = (self.wanted()?, self.session().await.map_err(failed)?);
+        let session = self.session().await.map_err(failed)?;
         let is_primary = self.is_primary().await.map_err(failed)?;
+        self.let_in(&session, is_primary).await.map_err(failed)
+    }
+
+    /// Takes back whatever keeps applications out of the running engine.
+    pub(super) async fn let_in(&self, session: &Session, is_primary: bool) -> Result<(), SessionError> {
+        let wanted = self.known_wanted().ok_or_else(SessionError::never_configured)?;
         let users = users_acl(&self.server, &wanted.secrets, self.line().as_ref(), is_primary);
-        session.tell(&["CONFIG", "SET", "repl-ping-replica-period", PING_PERIOD]).await.map_err(failed)?;
-        session.tell(&["CLIENT", "UNPAUSE"]).await.map_err(failed)?;
-        session.bring_to(&users).await.map_err(failed)
+        session.tell(&["CONFIG", "SET", "repl-ping-replica-period", PING_PERIOD]).await?;
+        session.tell(&["CLIENT", "UNPAUSE"]).await?;
+        session.bring_to(&users).await
     }
 }

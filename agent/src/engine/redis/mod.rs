@@ -3,7 +3,8 @@
 //! The engine keeps its data in memory, and a snapshot of it on the disk. What that means for a member:
 //!
 //! - **What was acknowledged is safe on the replicas, not on the disk.** A process that is killed loses what was written since its
-//!   last snapshot; a failover loses what no replica had. A clean stop makes a snapshot first, and so does [`Driver::checkpoint`].
+//!   last snapshot; a failover loses what no replica had. A clean stop makes a snapshot first, and a reign that is ended on purpose
+//!   leaves the process alive ([`fence`]).
 //! - **A member starts as a replica of nobody**, whatever it was: no file says that it is a primary ([`config`]). It is made
 //!   one by the agent, under a lease, and before that nobody can copy from it. So a primary that comes back with an empty disk,
 //!   the classic way to lose everything (redis#2087), empties nobody.
@@ -48,6 +49,7 @@ mod bootstrap;
 mod clone;
 mod config;
 mod drain;
+mod fence;
 mod flavor;
 mod info;
 mod lifecycle;
@@ -279,8 +281,7 @@ impl Redis {
     }
 
     async fn connect(&self, limit: Duration) -> Result<Session, SessionError> {
-        let wanted =
-            self.known_wanted().ok_or_else(|| SessionError::Refused("the member was never configured".to_owned()))?;
+        let wanted = self.known_wanted().ok_or_else(SessionError::never_configured)?;
         Session::local(&self.socket, &wanted.secrets.agent, limit).await
     }
 
@@ -388,6 +389,10 @@ impl Driver for Redis {
         }
     }
 
+    async fn fence(&self) -> Result<(), DriverError> {
+        if Box::pin(self.stays_fenced()).await { Ok(()) } else { self.stop(Stop::Kill).await }
+    }
+
     async fn cut(&self) -> Result<Position, DriverError> {
         let _control = self.begin().await;
         Box::pin(self.cut_stream()).await
@@ -423,7 +428,8 @@ impl Driver for Redis {
     }
 
     async fn checkpoint(&self) -> Result<(), DriverError> {
-        Box::pin(self.save()).await
+        // Copies are made of what is in memory.
+        Ok(())
     }
 
     async fn adopt(&self, data_directory: &Path, _: Option<&Peer>) -> Result<Position, DriverError> {

@@ -353,8 +353,7 @@ impl Redis {
     }
 
     pub(super) async fn session_with(&self, host: &str, port: u16) -> Result<Session, SessionError> {
-        let wanted =
-            self.known_wanted().ok_or_else(|| SessionError::Refused("this member was never configured".to_owned()))?;
+        let wanted = self.known_wanted().ok_or_else(SessionError::never_configured)?;
         Session::remote(host, port, &wanted.secrets.replication).await
     }
 

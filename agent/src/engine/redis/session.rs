@@ -140,6 +140,11 @@ impl Session {
 // === impl SessionError ===
 
 impl SessionError {
+    /// Nobody has said yet how the engine is logged in to.
+    pub(super) fn never_configured() -> Self {
+        Self::Refused("the member was never configured".to_owned())
+    }
+
     /// As the driver reports it.
     pub(super) fn refused(self, doing: impl Into<String>) -> DriverError {
         DriverError::Refused { doing: doing.into(), detail: self.to_string() }

@@ -1,7 +1,7 @@
 //! Ends every reign below the step's epoch, and none at it (rule G5).
 //!
 //! Running steps of lower epochs and tokens were killed before this began, and their epochs revoked in the lease future. The
-//! fence is on disk before the engine is killed, and it is answered only when no process is left that could acknowledge a
+//! fence is on disk before the engine is asked for anything, and it is answered only when no process is left that could acknowledge a
 //! write, or SIGKILL is pending on it behind a gate that is closed both ways, and no socket through which an acknowledgement
 //! could leave.
 
@@ -11,32 +11,32 @@ use super::{
     super::{StepContext, StepError, context::Done},
     drain,
 };
-use crate::{engine::Stop, ledger::StepOutcome};
+use crate::ledger::StepOutcome;
 
 /// How long killed processes are waited for where a gate stands before them. What is left then waits for the disk.
 const VANISH_WITHIN: Duration = Duration::from_millis(500);
 
 /// What became of the engine's processes.
-enum Killed {
-    /// None is left.
-    Gone,
+enum Fenced {
+    /// None is left that could acknowledge a write.
+    Whole,
     /// SIGKILL is pending on what is left (state D), and the gate is closed: nothing of it reaches anybody any more.
     Pending,
 }
 
-/// Kills the engine. Processes that a hung disk keeps do not keep the fence where the kernel drops the ports both ways
+/// Fences the engine. Processes that a hung disk keeps do not keep the fence where the kernel drops the ports both ways
 /// (rule G5).
-async fn kill(context: &StepContext) -> Result<Killed, StepError> {
+async fn fence(context: &StepContext) -> Result<Fenced, StepError> {
     let driver = context.driver()?;
-    let stopping = driver.stop(Stop::Kill);
+    let fencing = driver.fence();
     if !context.lease.has_gate() {
-        return Ok(stopping.await.map(|()| Killed::Gone)?);
+        return Ok(fencing.await.map(|()| Fenced::Whole)?);
     }
     // The signals are sent first, then their effect is waited for.
-    match tokio::time::timeout(VANISH_WITHIN, stopping).await {
-        Ok(Ok(())) => Ok(Killed::Gone),
+    match tokio::time::timeout(VANISH_WITHIN, fencing).await {
+        Ok(Ok(())) => Ok(Fenced::Whole),
         Ok(Err(error)) => Err(error.into()),
-        Err(_) => Ok(Killed::Pending),
+        Err(_) => Ok(Fenced::Pending),
     }
 }
 
@@ -58,16 +58,16 @@ pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
             membership.fenced = true;
         })
         .await?;
-    let killed = kill(context).await?;
-    // What the killed engine has left queued in the kernel must not leave later (rule G4).
+    let fenced = fence(context).await?;
+    // What the engine has left queued in the kernel must not leave later (rule G4).
     context.lease.cut().await?;
-    let detail = match killed {
-        Killed::Gone => String::new(),
-        Killed::Pending => {
+    let detail = match fenced {
+        Fenced::Whole => String::new(),
+        Fenced::Pending => {
             "SIGKILL is pending on processes that wait for the disk; their ports are closed both ways".to_owned()
         }
     };
-    // Read after the kill: whoever let applications in before that has cleared it first (rule P6).
+    // Read after that: whoever let applications in before that has cleared it first (rule P6).
     let handed_over = drain::final_position(&context.member, &context.ledger.read());
     let outcome = StepOutcome {
         detail,
