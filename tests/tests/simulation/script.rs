@@ -92,7 +92,10 @@ impl Script {
         if due == Duration::MAX && stage.wait.as_ref().is_some_and(|wait| words.iter().any(|word| word == wait)) {
             self.due = Some(now + stage.delay);
         }
-        if self.due.is_some_and(|due| now >= due) {
+        // A planned promotion keeps everybody out for a moment: whether there is a writer is seen when it has ended.
+        let hands_over = simulation.store.operations().present() == Some("promote");
+        let waits = hands_over && stage.acts.iter().any(|act| matches!(act, Act::WantWriter(_)));
+        if self.due.is_some_and(|due| now >= due) && !waits {
             let stage = self.stages.pop_front().expect("it was there");
             self.due = None;
             for act in stage.acts {
