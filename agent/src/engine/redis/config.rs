@@ -12,6 +12,7 @@ use tokio::{io::AsyncWriteExt, process::Command, time};
 
 use super::{
     access::{REPLICATOR, Secrets},
+    backlog,
     flavor::{Flavor, Section, Server},
 };
 use crate::engine::{
@@ -21,8 +22,8 @@ use crate::engine::{
 
 /// Settings that a cluster may change, with the value that they have otherwise.
 const DEFAULTS: &[(&str, &str)] = &[
-    // What a member that was away for a while, or is being cloned, still finds.
-    ("repl-backlog-size", "64mb"),
+    // What a member that was away for a while, or is being cloned, still finds. It grows with the rate of writing.
+    (backlog::SETTING, "64mb"),
     // A replica that loads a copy takes nothing meanwhile; a limit that cuts it off makes it begin again, for ever.
     ("client-output-buffer-limit", "replica 1gb 512mb 120"),
     ("tcp-keepalive", "60"),
@@ -267,7 +268,9 @@ pub(super) fn server_conf(place: &Place<'_>, settings: &BTreeMap<String, String>
 
 /// Settings that can be changed while the engine runs, as the file has them: our own are set by the file alone.
 pub(super) fn changeable(settings: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    let usual = DEFAULTS.iter().filter(|(name, _)| !settings.keys().any(|wanted| canonical(wanted) == *name));
+    // What the backlog has grown to stays.
+    let stays = |name: &str| name == backlog::SETTING || settings.keys().any(|wanted| canonical(wanted) == name);
+    let usual = DEFAULTS.iter().filter(|(name, _)| !stays(name));
     let usual = usual.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     usual.chain(settings.iter().map(|(name, value)| (name.clone(), value.clone()))).collect()
 }

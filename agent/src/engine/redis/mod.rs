@@ -45,6 +45,7 @@ use super::{
 use crate::supervisor::{Supervisor, process::EngineProcess};
 
 mod access;
+mod backlog;
 mod bootstrap;
 mod clone;
 mod config;

@@ -15,6 +15,7 @@ use tokio::time;
 
 use super::{
     Redis,
+    backlog::Rate,
     info::Info,
     position::{Place, end_of},
     session::SessionError,
@@ -39,8 +40,7 @@ const BUSY_TICKS: u64 = 20;
 pub(super) struct Eyes {
     connection: Option<Connection>,
     canary: Canary,
-    /// Offset and time of the last look at a primary, for its rate of writing.
-    written: Option<(time::Instant, u64)>,
+    written: Rate,
 }
 
 /// What the last new connection told.
@@ -117,6 +117,9 @@ impl Redis {
             reason = storage_reason;
         }
         let known = seen.is_some();
+        if !known {
+            eyes.written.forget();
+        }
         let Seen { info, place } = seen.unwrap_or_default();
         let role = known.then(|| if info.is_primary() { Role::Primary } else { Role::Replica });
         let received = info.number("slave_read_repl_offset").or_else(|| info.offset());
@@ -126,6 +129,10 @@ impl Redis {
             let position = Place { end: end_of(received).max(place.end), ..place.clone() }.position();
             let heard = Some(HeardPosition { member, position });
             *self.upstream_heard.lock().unwrap_or_else(PoisonError::into_inner) = heard;
+        }
+        let rate = info.offset().and_then(|offset| eyes.written.look(time::Instant::now(), offset));
+        if known && state == EngineState::Running {
+            self.size_backlog(&eyes.written, &info).await;
         }
         EngineObservation {
             state,
@@ -143,7 +150,7 @@ impl Redis {
             pid,
             version: self.server.version.clone(),
             reason,
-            details: details(eyes, &info),
+            details: details(rate, &info),
             data_bytes: info.number("used_memory_dataset").or_else(|| info.number("used_memory")).unwrap_or(0),
             // It can: what the upstream has not kept is synchronized in full, by the engine itself.
             stale: String::new(),
@@ -226,7 +233,7 @@ fn processor_time(pid: u32) -> u64 {
 }
 
 /// Facts for people.
-fn details(eyes: &mut Eyes, info: &Info) -> BTreeMap<String, String> {
+fn details(rate: Option<u64>, info: &Info) -> BTreeMap<String, String> {
     let mut details = BTreeMap::new();
     let copied = [
         ("sessions", "connected_clients"),
@@ -249,14 +256,7 @@ fn details(eyes: &mut Eyes, info: &Info) -> BTreeMap<String, String> {
     }
     let Some(offset) = info.offset() else { return details };
     details.insert("offset".to_owned(), offset.to_string());
-    if !info.is_primary() {
-        eyes.written = None;
-        return details;
-    }
-    let now = time::Instant::now();
-    if let Some((then, before)) = eyes.written.replace((now, offset)) {
-        let milliseconds = u64::try_from((now - then).as_millis()).unwrap_or(u64::MAX).max(1);
-        let rate = offset.saturating_sub(before).saturating_mul(1000) / milliseconds;
+    if let Some(rate) = rate.filter(|_| info.is_primary()) {
         details.insert("log_bytes_per_second".to_owned(), rate.to_string());
     }
     for replica in info.downstreams() {
