@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use nix::unistd::User;
 use regent_proto::coordinator::v1 as wire;
 
 use crate::{
@@ -88,6 +89,20 @@ const ONE_PROGRAM: [&str; 3] = ["redis", "valkey", "keydb"];
 
 /// Name of the coordinator's place.
 pub const COORDINATOR: &str = "coordinator";
+
+/// Server of an engine that is one program: the one that the environment names, else what is on the path.
+pub fn server_of(engine: &str) -> Option<PathBuf> {
+    let on_path = || {
+        let path = std::env::var_os("PATH")?;
+        std::env::split_paths(&path).map(|folder| folder.join(format!("{engine}-server"))).find(|file| file.is_file())
+    };
+    named_server(engine).or_else(on_path)
+}
+
+/// User as whom a root's engine runs that is one program: its own, or that of the family's eldest, where it came without a package.
+pub fn engine_user(engine: &str) -> Option<&str> {
+    [engine, ONE_PROGRAM[0]].into_iter().find(|name| User::from_name(name).is_ok_and(|user| user.is_some()))
+}
 
 /// Runs a command to its end; what it wrote is in the error when it fails.
 pub fn run(mut command: Command) -> Result<String> {
@@ -253,8 +268,10 @@ impl Agent {
         // Whatever the engine of its cluster is: a node has one.
         let place = format!("port = {}\nlisten_addresses = {:?}\n", self.engine_port, self.place.engine_addresses());
         let others = ONE_PROGRAM.map(|engine| {
-            let server = named_server(engine).map_or(String::new(), |server| format!("server = {server:?}\n"));
-            format!("[engine.{engine}]\n{place}{server}")
+            let server = server_of(engine).map_or(String::new(), |server| format!("server = {server:?}\n"));
+            let user = engine_user(engine).filter(|user| *user != engine);
+            let user = user.map_or(String::new(), |user| format!("user = {user:?}\n"));
+            format!("[engine.{engine}]\n{place}{server}{user}")
         });
         let bin = std::env::var("REGENT_POSTGRES_BIN").map_or(String::new(), |bin| format!("bin_dir = {bin:?}\n"));
         let config = format!(

@@ -11,8 +11,8 @@ use crate::{
     place::Site,
     process::program,
     profile::Profile,
-    scenario::{Cast, Rig},
-    workload::{Client, Login, checker::Stored, postgres},
+    scenario::{Cast, Engine, Rig},
+    workload::{Client, checker::Stored},
 };
 
 /// A rig with a cluster.
@@ -20,8 +20,8 @@ use crate::{
 pub struct Bed<R: Rig = Fleet> {
     /// The daemons.
     pub fleet: R,
-    /// How clients log in.
-    pub login: Login,
+    /// How clients speak and log in.
+    pub client: Client,
     /// host:port of the engines.
     pub members: Vec<String>,
     /// What the cluster was created with.
@@ -34,23 +34,21 @@ pub struct Bed<R: Rig = Fleet> {
 pub const CLUSTER: &str = "db";
 /// Names of the nodes.
 pub const NODES: [&str; 3] = ["n1", "n2", "n3"];
-/// Engine of the cluster.
-pub const ENGINE: &str = "postgresql";
 
 // === impl Bed ===
 
 impl Bed {
     /// Starts everything; to be called inside [`crate::network::inside`].
-    pub async fn start(profile: Profile) -> Result<Self> {
+    pub async fn start(engine: Engine, profile: Profile) -> Result<Self> {
         let folder = TestFolder::new()?;
         let site = Site::Network(Network::new(folder.path())?);
-        Self::start_at(folder, site, profile).await
+        Self::start_at(folder, site, engine, profile).await
     }
 
     /// Starts everything at a site.
-    pub async fn start_at(folder: TestFolder, site: Site, profile: Profile) -> Result<Self> {
+    pub async fn start_at(folder: TestFolder, site: Site, engine: Engine, profile: Profile) -> Result<Self> {
         let fleet = Fleet::start_at(&folder, &NODES, program("regent-coordinator")?, site).await?;
-        fleet.create_with(CLUSTER, ENGINE, &NODES, profile).await?;
+        fleet.create_with(CLUSTER, engine.name(), &NODES, profile).await?;
         Self::new(folder, fleet, profile).await
     }
 }
@@ -59,10 +57,10 @@ impl<R: Rig> Bed<R> {
     /// A bed of a rig whose cluster was just created.
     pub async fn new(folder: TestFolder, fleet: R, profile: Profile) -> Result<Self> {
         let cluster = fleet.api().healthy(CLUSTER, CREATE).await?;
-        let (login, members) = (fleet.api().login(CLUSTER).await?, api::endpoints(&cluster)?);
+        let (client, members) = (fleet.api().client(CLUSTER).await?, api::endpoints(&cluster)?);
         ensure!(members.len() == NODES.len(), "{} members", members.len());
-        postgres::create_table(&login, &members[0]).await?;
-        Ok(Self { fleet, login, members, profile, folder })
+        client.make_room(&members[0]).await?;
+        Ok(Self { fleet, client, members, profile, folder })
     }
 
     /// Waits until the cluster is healthy.
@@ -77,7 +75,7 @@ impl<R: Rig> Bed<R> {
 
     /// The rows of the primary, when every other member has the same.
     pub async fn same_on_all(&self) -> Result<Stored> {
-        Client::from(&self.login).same_on_all(&self.members, CREATE).await
+        self.client.same_on_all(&self.members, CREATE).await
     }
 }
 

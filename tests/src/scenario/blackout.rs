@@ -8,7 +8,7 @@ use crate::{
     workload::{
         checker::{self, Stored},
         history::History,
-        now_nanos, postgres,
+        now_nanos,
         writers::Writers,
     },
 };
@@ -19,7 +19,7 @@ const ROWS: usize = 50;
 /// Writes for a while, and sees to it that every copy has it all.
 pub async fn write_and_settle(bed: &Bed<impl Rig>, name: &str) -> Result<(Vec<History>, Stored)> {
     let folder = bed.folder.join("writers").join(name);
-    let writers = Writers::start_called("settled-", &folder, &bed.login, &bed.members, true)?;
+    let writers = Writers::start_called("settled-", &folder, &bed.client, &bed.members, true)?;
     writers.acknowledged(now_nanos(), 2 * ROWS, CREATE).await?;
     let histories = writers.stop().await?;
     let stored = bed.same_on_all().await?;
@@ -35,11 +35,11 @@ pub async fn blackout<R: Rig>(
     happens: impl AsyncFnOnce(&mut R, &Cast) -> Result<u64>,
 ) -> Result<()> {
     let cast = bed.cast().await.context("before it")?;
-    postgres::create_table(&bed.login, &cast.primary.endpoint).await?;
+    bed.client.make_room(&cast.primary.endpoint).await?;
     let (histories, stored) = write_and_settle(bed, &format!("before-{name}")).await?;
     // Who takes their rows while machines come back is seen.
     let folder = bed.folder.join("writers").join(name);
-    let mut writers = Writers::start(&folder, &bed.login, &bed.members, true)?;
+    let mut writers = Writers::start(&folder, &bed.client, &bed.members, true)?;
     for actor in cast.members() {
         writers.add_patient(&format!("patient-{}", actor.node), &actor.endpoint)?;
     }

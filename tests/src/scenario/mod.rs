@@ -11,6 +11,7 @@
 mod bed;
 mod blackout;
 mod cast;
+mod engine;
 mod fault;
 mod list;
 mod measured;
@@ -19,9 +20,10 @@ mod runner;
 mod series;
 
 pub use self::{
-    bed::{Bed, CLUSTER, ENGINE, NODES},
+    bed::{Bed, CLUSTER, NODES},
     blackout::{blackout, write_and_settle},
     cast::{Actor, Cast},
+    engine::Engine,
     fault::Injected,
     list::SCENARIOS,
     measured::{Measured, Span},

@@ -17,7 +17,7 @@ use crate::{
     workload::{
         checker::{self, Gap},
         history::History,
-        now_nanos, postgres,
+        now_nanos,
         writers::Writers,
     },
 };
@@ -60,7 +60,7 @@ fn watching(profile: Profile) -> Duration {
 /// `prefix` is this run's own: a row that was under way to a silent member when an earlier run ended may still arrive.
 fn writers(bed: &Bed<impl Rig>, cast: &Cast, prefix: &str) -> Result<Writers> {
     let folder = bed.folder.join("writers").join(prefix);
-    let mut writers = Writers::start_called(prefix, &folder, &bed.login, &bed.members, true)?;
+    let mut writers = Writers::start_called(prefix, &folder, &bed.client, &bed.members, true)?;
     for actor in cast.members() {
         writers.add_patient(&format!("patient-{}", actor.node), &actor.endpoint)?;
         let place = bed.fleet.place(&actor.node)?;
@@ -104,7 +104,7 @@ pub async fn run(
     settings: &Settings,
 ) -> Result<Measured> {
     let cast = bed.cast().await.context("before the fault")?;
-    postgres::create_table(&bed.login, &cast.primary.endpoint).await?;
+    bed.client.make_room(&cast.primary.endpoint).await?;
     let prefix = format!("{}-{number}-", scenario.name);
     let writers = writers(bed, &cast, &prefix)?;
     writers.acknowledged(0, ROWS, CREATE).await.context("before the fault")?;

@@ -2,14 +2,16 @@
 
 use anyhow::Result;
 
-use super::{Bed, Measured, Rig, SCENARIOS, Scenario, Settings, run};
+use super::{Bed, Engine, Measured, Rig, SCENARIOS, Scenario, Settings, run};
 
-/// Variable that names the scenarios to run, parted by commas.
+/// Variable that names the scenarios to run, parted by commas; with `_` and an engine behind it only those of that engine.
 const CHOSEN: &str = "REGENT_TEST_SCENARIOS";
 
-/// Scenarios to run: all, or those that `REGENT_TEST_SCENARIOS` names.
-pub fn wanted() -> Vec<&'static Scenario> {
-    let Ok(names) = std::env::var(CHOSEN) else { return SCENARIOS.iter().collect() };
+/// Scenarios to run with an engine: all, or those that `REGENT_TEST_SCENARIOS` names, or else `REGENT_TEST_SCENARIOS_REDIS` for Redis.
+pub fn wanted(engine: Engine) -> Vec<&'static Scenario> {
+    let of_engine = format!("{CHOSEN}_{}", engine.name().to_uppercase());
+    let chosen = [CHOSEN, &of_engine].iter().find_map(|variable| std::env::var(variable).ok());
+    let Some(names) = chosen else { return SCENARIOS.iter().collect() };
     names.split(',').map(|name| Scenario::named(name).unwrap_or_else(|| panic!("no scenario {name}"))).collect()
 }
 

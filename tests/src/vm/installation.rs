@@ -14,10 +14,12 @@ use crate::{
     place::Place,
     process,
     profile::Profile,
-    scenario::{Bed, CLUSTER, ENGINE, NODES, Rig},
+    scenario::{Bed, CLUSTER, Engine, NODES, Rig},
     wait,
 };
 
+/// The engine that machines are offered ([`Image::WithEngine`]).
+pub const ENGINE: Engine = Engine::Postgresql;
 /// Name of the machine on which clients are.
 pub const CLIENT: &str = "client";
 
@@ -111,7 +113,7 @@ impl Installation {
 
     async fn start_with_cluster(folder: &TestFolder, profile: Profile) -> Result<Self> {
         let installation = Self::start(folder).await?;
-        let create = ["regentctl", "cluster", "create", CLUSTER, "--engine", ENGINE, "--replicas", "2"];
+        let create = ["regentctl", "cluster", "create", CLUSTER, "--engine", ENGINE.name(), "--replicas", "2"];
         installation.system(COORDINATOR)?.run(&[&create[..], &["--profile", profile.name()]].concat())?;
         Ok(installation)
     }

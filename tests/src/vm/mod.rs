@@ -26,7 +26,7 @@ mod system;
 pub use self::{
     body::PACKAGES,
     image::Image,
-    installation::{CLIENT, Installation, unit},
+    installation::{CLIENT, ENGINE, Installation, unit},
     system::System,
 };
 

@@ -40,7 +40,7 @@ async fn begin_commits(bed: &Bed, cast: &Cast, writers: &mut Writers) {
     for (name, (place, member)) in COMMITS.iter().zip(&places) {
         writers.add_commit(name, member, wait, place).unwrap();
     }
-    let (client, _) = postgres::connect(&bed.login, &cast.primary.endpoint).await.unwrap();
+    let (client, _) = postgres::connect(&bed.client.login, &cast.primary.endpoint).await.unwrap();
     let asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
     wait::until("transactions that wait in the engine", SOON, || async {
         let count: i64 = client.query_one(asleep, &[]).await?.get(0);
@@ -90,7 +90,7 @@ async fn a_late_commit_is_never_acknowledged(flush: Flush) {
     let mut bed = bed().await;
     let cast = bed.cast().await.unwrap();
     let node = cast.primary.node.clone();
-    let mut writers = Writers::start(&bed.folder.join("writers"), &bed.login, &bed.members, true).unwrap();
+    let mut writers = Writers::start(&bed.folder.join("writers"), &bed.client, &bed.members, true).unwrap();
     writers.add_patient("patient", &cast.primary.endpoint).unwrap();
     writers.acknowledged(0, 50, SOON).await.unwrap();
     assert!(!rules(&bed, &node).is_empty(), "the primary's machine has a gate");
@@ -175,7 +175,7 @@ fn an_agent_that_is_paused_between_grant_and_renewal_opens_nothing_late() {
         let mut seed: u64 =
             std::env::var("REGENT_TEST_SEED").map_or_else(|_| now_nanos(), |seed| seed.parse().unwrap());
         println!("REGENT_TEST_SEED={seed}");
-        let mut writers = Writers::start(&bed.folder.join("writers"), &bed.login, &bed.members, true).unwrap();
+        let mut writers = Writers::start(&bed.folder.join("writers"), &bed.client, &bed.members, true).unwrap();
         for (number, member) in bed.members.iter().enumerate() {
             writers.add_patient(&format!("patient-{number}"), member).unwrap();
         }

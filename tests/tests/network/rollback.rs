@@ -53,7 +53,7 @@ fn an_old_store_is_frozen_and_then_learns_from_the_ledgers() {
         fail_over(&bed).await;
         let before = fail_over(&bed).await;
         assert!(before.epoch > then.epoch);
-        let writers = Writers::start(&bed.folder.join("writers"), &bed.login, &bed.members, true).unwrap();
+        let writers = Writers::start(&bed.folder.join("writers"), &bed.client, &bed.members, true).unwrap();
         writers.acknowledged(0, 100, SOON).await.unwrap();
 
         bed.fleet.coordinator.daemon().unwrap().stop().await.unwrap();

@@ -2,7 +2,12 @@
 
 use std::{future::Future, time::Duration};
 
-use regent_tests::{network, place::Place, profile::Profile, scenario::Bed};
+use regent_tests::{
+    network,
+    place::Place,
+    profile::Profile,
+    scenario::{Bed, Engine},
+};
 
 /// The profile of these tests: what holds with the shortest times holds with the others, and takes less of everybody's.
 pub(crate) const PROFILE: Profile = Profile::Fast;
@@ -17,9 +22,9 @@ pub(crate) fn inside<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
     network::inside(test).unwrap();
 }
 
-/// A bed with the profile of these tests.
+/// A bed of PostgreSQL with the profile of these tests.
 pub(crate) async fn bed() -> Bed {
-    Bed::start(PROFILE).await.unwrap()
+    Bed::start(Engine::Postgresql, PROFILE).await.unwrap()
 }
 
 /// The place of a node.

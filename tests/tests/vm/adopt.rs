@@ -14,7 +14,7 @@ use regent_tests::{
     scenario::{Bed, CLUSTER, Cast, NODES, blackout},
     vm::{Installation, System},
     wait,
-    workload::{Login, checker, now_nanos, postgres, writers::Writers},
+    workload::{Client, Login, checker, now_nanos, postgres, writers::Writers},
 };
 
 use crate::{
@@ -151,7 +151,8 @@ fn what_debian_has_started_is_adopted_under_load_and_is_a_cluster_also_after_a_b
         writers.acknowledged(now_nanos(), ROWS, SOON).await.unwrap();
         let histories = writers.stop().await.unwrap();
 
-        let mut bed = Bed { fleet: installation, login, members, profile: Profile::Standard, folder };
+        let mut bed =
+            Bed { fleet: installation, client: Client::from(&login), members, profile: Profile::Standard, folder };
         assert_eq!(bed.healthy().await.unwrap().primary, "db1");
         let account = checker::account(&histories, &bed.same_on_all().await.unwrap());
         assert!(account.is_consistent(), "{account:?}");

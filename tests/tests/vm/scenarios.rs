@@ -2,7 +2,7 @@
 
 use regent_tests::{
     scenario::{Settings, run_all, wanted},
-    vm::Installation,
+    vm::{ENGINE, Installation},
 };
 
 use crate::support::{PROFILE, SLACK, inside};
@@ -13,7 +13,8 @@ const SETTINGS: Settings = Settings { coordinator_away: std::time::Duration::fro
 #[test]
 fn every_fault_ends_on_machines_as_it_does_anywhere() {
     inside(|| async {
-        let complaints = run_all(wanted(), async || Installation::bed(PROFILE).await, &SETTINGS, SLACK).await.unwrap();
+        let complaints =
+            run_all(wanted(ENGINE), async || Installation::bed(PROFILE).await, &SETTINGS, SLACK).await.unwrap();
         assert!(complaints.is_empty(), "\n  {}", complaints.join("\n  "));
     });
 }

@@ -70,7 +70,7 @@ fn a_package_installed_anew_under_load_is_noticed_by_nobody() {
             let newer = bed.fleet.system(node).unwrap().path("/root/newer.deb");
             fs::copy(bed.folder.join("newer.deb"), newer).unwrap();
         }
-        let mut writers = Writers::start(&bed.folder.join("writers"), &bed.login, &bed.members, true).unwrap();
+        let mut writers = Writers::start(&bed.folder.join("writers"), &bed.client, &bed.members, true).unwrap();
         for actor in before.members() {
             writers.add_patient(&format!("patient-{}", actor.node), &actor.endpoint).unwrap();
         }

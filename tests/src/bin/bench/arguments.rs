@@ -7,15 +7,13 @@ use clap::Parser;
 use regent_tests::{
     network,
     profile::Profile,
-    scenario::{Fault, SCENARIOS, Scenario, Settings},
+    scenario::{Engine, Fault, SCENARIOS, Scenario, Settings},
 };
 
 use crate::{failover, idle, rejoin, resync, scenarios};
 
 /// Benches that exist.
 const BENCHES: [&str; 6] = ["failover", "switchover", "resync", "rejoin", "scenarios", "idle"];
-/// Engines that exist.
-const ENGINES: [&str; 1] = ["postgresql"];
 /// Load that exists.
 const LOADS: [&str; 2] = ["none", "pgbench"];
 
@@ -26,9 +24,9 @@ pub(crate) struct Arguments {
     /// What to measure: failover (one fault, many times), switchover (a planned promotion, many times), resync (against the
     /// engine's own tools), rejoin (of a primary whose engine was killed), scenarios (a table of all), idle.
     pub(crate) bench: String,
-    /// Engine.
-    #[arg(long, default_value = "postgresql")]
-    pub(crate) engine: String,
+    /// Engine. The environment may name its programs, as for tests/run.
+    #[arg(long, value_enum, default_value_t = Engine::Postgresql)]
+    pub(crate) engine: Engine,
     /// Fault, for failover; several with commas, for scenarios (default all).
     #[arg(long, value_delimiter = ',')]
     pub(crate) fault: Vec<String>,
@@ -92,8 +90,10 @@ fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 
 fn dispatch(arguments: &Arguments) -> Result<()> {
     check("bench", &arguments.bench, &BENCHES)?;
-    check("engine", &arguments.engine, &ENGINES)?;
     check("load", &arguments.load, &LOADS)?;
+    let possible = arguments.load == "none" || arguments.engine == Engine::Postgresql;
+    ensure!(possible, "{} is no load for {}", arguments.load, arguments.engine.name());
+    arguments.engine.server()?;
     let mut wanted = Vec::new();
     for fault in &arguments.fault {
         wanted.push(scenario(fault, arguments.loopback)?);

@@ -3,7 +3,7 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context, Result};
-use regent_tests::{cluster::Fleet, folder::TestFolder, workload::now_nanos};
+use regent_tests::{cluster::Fleet, folder::TestFolder, scenario::Engine, workload::now_nanos};
 use serde::Serialize;
 
 use crate::{
@@ -17,7 +17,7 @@ const CALM: Duration = Duration::from_secs(10);
 #[derive(Debug, Serialize)]
 struct Report {
     bench: &'static str,
-    engine: String,
+    engine: Engine,
     build: &'static str,
     seconds: u64,
     /// The largest of the agents.
@@ -49,7 +49,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     let folder = TestFolder::new()?;
     say("starting a coordinator and three agents");
     let fleet = Fleet::start(&folder, &["n1", "n2", "n3"]).await?;
-    fleet.create("bench", &arguments.engine, &["n1", "n2", "n3"]).await?;
+    fleet.create("bench", arguments.engine.name(), &["n1", "n2", "n3"]).await?;
     tokio::time::sleep(CALM).await;
     say(&format!("measuring over {} s", arguments.seconds));
     let coordinator = fleet.coordinator.pid()?;
@@ -70,7 +70,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     let largest = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
     let report = Report {
         bench: "idle",
-        engine: arguments.engine.clone(),
+        engine: arguments.engine,
         build: if cfg!(debug_assertions) { "debug" } else { "release" },
         seconds: arguments.seconds,
         agent_rss_mib: largest(&memory[1..]),

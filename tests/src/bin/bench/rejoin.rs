@@ -56,7 +56,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     say("starting a coordinator and three agents");
     let folder = TestFolder::new()?;
     let fleet = Fleet::start(&folder, &NODES).await?;
-    let cluster = fleet.create(CLUSTER, &arguments.engine, &NODES).await?;
+    let cluster = fleet.create(CLUSTER, arguments.engine.name(), &NODES).await?;
     let load = match arguments.load.as_str() {
         "pgbench" => Some(Load::start(&fleet.api.login(CLUSTER).await?, &api::endpoints(&cluster)?, None).await?),
         _ => None,

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use anyhow::Result;
+use regent_tests::scenario::Engine;
 use serde::Serialize;
 
 use crate::arguments::Arguments;
@@ -11,7 +12,7 @@ use crate::arguments::Arguments;
 #[derive(Debug, Serialize)]
 pub(crate) struct Head {
     bench: &'static str,
-    engine: String,
+    engine: Engine,
     build: &'static str,
     load: String,
     repetitions: u32,
@@ -31,7 +32,7 @@ impl Head {
     pub(crate) fn of(bench: &'static str, arguments: &Arguments) -> Self {
         Self {
             bench,
-            engine: arguments.engine.clone(),
+            engine: arguments.engine,
             build: if cfg!(debug_assertions) { "debug" } else { "release" },
             load: arguments.load.clone(),
             repetitions: arguments.repetitions,

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::{
     arguments::Arguments,
-    failover::summary,
+    failover::{limits, summary},
     report::{Head, Percentiles, print, say},
 };
 
@@ -54,7 +54,7 @@ async fn repeat(
     for number in 1..=arguments.repetitions {
         let mut used = match bed.take() {
             Some(used) => used,
-            None => Bed::start(profile).await?,
+            None => Bed::start(arguments.engine, profile).await?,
         };
         match scenario::run(&mut used, scenario, number, &arguments.settings()).await {
             Ok(run) => {
@@ -74,12 +74,13 @@ pub(crate) async fn run(arguments: &Arguments, wanted: &[&'static Scenario]) -> 
         for scenario in wanted {
             say(&format!("{}, {}: {}", scenario.name, profile.name(), scenario.about));
             let (runs, mut complaints) = repeat(arguments, &mut bed, scenario, *profile).await?;
+            let limits = limits(scenario, arguments.engine, *profile);
             let mut row = Row {
                 fault: scenario.name,
                 about: scenario.about,
                 profile: *profile,
                 failover_expected: scenario.expected.failover,
-                limit_ms: scenario.expected.outage.limit(*profile).map(|limit| limit.as_secs_f64() * 1e3),
+                limit_ms: limits.map(|limits| limits.p50),
                 write_outage_ms: None,
                 elsewhere_ms: None,
                 acknowledged: 0,
@@ -89,7 +90,7 @@ pub(crate) async fn run(arguments: &Arguments, wanted: &[&'static Scenario]) -> 
                 runs: Vec::new(),
             };
             if !runs.is_empty() {
-                let summary = summary(scenario, *profile, &runs)?;
+                let summary = summary(scenario, limits, &runs)?;
                 complaints.extend(summary.complaints);
                 row.write_outage_ms = Some(summary.write_outage_ms);
                 row.elsewhere_ms = summary.elsewhere_ms;
