@@ -100,6 +100,8 @@ pub(super) const PING_PERIOD: &str = "1";
 const TAKEN: &str = "Configured to not listen anywhere";
 /// What it says before what it does not take.
 const NOT_TAKEN: &str = "FATAL CONFIG FILE ERROR";
+/// What release 8 says before names that it does not know: they might be a module's.
+const UNKNOWN: &str = "Unresolved Configuration(s) Detected";
 
 /// What the rendered files depend on, besides the cluster.
 #[derive(Debug, Clone)]
@@ -176,6 +178,13 @@ pub(super) async fn check(
     if said.contains(TAKEN) {
         return Ok(());
     }
+    let first_name = |problem: &str| {
+        let line = problem.split_once(">>> '").and_then(|(_, rest)| rest.split_whitespace().next());
+        line.unwrap_or_default().trim_end_matches('\'').to_owned()
+    };
+    if let Some((_, unknown)) = said.split_once(UNKNOWN) {
+        return Err(DriverError::UnknownSetting { name: first_name(unknown), engine: flavor.name });
+    }
     let Some((_, problem)) = said.split_once(NOT_TAKEN) else {
         return Err(DriverError::Program {
             program: flavor.program.to_owned(),
@@ -183,8 +192,7 @@ pub(super) async fn check(
             stderr: said,
         });
     };
-    let line = problem.split_once(">>> '").and_then(|(_, rest)| rest.split_whitespace().next());
-    let name = line.unwrap_or_default().trim_end_matches('\'').to_owned();
+    let name = first_name(problem);
     let why = problem.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
     if why.contains("Bad directive") && !settings.is_empty() {
         return Err(DriverError::UnknownSetting { name, engine: flavor.name });
