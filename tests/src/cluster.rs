@@ -19,7 +19,7 @@ use regent_proto::coordinator::v1 as wire;
 
 use crate::{
     api::{Api, request_id},
-    engines::named_server,
+    engines::{find_server, redis_user},
     folder::TestFolder,
     network::Network,
     place::{Place, Site},
@@ -268,10 +268,8 @@ impl Agent {
         // Whatever the engine of its cluster is: a node has one.
         let place = format!("port = {}\nlisten_addresses = {:?}\n", self.engine_port, self.place.engine_addresses());
         let others = ONE_PROGRAM.map(|engine| {
-            let server = server_of(engine).map_or(String::new(), |server| format!("server = {server:?}\n"));
-            let user = engine_user(engine).filter(|user| *user != engine);
-            let user = user.map_or(String::new(), |user| format!("user = {user:?}\n"));
-            format!("[engine.{engine}]\n{place}{server}{user}")
+            let server = find_server(engine).map_or(String::new(), |server| format!("server = {server:?}\n"));
+            format!("[engine.{engine}]\n{place}{server}user = {:?}\n", redis_user(engine))
         });
         let bin = std::env::var("REGENT_POSTGRES_BIN").map_or(String::new(), |bin| format!("bin_dir = {bin:?}\n"));
         let config = format!(

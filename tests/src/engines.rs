@@ -33,16 +33,32 @@ pub fn postgres_bin() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Server of an engine that is one program, which the environment names: `REGENT_REDIS_SERVER`.
-pub fn named_server(engine: &str) -> Option<PathBuf> {
-    std::env::var_os(format!("REGENT_{}_SERVER", engine.to_uppercase())).map(PathBuf::from)
+/// Server of an engine that is one program: what the environment names (`REGENT_REDIS_SERVER` and so on), else what is on the path.
+pub fn find_server(engine: &str) -> Option<PathBuf> {
+    let named = std::env::var_os(format!("REGENT_{}_SERVER", engine.to_uppercase())).map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders = std::env::split_paths(&path).map(|folder| folder.join(format!("{engine}-server")));
+    named.or_else(|| folders.find(|file| file.is_file()))
 }
 
-/// Server of Redis: `REGENT_REDIS_SERVER`, else that of Debian's package.
-pub fn redis_server() -> Result<PathBuf> {
-    let server = named_server("redis").unwrap_or_else(|| "/usr/bin/redis-server".into());
-    ensure!(server.is_file(), "there is no {}: apt-get install redis-server", server.display());
+/// The same; what is missing, or what is wrong with the name.
+pub fn server_of(engine: &str) -> Result<PathBuf> {
+    let variable = format!("REGENT_{}_SERVER", engine.to_uppercase());
+    let server = find_server(engine)
+        .with_context(|| format!("there is no {engine}-server on the path, and {variable} names none"))?;
+    ensure!(server.is_file(), "{variable}={} is no program", server.display());
     Ok(server)
+}
+
+/// Server of Redis, which has to be there.
+pub fn redis_server() -> Result<PathBuf> {
+    server_of("redis").context("Redis is not installed: apt-get install redis-server")
+}
+
+/// User as whom a root's engine of Redis's family runs: the engine's own, or Redis's where it came without a package.
+pub fn redis_user(engine: &str) -> &str {
+    let is_known = |name: &str| nix::unistd::User::from_name(name).is_ok_and(|user| user.is_some());
+    if is_known(engine) { engine } else { "redis" }
 }
 
 /// An engine of its own, without Regent, that loses nothing when it is killed.

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::supervisor::Backend;
 
 /// The engines of this build. The one place that lists them.
-pub const ENGINES: &[&dyn Factory] = &[&postgres::PostgresFactory, &redis::REDIS, &redis::VALKEY];
+pub const ENGINES: &[&dyn Factory] = &[&postgres::PostgresFactory, &redis::REDIS, &redis::VALKEY, &redis::KEYDB];
 
 mod canary;
 pub mod conformance;

@@ -16,7 +16,7 @@ use nix::{
     unistd::Pid,
 };
 use regent_agent::engine::{
-    CloneOptions, Driver, DriverError, Factory, StartAs, Stop, Work, conformance::World, redis::REDIS,
+    CloneOptions, Driver, DriverError, Factory, StartAs, Stop, Work, conformance::World, redis::RedisFactory,
 };
 use regent_common::topology::{ClusterSpec, EngineState, Progress, Role, Ternary};
 use tokio::sync::watch;
@@ -25,6 +25,44 @@ use tokio_util::sync::CancellationToken;
 use crate::world::{APPLICATION, APPLICATION_SECRET, REPLICATION_SECRET, RealWorld, ask, connect, user_of};
 
 const LONG: Duration = Duration::from_secs(30);
+
+/// Each test of this file once for each flavor.
+macro_rules! on_every_flavor {
+    ($($test:ident),+ $(,)?) => {
+        on_flavor!(of_redis, REDIS: $($test),+);
+        on_flavor!(of_valkey, VALKEY: $($test),+);
+        on_flavor!(of_keydb, KEYDB: $($test),+);
+    };
+}
+macro_rules! on_flavor {
+    ($module:ident, $factory:ident: $($test:ident),+) => {
+        mod $module {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $test() {
+                    let factory = &regent_agent::engine::redis::$factory;
+                    if crate::world::is_there(factory) {
+                        super::$test(factory).await;
+                    }
+                }
+            )+
+        }
+    };
+}
+
+on_every_flavor!(
+    a_hung_engine_is_told_from_a_full_one,
+    an_engine_that_waits_in_a_command_is_seen_to_hang,
+    a_busy_engine_and_one_whose_snapshots_fail_are_not_taken_for_hung,
+    a_member_whose_agent_is_away_copies_nothing_from_a_former_primary,
+    clients_that_were_held_or_kept_out_are_let_in_with_the_next_role,
+    bad_input_is_refused_and_changes_nothing,
+    secrets_are_in_no_log_no_arguments_and_no_readable_file,
+    an_emptied_primary_is_not_started_and_one_that_somebody_starts_is_copied_by_nobody,
+    a_clone_is_cancelled_in_the_middle_and_leaves_nothing,
+    a_kill_that_overtakes_a_start_leaves_nothing_running,
+    who_came_back_from_an_old_snapshot_and_who_was_never_away_know_themselves_as_equal,
+);
 
 pub(crate) async fn primary(world: &RealWorld) -> Arc<dyn Driver> {
     let driver = world.open(1).unwrap();
@@ -41,6 +79,20 @@ pub(crate) async fn replica(world: &RealWorld, member: u32) -> Arc<dyn Driver> {
     driver
 }
 
+/// The agent, as the engine of member 1 knows it.
+const AGENT: &str = "regent-agent";
+
+fn agent_secret(world: &RealWorld) -> String {
+    let stored = fs::read(world.root(1).join("conf/wanted.json")).unwrap();
+    let stored: serde_json::Value = serde_json::from_slice(&stored).unwrap();
+    stored["secrets"]["agent"].as_str().unwrap().to_owned()
+}
+
+/// Sends one command to member 1 as its agent.
+async fn as_agent<T: redis::FromRedisValue>(world: &RealWorld, command: &redis::Cmd) -> Result<T, String> {
+    ask(world.port(1), Some((AGENT, &agent_secret(world))), command).await
+}
+
 fn work() -> Work {
     Work { progress: watch::Sender::new(Progress::default()), cancel: CancellationToken::new() }
 }
@@ -54,9 +106,8 @@ pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool)
     tokio::time::timeout(LONG, waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hung_engine_is_told_from_a_full_one() {
-    let mut world = RealWorld::new(&REDIS);
+async fn a_hung_engine_is_told_from_a_full_one(factory: &'static RedisFactory) {
+    let mut world = RealWorld::new(factory);
     world.settings.insert("maxclients".to_owned(), "30".to_owned());
     let driver = primary(&world).await;
     let server = Pid::from_raw(driver.observe().await.pid.unwrap().cast_signed());
@@ -85,10 +136,30 @@ async fn a_hung_engine_is_told_from_a_full_one() {
     world.end().await;
 }
 
+/// It has processor time all the same where another thread keeps the time meanwhile.
+async fn an_engine_that_waits_in_a_command_is_seen_to_hang(factory: &'static RedisFactory) {
+    let mut world = RealWorld::new(factory);
+    if factory.name() != "keydb" {
+        // Since release 7, from which on it is off otherwise.
+        world.settings.insert("enable-debug-command".to_owned(), "yes".to_owned());
+    }
+    let driver = primary(&world).await;
+    let (agent, port) = (agent_secret(&world), world.port(1));
+    let waiting = tokio::spawn(async move {
+        let mut command = redis::cmd("DEBUG");
+        command.arg("SLEEP").arg(8);
+        ask::<String>(port, Some((AGENT, &agent)), &command).await
+    });
+    eventually("it is seen to hang", async || driver.observe().await.state == EngineState::Hung).await;
+    assert!(!waiting.is_finished(), "it was seen to hang when it was over");
+    waiting.await.unwrap().unwrap();
+    eventually("it is seen to run", async || driver.observe().await.state == EngineState::Running).await;
+    world.end().await;
+}
+
 /// Nothing but silence without any work is a hang: a failover would lose what is in the memory.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_busy_engine_and_one_whose_snapshots_fail_are_not_taken_for_hung() {
-    let mut world = RealWorld::new(&REDIS);
+async fn a_busy_engine_and_one_whose_snapshots_fail_are_not_taken_for_hung(factory: &'static RedisFactory) {
+    let mut world = RealWorld::new(factory);
     // A snapshot a second after each write.
     world.settings.insert("save".to_owned(), "1 1".to_owned());
     let driver = primary(&world).await;
@@ -123,9 +194,8 @@ async fn a_busy_engine_and_one_whose_snapshots_fail_are_not_taken_for_hung() {
 }
 
 /// Its engine goes on asking the former primary, which has become a replica and whatever history that brings.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_whose_agent_is_away_copies_nothing_from_a_former_primary() {
-    let world = RealWorld::new(&REDIS);
+async fn a_member_whose_agent_is_away_copies_nothing_from_a_former_primary(factory: &'static RedisFactory) {
+    let world = RealWorld::new(factory);
     let one = primary(&world).await;
     let (two, three) = (replica(&world, 2).await, replica(&world, 3).await);
     world.write(1).await.unwrap();
@@ -148,9 +218,8 @@ async fn a_member_whose_agent_is_away_copies_nothing_from_a_former_primary() {
     world.end().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_were_held_or_kept_out_are_let_in_with_the_next_role() {
-    let world = RealWorld::new(&REDIS);
+async fn clients_that_were_held_or_kept_out_are_let_in_with_the_next_role(factory: &'static RedisFactory) {
+    let world = RealWorld::new(factory);
     let (one, two) = (primary(&world).await, replica(&world, 2).await);
     one.stop(Stop::Fast).await.unwrap();
     one.start(StartAs::Primary).await.unwrap();
@@ -166,13 +235,12 @@ async fn clients_that_were_held_or_kept_out_are_let_in_with_the_next_role() {
     world.end().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bad_input_is_refused_and_changes_nothing() {
-    let world = RealWorld::new(&REDIS);
+async fn bad_input_is_refused_and_changes_nothing(factory: &'static RedisFactory) {
+    let world = RealWorld::new(factory);
     for (key, value) in [("server", "/nowhere/redis-server"), ("sever", "/usr/bin/redis-server")] {
         let mut context = world.context(1);
         context.section.as_mut().unwrap().insert(key.to_owned(), value.into());
-        let opened = REDIS.open(context).map(drop);
+        let opened = factory.open(context).map(drop);
         let refused = match &opened {
             Err(DriverError::MissingProgram { .. }) => key == "server",
             Err(DriverError::InvalidSetting { .. }) => key == "sever",
@@ -222,9 +290,8 @@ async fn bad_input_is_refused_and_changes_nothing() {
     world.end().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn secrets_are_in_no_log_no_arguments_and_no_readable_file() {
-    let mut world = RealWorld::new(&REDIS);
+async fn secrets_are_in_no_log_no_arguments_and_no_readable_file(factory: &'static RedisFactory) {
+    let mut world = RealWorld::new(factory);
     world.settings.insert("loglevel".to_owned(), "debug".to_owned());
     let driver = primary(&world).await;
     let mut spec = world.spec();
@@ -285,9 +352,10 @@ fn visit(folder: &Path, each: &mut dyn FnMut(&Path)) {
 }
 
 /// The classic way to lose everything (redis#2087): a primary that comes back with nothing, and is copied.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_emptied_primary_is_not_started_and_one_that_somebody_starts_is_copied_by_nobody() {
-    let world = RealWorld::new(&REDIS);
+async fn an_emptied_primary_is_not_started_and_one_that_somebody_starts_is_copied_by_nobody(
+    factory: &'static RedisFactory,
+) {
+    let world = RealWorld::new(factory);
     let first = primary(&world).await;
     let _second = replica(&world, 2).await;
     world.write(1).await.unwrap();
@@ -308,7 +376,7 @@ async fn an_emptied_primary_is_not_started_and_one_that_somebody_starts_is_copie
     // By hand, with what stands there.
     let mut command = Command::new(env!("CARGO_BIN_EXE_regent-agent"));
     command.args(["helper", "detach", "--log"]).arg(world.root(1).join("log/by-hand.log"));
-    if let Some(user) = user_of(&REDIS) {
+    if let Some(user) = user_of(factory) {
         command.args(["--user", &user.name]);
     }
     command.arg("--").arg(&world.server).arg(world.root(1).join("conf/server.conf"));
@@ -325,9 +393,8 @@ async fn an_emptied_primary_is_not_started_and_one_that_somebody_starts_is_copie
     drop(by_hand.wait());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_clone_is_cancelled_in_the_middle_and_leaves_nothing() {
-    let world = RealWorld::new(&REDIS);
+async fn a_clone_is_cancelled_in_the_middle_and_leaves_nothing(factory: &'static RedisFactory) {
+    let world = RealWorld::new(factory);
     let _first = primary(&world).await;
     // What repeats itself would be packed into nothing.
     let mut filler = vec![0; 1 << 20];
@@ -356,9 +423,8 @@ async fn a_clone_is_cancelled_in_the_middle_and_leaves_nothing() {
     world.end().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_kill_that_overtakes_a_start_leaves_nothing_running() {
-    let world = RealWorld::new(&REDIS);
+async fn a_kill_that_overtakes_a_start_leaves_nothing_running(factory: &'static RedisFactory) {
+    let world = RealWorld::new(factory);
     let driver = primary(&world).await;
     for round in 0..12 {
         driver.stop(Stop::Kill).await.unwrap();
@@ -380,13 +446,14 @@ async fn a_kill_that_overtakes_a_start_leaves_nothing_running() {
 
 /// The former primary comes back from a snapshot that is older than the promotion, and gets the rest from the new one: it left the
 /// history that all had before at the same place as they did, and not where its snapshot ended.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_came_back_from_an_old_snapshot_and_who_was_never_away_know_themselves_as_equal() {
-    let world = RealWorld::new(&REDIS);
+async fn who_came_back_from_an_old_snapshot_and_who_was_never_away_know_themselves_as_equal(
+    factory: &'static RedisFactory,
+) {
+    let world = RealWorld::new(factory);
     let first = primary(&world).await;
     let (second, third) = (replica(&world, 2).await, replica(&world, 3).await);
     world.write(1).await.unwrap();
-    first.checkpoint().await.unwrap();
+    as_agent::<()>(&world, &redis::cmd("SAVE")).await.unwrap();
     world.write(1).await.unwrap();
     first.drain(&world.peer(2).member).await.unwrap();
     eventually("the other replica has it too", async || world.rows(3).await == Ok(2)).await;

@@ -6,13 +6,20 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use regent_agent::engine::{Driver, StartAs, conformance::World, redis::REDIS};
+use regent_agent::engine::{Driver, StartAs, conformance::World, redis::RedisFactory};
 use regent_common::topology::{EngineState, Role, Ternary};
 
 use crate::{
     faults::{eventually, primary, replica},
     world::{APPLICATION, APPLICATION_SECRET, RealWorld, ask, connect, processes_in},
 };
+
+on_flavor!(of_redis, REDIS: a_former_primary_keeps_its_memory_and_goes_on_from_where_it_was,
+    an_engine_that_hangs_or_runs_a_script_is_killed, no_command_of_a_promotion_that_was_ended_comes_after_the_fence);
+on_flavor!(of_valkey, VALKEY: a_former_primary_keeps_its_memory_and_goes_on_from_where_it_was,
+    an_engine_that_hangs_or_runs_a_script_is_killed, no_command_of_a_promotion_that_was_ended_comes_after_the_fence);
+// A primary of KeyDB is demoted by a start alone, so that a fence kills it.
+on_flavor!(of_keydb, KEYDB: an_engine_that_hangs_or_runs_a_script_is_killed);
 
 /// A number in the section `stats` of what the engine says of itself.
 async fn counted(world: &RealWorld, member: u32, name: &str) -> u64 {
@@ -26,9 +33,8 @@ async fn expect_read_only(world: &RealWorld, member: u32) {
     assert!(refused.contains("read only replica"), "{refused}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_former_primary_keeps_its_memory_and_goes_on_from_where_it_was() {
-    let world = RealWorld::new(&REDIS);
+async fn a_former_primary_keeps_its_memory_and_goes_on_from_where_it_was(factory: &'static RedisFactory) {
+    let world = RealWorld::new(factory);
     let one = primary(&world).await;
     let (two, three) = (replica(&world, 2).await, replica(&world, 3).await);
     for _ in 0..100 {
@@ -65,9 +71,8 @@ async fn a_former_primary_keeps_its_memory_and_goes_on_from_where_it_was() {
     world.end().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_engine_that_hangs_or_runs_a_script_is_killed() {
-    let world = RealWorld::new(&REDIS);
+async fn an_engine_that_hangs_or_runs_a_script_is_killed(factory: &'static RedisFactory) {
+    let world = RealWorld::new(factory);
     let one = primary(&world).await;
     kill(Pid::from_raw(one.observe().await.pid.unwrap().cast_signed()), Signal::SIGSTOP).unwrap();
     one.fence().await.unwrap();
@@ -94,9 +99,8 @@ async fn an_engine_that_hangs_or_runs_a_script_is_killed() {
 }
 
 /// A promotion that was ended half-way may have sent the command that makes a primary, and the engine not have read it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_command_of_a_promotion_that_was_ended_comes_after_the_fence() {
-    let world = RealWorld::new(&REDIS);
+async fn no_command_of_a_promotion_that_was_ended_comes_after_the_fence(factory: &'static RedisFactory) {
+    let world = RealWorld::new(factory);
     let one: Arc<dyn Driver> = primary(&world).await;
     let mut survived = 0;
     for pause in 0..40 {

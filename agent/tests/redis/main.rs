@@ -1,4 +1,4 @@
-//! The driver of Redis, Valkey and KeyDB over real engines, on loopback: the conformance suite, once for each flavor.
+//! The driver of Redis, Valkey and KeyDB over real engines, on loopback: the conformance suite and what goes wrong, once for each flavor.
 //!
 //! Needs the server of Redis (`apt-get install redis-server`), and root where the engine is to run as a user of its own. The
 //! other flavors run where their server is found, and their tests say so where it is not. `REGENT_REDIS_SERVER`,
@@ -9,6 +9,7 @@
 #![allow(clippy::print_stdout, reason = "what a test does not run is said")]
 
 mod backlog;
+#[macro_use]
 mod faults;
 mod fencing;
 mod unmanaged;
@@ -19,23 +20,18 @@ use regent_agent::engine::{
     redis::{KEYDB, REDIS, RedisFactory, VALKEY},
 };
 
-use crate::world::{Real, server_of};
+use crate::world::{Real, is_there};
 
 async fn conforms(factory: &'static RedisFactory) {
+    if !is_there(factory) {
+        return;
+    }
     if std::env::var_os("REGENT_LOG").is_some() {
         // Another flavor's test of the same process may have done so already.
         drop(tracing_subscriber::fmt().with_test_writer().try_init());
     }
     let case = std::env::var("REGENT_TEST_CASE").unwrap_or_default();
     conformance::run_all(&Real(factory), &case).await;
-}
-
-/// The same for a flavor that no package registry of the machine may have.
-async fn conforms_where_it_is(factory: &'static RedisFactory) {
-    match server_of(factory) {
-        Ok(_) => conforms(factory).await,
-        Err(missing) => println!("not run: {missing}"),
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -45,10 +41,10 @@ async fn redis_conforms() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn valkey_conforms() {
-    conforms_where_it_is(&VALKEY).await;
+    conforms(&VALKEY).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keydb_conforms() {
-    conforms_where_it_is(&KEYDB).await;
+    conforms(&KEYDB).await;
 }

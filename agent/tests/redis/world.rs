@@ -68,6 +68,18 @@ pub(crate) fn server_of(factory: &RedisFactory) -> Result<PathBuf, String> {
     found.next().ok_or_else(|| format!("{flavor}: there is no {program} on the path, and {variable} names none"))
 }
 
+/// Whether a flavor's server is there; says so where it is not. Redis has to be there, a package registry may not have the others.
+pub(crate) fn is_there(factory: &RedisFactory) -> bool {
+    match server_of(factory) {
+        Ok(_) => true,
+        Err(missing) if factory.name() == "redis" => panic!("{missing}: apt-get install redis-server"),
+        Err(missing) => {
+            println!("not run: {missing}");
+            false
+        }
+    }
+}
+
 /// User as whom a root's engine runs: the flavor's own, or that of the family's eldest, where the flavor came without a package.
 pub(crate) fn user_of(factory: &RedisFactory) -> Option<nix::unistd::User> {
     if !nix::unistd::geteuid().is_root() {
@@ -112,7 +124,11 @@ impl RealWorld {
         // Held together, so that the three differ; freed here, and taken by the engines.
         let held: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let ports = [0, 1, 2].map(|index: usize| held[index].local_addr().unwrap().port());
-        let settings = BTreeMap::from([("maxmemory".to_owned(), "256mb".to_owned())]);
+        let mut settings = BTreeMap::from([("maxmemory".to_owned(), "256mb".to_owned())]);
+        if factory.name() == "keydb" {
+            // As its package's configuration has it.
+            settings.insert("server-threads".to_owned(), "2".to_owned());
+        }
         RealWorld { factory, server: server_of(factory).unwrap(), folder, settings, ports }
     }
 

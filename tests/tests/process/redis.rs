@@ -1,4 +1,4 @@
-//! Clusters of Redis: what holds for every engine holds for it, and what only this engine could do wrong it does not.
+//! Clusters of Redis, Valkey and KeyDB: what holds for every engine holds for them, and what only these could do wrong they do not.
 //!
 //! Its data is in memory, and a copy of the data is what a replica takes from its primary whatever that has: a primary that comes
 //! back with nothing would empty the others.
@@ -12,6 +12,7 @@ use regent_proto::{coordinator::v1 as wire, types::v1 as types};
 use regent_tests::{
     api,
     cluster::{Fleet, create_request},
+    engines::{find_server, server_of},
     folder::TestFolder,
     process,
     profile::Profile,
@@ -23,30 +24,85 @@ use crate::{
     bad_input, failover,
     members::{self, add, data_of, remove},
     promote,
-    support::{CLUSTER, SOON, Trio, how_it_was_started, owned},
+    support::{CLUSTER, SOON, Trio, how_it_was_started, owned, refused},
 };
 
-const ENGINE: &str = "redis";
+/// One of the engines of the family, whose server is there.
+#[derive(Clone, Copy)]
+struct Flavor {
+    /// Name on the wire.
+    engine: &'static str,
+    /// What its clusters are made with.
+    settings: &'static [(&'static str, &'static str)],
+}
+
+/// What its package's configuration has.
+const KEYDB: &[(&str, &str)] = &[("server-threads", "2")];
+
+// === impl Flavor ===
+
+impl Flavor {
+    /// Redis has to be there. Another may be in no package registry: without its server the test says so, and is not run.
+    fn find(engine: &'static str, settings: &'static [(&'static str, &'static str)]) -> Option<Self> {
+        if engine != "redis" && find_server(engine).is_none() {
+            println!("not run: {:#}", server_of(engine).unwrap_err());
+            return None;
+        }
+        server_of(engine).unwrap();
+        Some(Self { engine, settings })
+    }
+}
+
+/// Each test of this file once for each flavor.
+macro_rules! on_every_flavor {
+    ($($test:ident),+ $(,)?) => {
+        on_flavor!(of_redis, "redis", &[]; $($test),+);
+        on_flavor!(of_valkey, "valkey", &[]; $($test),+);
+        on_flavor!(of_keydb, "keydb", super::KEYDB; $($test),+);
+    };
+}
+macro_rules! on_flavor {
+    ($module:ident, $engine:expr, $settings:expr; $($test:ident),+) => {
+        mod $module {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $test() {
+                    if let Some(flavor) = super::Flavor::find($engine, $settings) {
+                        super::$test(flavor).await;
+                    }
+                }
+            )+
+        }
+    };
+}
+
+on_every_flavor!(
+    a_cluster_survives_the_death_of_its_primary,
+    every_member_is_the_primary_once_and_nothing_is_lost,
+    a_cluster_grows_is_made_anew_and_shrinks_under_writers,
+    a_primary_that_lost_its_engine_and_its_data_at_once_empties_nobody,
+    agents_come_and_go_and_leave_the_engines_alone,
+    settings_that_an_engine_must_not_have_are_refused_and_others_hold,
+    a_deleted_cluster_leaves_spares_and_no_data,
+);
+
 /// Mebibytes of other data, so that a copy takes a while.
 const BALLAST_MIB: u32 = 32;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster_of_redis_survives_the_death_of_its_primary() {
-    let trio = Trio::of(ENGINE, &[]).await;
+async fn a_cluster_survives_the_death_of_its_primary(flavor: Flavor) {
+    let trio = Trio::of(flavor.engine, flavor.settings).await;
     failover::survives(&trio).await;
     trio.check_logs(&[]);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_member_of_redis_is_the_primary_once_and_nothing_is_lost() {
-    let trio = Trio::of(ENGINE, &[]).await;
+async fn every_member_is_the_primary_once_and_nothing_is_lost(flavor: Flavor) {
+    let trio = Trio::of(flavor.engine, flavor.settings).await;
     promote::everybody_reigns_once(&trio).await;
     trio.check_logs(&[]);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster_of_redis_grows_is_made_anew_and_shrinks_under_writers() {
-    let mut trio = Trio::of(ENGINE, &[]).await;
+async fn a_cluster_grows_is_made_anew_and_shrinks_under_writers(flavor: Flavor) {
+    let mut trio = Trio::of(flavor.engine, flavor.settings).await;
     trio.client.add_ballast(&trio.members[0], BALLAST_MIB).await.unwrap();
     trio.fleet.add("n4").await.unwrap();
     trio.fleet.connected(&["n4"]).await.unwrap();
@@ -95,9 +151,8 @@ fn empty(folder: &Path) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_primary_that_lost_its_engine_and_its_data_at_once_empties_nobody() {
-    let trio = Trio::of(ENGINE, &[]).await;
+async fn a_primary_that_lost_its_engine_and_its_data_at_once_empties_nobody(flavor: Flavor) {
+    let trio = Trio::of(flavor.engine, flavor.settings).await;
     trio.client.add_ballast(&trio.members[0], BALLAST_MIB).await.unwrap();
     let writers = trio.write();
     writers.acknowledged(0, 300, SOON).await.unwrap();
@@ -140,9 +195,8 @@ async fn a_primary_that_lost_its_engine_and_its_data_at_once_empties_nobody() {
     assert_eq!(trio.api().operations_of(CLUSTER, "failover").await.unwrap().len(), 1, "one death, one failover");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn agents_of_redis_come_and_go_and_leave_the_engines_alone() {
-    let mut trio = Trio::of(ENGINE, &[]).await;
+async fn agents_come_and_go_and_leave_the_engines_alone(flavor: Flavor) {
+    let mut trio = Trio::of(flavor.engine, flavor.settings).await;
     let before = trio.healthy().await;
     let engines = trio.engine_pids().await;
     let began = now_nanos();
@@ -174,14 +228,13 @@ async fn agents_of_redis_come_and_go_and_leave_the_engines_alone() {
     assert!(account.lost.is_empty(), "{account:?}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn settings_that_redis_must_not_have_are_refused_and_others_hold() {
+async fn settings_that_an_engine_must_not_have_are_refused_and_others_hold(flavor: Flavor) {
     let folder = TestFolder::new().unwrap();
     let nodes = ["n1", "n2"];
     let fleet = Fleet::start(&folder, &nodes).await.unwrap();
     let request = |settings: &[(&str, &str)]| wire::CreateClusterRequest {
         settings: owned(settings),
-        ..create_request(CLUSTER, ENGINE, &nodes, Profile::Fast)
+        ..create_request(CLUSTER, flavor.engine, &nodes, Profile::Fast)
     };
     let before = bad_input::state(&fleet.api).await;
     let cases = [
@@ -191,6 +244,8 @@ async fn settings_that_redis_must_not_have_are_refused_and_others_hold() {
         ("rename-command", "GET \"\"", Reason::InvalidField),
         ("cluster-enabled", "yes", Reason::InvalidField),
         ("appendonly", "yes", Reason::InvalidField),
+        ("active-replica", "yes", Reason::InvalidField),
+        ("multi-master", "yes", Reason::InvalidField),
         ("include", "/etc/passwd", Reason::InvalidField),
         ("loadmodule", "/tmp/module.so", Reason::InvalidField),
         ("maxmemory", "nonsense", Reason::InvalidField),
@@ -212,6 +267,8 @@ async fn settings_that_redis_must_not_have_are_refused_and_others_hold() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let several = wire::CreateClusterRequest { mode: "multi-master".to_owned(), ..request(&[]) };
+    refused(fleet.api.clusters().create_cluster(several).await, Reason::UnknownMode);
     assert_eq!(bad_input::state(&fleet.api).await, before);
 
     let settings = [("maxmemory", "64mb"), ("maxmemory-policy", "allkeys-lru")];
@@ -225,9 +282,8 @@ async fn settings_that_redis_must_not_have_are_refused_and_others_hold() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deleted_cluster_of_redis_leaves_spares_and_no_data() {
-    let trio = Trio::of(ENGINE, &[]).await;
+async fn a_deleted_cluster_leaves_spares_and_no_data(flavor: Flavor) {
+    let trio = Trio::of(flavor.engine, flavor.settings).await;
     let engines = trio.engine_pids().await;
     failover::deleted(&trio).await;
     for engine in engines {

@@ -104,6 +104,7 @@ impl Redis {
         };
         let wanted = Arc::new(Wanted::of(spec, agent)?);
         let place = Place {
+            flavor: self.flavor,
             layout: &self.layout,
             section: &self.section,
             server: &self.server,

@@ -70,8 +70,7 @@ impl Redis {
         let session =
             self.session_with(&source.engine.host, source.engine.port).await.map_err(|error| error.refused(doing()))?;
         let memory = session.info("memory", BRIEF).await.map_err(|error| error.refused(doing()))?;
-        let data_bytes = memory.number("used_memory_dataset").unwrap_or(0);
-        self.make_room(data_bytes, options).await?;
+        self.make_room(memory.data_bytes(), options).await?;
         let old_data_kept = self.on_disk(|layout| Ok(layout.holds_data())).await?;
         self.on_disk(|layout| layout.make_folder(&layout.incoming(), 0o700, true)).await?;
         let copied = tokio::select! {

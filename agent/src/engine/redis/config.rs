@@ -62,7 +62,6 @@ const OWNED: &[(&str, &str)] = &[
 const OWNED_NAMES: &[&str] = &[
     "acl-pubsub-default",
     "aclfile",
-    "active-replica",
     "appenddirname",
     "appendfilename",
     "bind",
@@ -74,7 +73,6 @@ const OWNED_NAMES: &[&str] = &[
     "lua-time-limit",
     "masterauth",
     "masteruser",
-    "multi-master",
     "pidfile",
     "port",
     "primaryauth",
@@ -93,6 +91,9 @@ const OWNED_NAMES: &[&str] = &[
 /// Beginnings of names that are ours.
 const OWNED_BEGINNINGS: &[&str] = &["cluster-", "tls-", "sentinel"];
 
+/// Names by which several members would be primaries at once, in whichever flavor they are asked for.
+const SEVERAL_PRIMARIES: &[&str] = &["active-replica", "multi-master", "multi-master-no-forward"];
+
 /// Seconds between two words with which a primary keeps its replicas awake.
 pub(super) const PING_PERIOD: &str = "1";
 
@@ -106,6 +107,7 @@ const UNKNOWN: &str = "Unresolved Configuration(s) Detected";
 /// What the rendered files depend on, besides the cluster.
 #[derive(Debug, Clone)]
 pub(super) struct Place<'a> {
+    pub(super) flavor: &'static Flavor,
     pub(super) layout: &'a Layout,
     pub(super) section: &'a Section,
     pub(super) server: &'a Server,
@@ -125,10 +127,10 @@ fn canonical(name: &str) -> String {
 }
 
 /// Whether a setting is ours.
-fn is_owned(name: &str) -> bool {
+fn is_owned(flavor: &Flavor, name: &str) -> bool {
     let name = canonical(name);
-    OWNED_NAMES.contains(&name.as_str())
-        || OWNED.iter().any(|(owned, _)| *owned == name)
+    OWNED_NAMES.iter().chain(flavor.owned_names).any(|owned| *owned == name)
+        || OWNED.iter().chain(flavor.owned).any(|(owned, _)| *owned == name)
         || OWNED_BEGINNINGS.iter().any(|begin| name.starts_with(begin))
 }
 
@@ -148,7 +150,10 @@ pub(super) fn check_names(flavor: &Flavor, settings: &BTreeMap<String, String>) 
                  restart would be a full synchronization; set save to how often a snapshot is to be made",
             );
         }
-        if is_owned(name) {
+        if SEVERAL_PRIMARIES.contains(&canonical(name).as_str()) {
+            return invalid(name, "a cluster has one primary: members that all take writes are not supported");
+        }
+        if is_owned(flavor, name) {
             return invalid(name, "it is set and kept by regent, as replication and failover depend on it");
         }
         if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
@@ -260,7 +265,7 @@ pub(super) fn server_conf(place: &Place<'_>, settings: &BTreeMap<String, String>
     for (name, value) in settings {
         set(&mut text, name, value);
     }
-    for (name, value) in OWNED {
+    for (name, value) in OWNED.iter().chain(place.flavor.owned) {
         // Before release 7 it has another name, and the same value by itself.
         if *name != "busy-reply-threshold" || place.server.release >= (7, 0) {
             set(&mut text, name, value);
@@ -337,7 +342,10 @@ mod tests {
     };
 
     use super::{
-        super::{SHAPE, flavor::REDIS},
+        super::{
+            SHAPE,
+            flavor::{KEYDB, REDIS, VALKEY},
+        },
         *,
     };
 
@@ -351,6 +359,7 @@ mod tests {
         let user = EngineUser { name: None, uid: 0, gid: 0 };
         let layout = Layout::new("/srv/engines/cache".into(), user, cluster.clone(), cluster.member(1), &SHAPE);
         let place = Place {
+            flavor: &REDIS,
             layout: &layout,
             section: &Section { listen_addresses: Some("10.0.0.1, ::1".to_owned()), ..Section::default() },
             server: &Server { program: "/usr/bin/redis-server".into(), version: "7.0.15".into(), release: (7, 0) },
@@ -362,6 +371,15 @@ mod tests {
         let secrets = Secrets { agent: "a".into(), replication: "it's \"so\" \\ ü".into(), application: "p".into() };
         let wanted = settings(&[("maxmemory", "1gb"), ("save", ""), ("slave-priority", "5")]);
         insta::assert_snapshot!(server_conf(&place, &wanted, &secrets));
+
+        let server = Server { program: "/usr/bin/keydb-server".into(), version: "6.3.4".into(), release: (6, 3) };
+        let text = server_conf(&Place { flavor: &KEYDB, server: &server, ..place }, &wanted, &secrets);
+        let has = |name: &str| text.lines().any(|line| line.starts_with(name));
+        assert!(has("active-replica no") && has("multi-master no"), "{text}");
+        assert!(
+            !has("busy-reply-threshold") && !has("shutdown-on-sigterm"),
+            "it knows them only from release 7 on: {text}"
+        );
     }
 
     #[test]
@@ -390,6 +408,17 @@ mod tests {
         for (name, value) in [("maxmemory", "1gb"), ("slave-priority", "5"), ("appendonly", "no")] {
             check_names(&REDIS, &settings(&[(name, value)])).unwrap();
         }
+        for flavor in [&REDIS, &VALKEY, &KEYDB] {
+            for name in ["active-replica", "multi-master"] {
+                let refused = check_names(flavor, &settings(&[(name, "yes")])).unwrap_err();
+                assert!(matches!(refused, DriverError::InvalidSetting { .. }), "{name}: {refused:?}");
+                assert!(refused.to_string().contains("one primary"), "{name}: {refused}");
+            }
+        }
+        for name in ["enable-keydb-fastsync", "storage-provider"] {
+            check_names(&KEYDB, &settings(&[(name, "x")])).unwrap_err();
+        }
+        check_names(&KEYDB, &settings(&[("server-threads", "2")])).unwrap();
         let refused = check_names(&REDIS, &settings(&[("appendonly", "yes")])).unwrap_err().to_string();
         assert!(refused.contains("snapshots"), "{refused}");
         assert!(check_names(&REDIS, &settings(&[("maxmemory", "1gb\nport 1")])).is_err());

@@ -31,6 +31,9 @@ const POLL: Duration = Duration::from_millis(1);
 impl Redis {
     /// Makes the running engine a replica of nobody, for good. False where it must be killed instead.
     pub(super) async fn stays_fenced(&self) -> bool {
+        if self.flavor.is_demoted_by_a_start {
+            return false;
+        }
         let deposing = async {
             let _control = self.begin().await;
             if !self.is_alive() {

@@ -17,11 +17,60 @@ pub(super) struct Flavor {
     pub(super) program: &'static str,
     /// User that Debian's package makes for it.
     pub(super) user: &'static str,
+    /// Settings that only it has and that replication and failover stand on: the driver sets them and a cluster may not.
+    pub(super) owned: &'static [(&'static str, &'static str)],
+    /// More names of its own that a cluster may not set.
+    pub(super) owned_names: &'static [&'static str],
+    /// Whether a primary becomes a replica by another start only, and not by being told to.
+    pub(super) is_demoted_by_a_start: bool,
 }
 
-pub(super) static REDIS: Flavor = Flavor { name: "redis", title: "Redis", program: "redis-server", user: "redis" };
-pub(super) static VALKEY: Flavor = Flavor { name: "valkey", title: "Valkey", program: "valkey-server", user: "valkey" };
-pub(super) static KEYDB: Flavor = Flavor { name: "keydb", title: "KeyDB", program: "keydb-server", user: "keydb" };
+pub(super) static REDIS: Flavor = Flavor {
+    name: "redis",
+    title: "Redis",
+    program: "redis-server",
+    user: "redis",
+    owned: &[],
+    owned_names: &[],
+    is_demoted_by_a_start: false,
+};
+
+pub(super) static VALKEY: Flavor = Flavor {
+    name: "valkey",
+    title: "Valkey",
+    program: "valkey-server",
+    user: "valkey",
+    owned: &[],
+    owned_names: &[],
+    is_demoted_by_a_start: false,
+};
+
+/// A fork of Redis 6.2, whose features it has by its version. It may have several threads, which take turns under one lock: what is
+/// done by one command is done by no other at that time, as in the others.
+pub(super) static KEYDB: Flavor = Flavor {
+    name: "keydb",
+    title: "KeyDB",
+    program: "keydb-server",
+    user: "keydb",
+    owned: &[
+        ("active-replica", "no"),
+        ("multi-master", "no"),
+        // It loads from the wire what is lost when the wire breaks.
+        ("enable-keydb-fastsync", "no"),
+        // Snapshots are written by a child, which a kill ends with its server.
+        ("use-fork", "yes"),
+        // It ends when it is told to, and not when the last client has gone.
+        ("soft-shutdown", "no"),
+        // It would ask a server in the Internet for news whenever it starts.
+        ("enable-motd", "no"),
+    ],
+    // Other places for the data than the snapshot.
+    owned_names: &["db-s3-object", "storage-cache-mode", "storage-provider", "storage-provider-options", "testmode"],
+    // What it notes of a new upstream begins with descriptor 0 for the file of a synchronization, which it closes when its first attempt
+    // to connect fails (6.3.4: initMasterInfo sets no repl_transfer_fd). With the first upstream of a process that is its standard
+    // input; with a later one it is whatever was opened next, a client's connection or that of a replica.
+    is_demoted_by_a_start: true,
+};
 
 /// `[engine.NAME]` of the agent's configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -117,5 +166,6 @@ mod tests {
         assert_eq!(version_in(&REDIS, redis).as_deref(), Some("7.0.15"));
         assert_eq!(version_in(&VALKEY, redis), None, "another engine");
         assert_eq!(version_in(&VALKEY, "Valkey server v=8.1.1 sha=0 bits=64").as_deref(), Some("8.1.1"));
+        assert_eq!(version_in(&KEYDB, "KeyDB server v=6.3.4 sha=00000000:0 malloc=libc").as_deref(), Some("6.3.4"));
     }
 }

@@ -80,6 +80,16 @@ impl Info {
         self.is("repl_backlog_active", "1")
     }
 
+    /// Bytes of memory that are its data.
+    pub(super) fn data_bytes(&self) -> u64 {
+        let used = self.number("used_memory").unwrap_or(0);
+        match self.number("used_memory_dataset") {
+            // Less than none, which KeyDB writes as a number without a sign while it has next to none.
+            Some(data) if data > used => 0,
+            data => data.unwrap_or(used),
+        }
+    }
+
     /// Who streams from it.
     pub(super) fn downstreams(&self) -> Vec<Downstream> {
         let numbered = (0..).map_while(|number| self.text(&format!("slave{number}")));
@@ -122,6 +132,14 @@ mod tests {
         let seen = info.downstreams();
         assert_eq!(seen[0], Downstream { address: "10.0.0.2:6379".to_owned(), online: true, offset: 140 });
         assert_eq!((seen.len(), seen[1].online), (2, false));
+    }
+
+    #[test]
+    fn the_size_of_the_data_is_read() {
+        let told = |text: &str| Info::parse(text).data_bytes();
+        assert_eq!(told("used_memory:1000\r\nused_memory_dataset:300\r\n"), 300);
+        assert_eq!(told("used_memory:1000\r\nused_memory_dataset:18446744073709551000\r\n"), 0, "less than none");
+        assert_eq!((told("used_memory:1000\r\n"), told("")), (1000, 0));
     }
 
     #[test]

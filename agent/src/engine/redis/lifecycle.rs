@@ -111,6 +111,10 @@ impl Redis {
         }
         self.wait_accepting().await?;
         let failed = |error: SessionError| error.refused("stop being a primary or a replica");
+        if self.flavor.is_demoted_by_a_start && self.is_primary().await.map_err(failed)? {
+            self.stop_fast().await?;
+            return self.launch(Force::No).await;
+        }
         let session = self.session().await.map_err(failed)?;
         session.let_copy(false).await.map_err(failed)?;
         session.tell(&["REPLICAOF", NOBODY.0, &NOBODY.1.to_string()]).await.map_err(failed)?;

@@ -233,7 +233,6 @@ impl Redis {
         let upstream = std::fs::read_to_string(layout.upstream_conf()).unwrap_or_default();
         Ok(Self {
             flavor,
-
             member: context.member,
             section,
             server,
@@ -429,8 +428,8 @@ impl Driver for Redis {
     }
 
     async fn checkpoint(&self) -> Result<(), DriverError> {
-        // Copies are made of what is in memory.
-        Ok(())
+        // Copies are made of what is in memory. A primary that a planned promotion has to kill comes back from its snapshot.
+        if self.flavor.is_demoted_by_a_start { Box::pin(self.save()).await } else { Ok(()) }
     }
 
     async fn adopt(&self, data_directory: &Path, _: Option<&Peer>) -> Result<Position, DriverError> {

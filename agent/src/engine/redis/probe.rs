@@ -32,8 +32,13 @@ const ANSWER: Duration = Duration::from_secs(1);
 const NEW_CONNECTION: Duration = Duration::from_secs(5);
 
 /// So much of a processor's time, in clock ticks (of which a second has a hundred), while it says nothing for a second or two: it is
-/// at work. One that hangs has none.
+/// at work. One that hangs has none, or as much as KeyDB has for a thread that only keeps the time: while another runs a command, or
+/// hangs in it, that one wakes ten thousand times a second and takes a tenth of a processor.
 const BUSY_TICKS: u64 = 20;
+/// How long such threads are watched.
+const WATCH: Duration = Duration::from_millis(300);
+/// A thread at work waits less often than so many times for each tick: not every tenth of a millisecond.
+const WAITS_PER_TICK: u64 = 100;
 
 /// What the looks remember.
 #[derive(Debug, Default)]
@@ -93,12 +98,15 @@ impl Redis {
                 // The kept connection was to an earlier life of the engine, or was cut.
                 seen = self.look_inside().await;
             }
+            let is_busy = matches!(answer, Answer::Nothing(_))
+                && processor_time(alive).saturating_sub(spent) >= BUSY_TICKS
+                && is_at_work(alive).await;
             (state, reason) = match answer {
                 Answer::Accepts => (EngineState::Running, String::new()),
                 Answer::Busy(text) => (EngineState::Running, text),
                 Answer::Starting(text) => (EngineState::Starting, text),
-                // It has one thread: a long command is no end of it, and to kill it would lose what is in its memory.
-                Answer::Nothing(why) if processor_time(alive).saturating_sub(spent) >= BUSY_TICKS => {
+                // It does one thing at a time: a long command is no end of it, and to kill it would lose what is in its memory.
+                Answer::Nothing(why) if is_busy => {
                     (EngineState::Running, format!("it is busy with one command: {why}"))
                 }
                 Answer::Nothing(why) => (EngineState::Hung, why),
@@ -151,7 +159,7 @@ impl Redis {
             version: self.server.version.clone(),
             reason,
             details: details(rate, &info),
-            data_bytes: info.number("used_memory_dataset").or_else(|| info.number("used_memory")).unwrap_or(0),
+            data_bytes: info.data_bytes(),
             // It can: what the upstream has not kept is synchronized in full, by the engine itself.
             stale: String::new(),
         }
@@ -230,6 +238,29 @@ impl Redis {
 fn processor_time(pid: u32) -> u64 {
     let process = i32::try_from(pid).ok().and_then(|pid| procfs::process::Process::new(pid).ok());
     process.and_then(|process| process.stat().ok()).map_or(0, |stat| stat.utime + stat.stime)
+}
+
+/// Whether one of a process's threads goes on and on, and does not only look at the time and sleep again.
+async fn is_at_work(pid: u32) -> bool {
+    let before = threads(pid);
+    time::sleep(WATCH).await;
+    threads(pid).iter().any(|(thread, (ticks, waits))| {
+        let (ticks_before, waits_before) = before.get(thread).copied().unwrap_or_default();
+        let (ticks, waits) = (ticks.saturating_sub(ticks_before), waits.saturating_sub(waits_before));
+        ticks > 1 && waits < ticks * WAITS_PER_TICK
+    })
+}
+
+/// Processor time in clock ticks, and how often it has waited for something, of each thread of a process; nothing where it cannot be
+/// looked at.
+fn threads(pid: u32) -> BTreeMap<i32, (u64, u64)> {
+    let process = i32::try_from(pid).ok().and_then(|pid| procfs::process::Process::new(pid).ok());
+    let tasks = process.and_then(|process| process.tasks().ok()).into_iter().flatten().filter_map(Result::ok);
+    let looked = tasks.filter_map(|task| {
+        let (stat, status) = (task.stat().ok()?, task.status().ok()?);
+        Some((task.tid, (stat.utime + stat.stime, status.voluntary_ctxt_switches?)))
+    });
+    looked.collect()
 }
 
 /// Facts for people.
