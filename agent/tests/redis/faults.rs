@@ -56,6 +56,7 @@ on_every_flavor!(
     a_busy_engine_and_one_whose_snapshots_fail_are_not_taken_for_hung,
     a_member_whose_agent_is_away_copies_nothing_from_a_former_primary,
     clients_that_were_held_or_kept_out_are_let_in_with_the_next_role,
+    a_primary_is_made_a_replica_and_a_primary_again_and_again,
     bad_input_is_refused_and_changes_nothing,
     secrets_are_in_no_log_no_arguments_and_no_readable_file,
     an_emptied_primary_is_not_started_and_one_that_somebody_starts_is_copied_by_nobody,
@@ -232,6 +233,23 @@ async fn clients_that_were_held_or_kept_out_are_let_in_with_the_next_role(factor
     one.start(StartAs::Isolated).await.unwrap();
     assert_eq!(world.rows(1).await, Ok(1));
     assert!(world.write(1).await.is_err(), "an isolated engine took a write");
+    world.end().await;
+}
+
+/// KeyDB closes a connection of somebody's, which may be the agent's, when it is told to from the second time on.
+async fn a_primary_is_made_a_replica_and_a_primary_again_and_again(factory: &'static RedisFactory) {
+    let world = RealWorld::new(factory);
+    let driver = primary(&world).await;
+    for round in 1..=5 {
+        world.write(1).await.unwrap();
+        driver.start(StartAs::Isolated).await.unwrap();
+        let place = driver.examine().await.unwrap();
+        assert_eq!(driver.observe().await.role, Some(Role::Replica), "round {round}");
+        assert!(world.write(1).await.is_err(), "round {round}: an isolated engine took a write");
+        driver.start(StartAs::Primary).await.unwrap();
+        assert!(driver.examine().await.unwrap().includes(&place), "round {round}");
+        assert_eq!(world.rows(1).await, Ok(round), "round {round}");
+    }
     world.end().await;
 }
 

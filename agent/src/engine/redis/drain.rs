@@ -1,9 +1,9 @@
 //! Handing everything over to a successor before a planned promotion, and letting applications in again.
 //!
-//! The users that are applications are switched off and their connections cut: the engine does one thing after the other, with all
-//! its threads, so that afterwards nobody is left who could be told that a write is done. What the engine writes by itself stops too: keys that expire,
-//! and the words with which it keeps its replicas awake; a primary that had one such word more than its successor could only
-//! come back by a full synchronization (redis#6029). What stays is the agent, over the socket, and the stream.
+//! The users that are applications are switched off and their connections cut: the engine does one thing after the other, with
+//! however many threads, so that afterwards nobody is left who could be told that a write is done. What the engine writes by itself
+//! stops too: keys that expire, and the words with which it keeps its replicas awake; a primary that had one such word more than its
+//! successor could only come back by a full synchronization (redis#6029). What stays is the agent, over the socket, and the stream.
 //!
 //! **Invariant:** none of this is in a file, so that every start of the engine undoes it, as [`Redis::admit`] does.
 
