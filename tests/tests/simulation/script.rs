@@ -2,7 +2,8 @@
 //! at which a rule of the protocol matters.
 //!
 //! A script makes such moments frequent and is no judge: what must not happen is the oracle's, as ever. It may say that its faults
-//! leave a writer possible, and then the oracle wants one ([`Act::WantWriter`]).
+//! leave a writer possible, and then the oracle wants one ([`Act::WantWriter`]), if the cluster was whole when the script began: who
+//! has not come back from an earlier fault may be the one that is left.
 
 use std::{borrow::Cow, collections::VecDeque, time::Duration};
 
@@ -68,14 +69,17 @@ pub(crate) struct Script {
     stages: VecDeque<Stage>,
     due: Option<Duration>,
     give_up_at: Duration,
+    /// Whether nothing was missing when it began.
+    began_whole: bool,
 }
 
 // === impl Script ===
 
 impl Script {
     /// One that begins now.
-    pub(crate) fn new(stages: VecDeque<Stage>, now: Duration) -> Self {
-        Self { stages, due: None, give_up_at: now + PATIENCE }
+    pub(crate) fn new(stages: VecDeque<Stage>, simulation: &Simulation<'_>) -> Self {
+        let (give_up_at, began_whole) = (simulation.now() + PATIENCE, simulation.is_whole_in_truth());
+        Self { stages, due: None, give_up_at, began_whole }
     }
 
     /// Goes on; `words` came from the store since the last time. False when it is through.
@@ -98,7 +102,8 @@ impl Script {
         if self.due.is_some_and(|due| now >= due) && !waits {
             let stage = self.stages.pop_front().expect("it was there");
             self.due = None;
-            for act in stage.acts {
+            let began_whole = self.began_whole;
+            for act in stage.acts.into_iter().filter(|act| began_whole || !matches!(act, Act::WantWriter(_))) {
                 act.play(simulation, active);
             }
             simulation.follow_network();

@@ -281,7 +281,7 @@ impl Theme {
             let names = simulation.machines().iter().map(|machine| machine.name.clone()).collect::<Vec<_>>();
             let mut cast = Cast::new(names[0].clone(), names[1..].to_vec(), Duration::ZERO, chance);
             strike.play(&mut cast);
-            return Some(Script::new(cast.into_stages(), simulation.now()));
+            return Some(Script::new(cast.into_stages(), simulation));
         }
         let primary = simulation.primary()?;
         let mut others: Vec<String> =
@@ -296,6 +296,6 @@ impl Theme {
         traced!("SCRIPT {self:?}");
         let mut cast = Cast::new(primary, others, ttl, chance);
         cast.play(self);
-        Some(Script::new(cast.into_stages(), simulation.now()))
+        Some(Script::new(cast.into_stages(), simulation))
     }
 }

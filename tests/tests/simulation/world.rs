@@ -319,6 +319,11 @@ impl<'a> Simulation<'a> {
         whole && self.oracle.able().len() == 1 && self.store.operations().running().is_empty()
     }
 
+    /// The same, and every engine answers, be that known to the coordinator or not.
+    pub(crate) fn is_whole_in_truth(&self) -> bool {
+        self.is_whole() && self.machines.iter().all(|machine| self.engines.rows(&machine.endpoint()).is_ok())
+    }
+
     /// Gives the person something to do.
     pub(crate) fn wish(&self, wish: Wish) {
         self.shown.wish(wish);
