@@ -11,6 +11,7 @@ mod adoption;
 mod bad_input;
 mod crash;
 mod divergence;
+mod emptied;
 mod failover;
 mod forced;
 mod full_disk;
