@@ -10,6 +10,7 @@
 //! ROOT/dirty               the data must not be started
 //! ROOT/swap                a swap is under way (see [`super::swap`])
 //! ROOT/canary              written and flushed by the probe
+//! ROOT/adopted             what has to be put back when an adopted instance is given back
 //! ```
 //! An engine adds what it has besides, by its [`Shape`] and by methods of its own on [`Layout`].
 //!
@@ -38,8 +39,6 @@ pub(in crate::engine) struct Shape {
     pub(in crate::engine) holds_data: fn(&Path) -> bool,
     /// More folders in ROOT that go with the member.
     pub(in crate::engine) folders: &'static [&'static str],
-    /// More files in ROOT that go with the member.
-    pub(in crate::engine) files: &'static [&'static str],
 }
 
 /// Whether a data directory is in a member's folder, of whatever agent.
@@ -167,6 +166,9 @@ impl Layout {
     }
     pub(in crate::engine) fn canary(&self) -> PathBuf {
         self.root.join("canary")
+    }
+    pub(in crate::engine) fn adopted(&self) -> PathBuf {
+        self.root.join("adopted")
     }
     fn marker(&self) -> PathBuf {
         self.root.join(MARKER)
@@ -306,10 +308,15 @@ impl Layout {
         for folder in [self.data(), self.incoming(), self.conf(), self.log()].into_iter().chain(more) {
             self.remove_tree(&folder)?;
         }
-        let marks = [self.incoming_complete(), self.swap_journal(), self.dirty(), self.initializing(), self.canary()];
-        for mark in marks.into_iter().chain(self.shape.files.iter().map(|name| self.root.join(name))) {
-            self.unmark(&mark)?;
-        }
+        let marks = [
+            self.incoming_complete(),
+            self.swap_journal(),
+            self.dirty(),
+            self.initializing(),
+            self.canary(),
+            self.adopted(),
+        ];
+        marks.iter().try_for_each(|mark| self.unmark(mark))?;
         self.disclaim()
     }
 

@@ -32,6 +32,7 @@ pub const ENGINES: &[&dyn Factory] = &[&postgres::PostgresFactory, &redis::REDIS
 mod canary;
 pub mod conformance;
 pub mod fake;
+mod foreign;
 mod layout;
 pub mod postgres;
 pub mod redis;

@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up fails")]
 #![allow(clippy::print_stdout, reason = "what a test does not run is said")]
 
+mod adoption;
 mod backlog;
 #[macro_use]
 mod faults;

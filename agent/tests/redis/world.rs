@@ -275,7 +275,7 @@ impl World for RealWorld {
     }
 
     fn adopts(&self) -> bool {
-        false
+        true
     }
 
     fn interrupt_rewind(&self, member: u32) {

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod adopt;
+mod adopt_redis;
 mod adoption;
 mod bad_input;
 mod crash;

@@ -3,7 +3,6 @@
 //! ```text
 //! ROOT/data                PGDATA
 //! ROOT/own-log             log of the engine that a rewind under way must not lose (see `rewind/own_log.rs`)
-//! ROOT/adopted             what has to be put back when an adopted instance is given back (see `adoption`)
 //! ```
 
 use std::{
@@ -13,12 +12,11 @@ use std::{
 
 use crate::engine::DriverError;
 pub(super) use crate::engine::layout::{
-    EngineUser, Layout, Shape, io_error, is_in_a_members_folder, offload, replace, sync_parent, tree_bytes,
+    EngineUser, Layout, Shape, io_error, is_in_a_members_folder, offload, tree_bytes,
 };
 
 /// What a member's folder has besides what all have.
-pub(super) static SHAPE: Shape =
-    Shape { holds_data: |data| data.join("PG_VERSION").exists(), folders: &["own-log"], files: &["adopted"] };
+pub(super) static SHAPE: Shape = Shape { holds_data: |data| data.join("PG_VERSION").exists(), folders: &["own-log"] };
 
 /// What a `postmaster.pid` says; its lines are the engine's own (`miscadmin.h`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,9 +68,6 @@ impl Layout {
     }
     pub(super) fn pid_file(&self) -> PathBuf {
         self.data().join("postmaster.pid")
-    }
-    pub(super) fn adopted(&self) -> PathBuf {
-        self.root.join("adopted")
     }
 
     /// What the data directory says of its postmaster.

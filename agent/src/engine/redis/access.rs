@@ -1,6 +1,7 @@
 //! Who may log in: the engine's file of access control lists.
 //!
-//! The user `default`, as which everybody is who does not say who he is, is off. The agent's own user has a password that it made
+//! The user `default`, as which everybody is who does not say who he is, is off, unless an instance that was adopted had a password
+//! for him. The agent's own user has a password that it made
 //! for itself and that never leaves the node. The members' user may ask how far the engine has come, and copy the data of a primary. One user
 //! more nobody can be: the patterns of its keys tell the other members the line of ids that the data has had (see
 //! `position.rs`); it is the one place that every flavor has for such a word, that applications cannot change, and that is
@@ -18,6 +19,8 @@ pub(super) const AGENT: &str = "regent-agent";
 pub(super) const REPLICATOR: &str = "regent-replicator";
 /// The application.
 pub(super) const APPLICATION: &str = "app";
+/// As whom everybody comes who says no name.
+pub(super) const DEFAULT: &str = "default";
 /// Nobody; tells the line.
 pub(super) const TELLER: &str = "regent-line";
 
@@ -26,7 +29,10 @@ pub(super) const TELLER: &str = "regent-line";
 pub(super) struct Secrets {
     pub(super) agent: SecretString,
     pub(super) replication: SecretString,
-    pub(super) application: SecretString,
+    /// Whether there is a user for the application; where an instance was adopted there is none.
+    pub(super) application: Option<SecretString>,
+    /// The users of an adopted instance, as lines of the file; empty elsewhere.
+    pub(super) adopted: String,
 }
 
 /// What the other members may do.
@@ -37,24 +43,73 @@ pub(super) const COPY: &str = "psync";
 
 /// Renders the file, as it is for a primary or for a replica, as which every engine starts.
 pub(super) fn users_acl(server: &Server, secrets: &Secrets, line: Option<&Line>, is_primary: bool) -> String {
-    let mut text = String::from("user default off\n");
+    let mut text = String::new();
+    if !secrets.lets_default_in() {
+        text.push_str("user default off\n");
+    }
     let mut user = |name: &str, secret: &SecretString, rights: &str| {
         writeln!(text, "user {name} on #{} {rights}", digest(secret)).expect("writing to a string does not fail");
     };
     user(AGENT, &secrets.agent, "~* &* +@all");
     let copy = if is_primary { format!("{MEMBERS_MAY} +{COPY}") } else { MEMBERS_MAY.to_owned() };
     user(REPLICATOR, &secrets.replication, &copy);
-    // What is for administrators is the agent's; before release 7 that takes harmless words of a connection with it.
-    let harmless = ["id", "getname", "setname", "reply", "tracking", "trackinginfo", "caching", "getredir", "unblock"];
-    let mut rights = "~* &* +@all -@admin".to_owned();
-    if server.release < (7, 0) {
-        rights.extend(harmless.iter().map(|word| format!(" +client|{word}")));
+    let rights = format!("~* &* +@all {}", no_administration(server));
+    if let Some(secret) = &secrets.application {
+        user(APPLICATION, secret, &rights);
     }
-    user(APPLICATION, &secrets.application, &rights);
+    for adopted in secrets.adopted.lines() {
+        writeln!(text, "{adopted}").expect("writing to a string does not fail");
+    }
     if let Some(line) = line {
         writeln!(text, "{}", teller(line)).expect("writing to a string does not fail");
     }
     text
+}
+
+/// What is for administrators is the agent's; before release 7 that takes harmless words of a connection with it.
+fn no_administration(server: &Server) -> String {
+    const HARMLESS: &[&str] =
+        &["id", "getname", "setname", "reply", "tracking", "trackinginfo", "caching", "getredir", "unblock"];
+    let mut rights = "-@admin".to_owned();
+    if server.release < (7, 0) {
+        rights.extend(HARMLESS.iter().map(|word| format!(" +client|{word}")));
+    }
+    rights
+}
+
+/// A user of an instance that is adopted, of its answer to `ACL LIST`, as a member has him: he administers nothing any more. Who might
+/// copy the data still may, so that a replica that is no member goes on. As whom everybody comes in, nobody does any more.
+pub(super) fn adopted_user(server: &Server, listed: &str) -> String {
+    let words: Vec<&str> = listed.split(' ').collect();
+    let copies = words.iter().any(|word| ["+@all", "+@admin", "+@dangerous", "+psync"].contains(word));
+    if is_open(listed) {
+        return format!("user {} off", name_of(listed));
+    }
+    let denied = no_administration(server);
+    let mut told = Vec::with_capacity(words.len() + 1);
+    for word in words {
+        // More rights of the same user, each in parentheses.
+        match word.strip_suffix(')') {
+            Some(last) => told.push(format!("{last} {denied})")),
+            None => told.push(word.to_owned()),
+        }
+    }
+    told.push(denied);
+    if copies {
+        told.push("+psync +replconf".to_owned());
+    }
+    told.join(" ")
+}
+
+/// Whether a user of an answer to `ACL LIST` is one as whom everybody comes in, without a password.
+pub(super) fn is_open(listed: &str) -> bool {
+    let has = |wanted: &str| listed.split(' ').skip(2).any(|word| word == wanted);
+    has("on") && has("nopass")
+}
+
+/// The name of a user of an answer to `ACL LIST`.
+pub(super) fn name_of(listed: &str) -> &str {
+    listed.split(' ').nth(1).unwrap_or_default()
 }
 
 /// The commands that bring a running engine to the file. It could load the file itself, and would cut everybody's connection.
@@ -79,9 +134,23 @@ pub(super) fn line_told(list: &[String]) -> Option<Line> {
     Line::parse(words.split_whitespace().filter_map(|word| word.strip_prefix('~')))
 }
 
-/// Users that are no applications.
+/// Users of the agent's and of the members.
 pub(super) fn is_ours(user: &str) -> bool {
-    [AGENT, REPLICATOR, TELLER, "default"].contains(&user)
+    [AGENT, REPLICATOR, TELLER].contains(&user)
+}
+
+// === impl Secrets ===
+
+impl Secrets {
+    /// Whether a user is an application.
+    pub(super) fn is_application(&self, user: &str) -> bool {
+        !is_ours(user) && (user != DEFAULT || self.lets_default_in())
+    }
+
+    /// Whether the user `default` is one of an adopted instance's.
+    fn lets_default_in(&self) -> bool {
+        self.adopted.lines().any(|user| name_of(user) == DEFAULT)
+    }
 }
 
 /// A password as the engine stores it.
@@ -101,10 +170,48 @@ mod tests {
         Line::parse(["a1:5", "b2"].into_iter()).unwrap()
     }
 
+    fn server(release: (u32, u32)) -> Server {
+        Server { program: "/usr/bin/redis-server".into(), version: "7.0.15".into(), release }
+    }
+
+    #[test]
+    fn the_users_of_an_adopted_instance_administer_nothing() {
+        let (seven, six) = (server((7, 0)), server((6, 0)));
+        assert_eq!(adopted_user(&seven, "user default on nopass ~* &* +@all"), "user default off");
+        let user = adopted_user(&seven, "user default on #ab ~* &* +@all");
+        assert_eq!(user, "user default on #ab ~* &* +@all -@admin +psync +replconf");
+        let user = adopted_user(&seven, "user shop on #ab ~a resetchannels -@all +get (~b resetchannels -@all +set)");
+        assert_eq!(user, "user shop on #ab ~a resetchannels -@all +get (~b resetchannels -@all +set -@admin) -@admin");
+        // Nobody comes in as who is off.
+        assert_eq!(adopted_user(&seven, "user old off nopass -@all"), "user old off nopass -@all -@admin");
+        let user = adopted_user(&six, "user shop on #ab ~* +@read");
+        assert!(user.starts_with("user shop on #ab ~* +@read -@admin +client|id "), "{user}");
+    }
+
+    #[test]
+    fn the_user_default_is_off_unless_an_adopted_instance_had_a_password_for_him() {
+        let of = |adopted: &str| Secrets {
+            agent: "a".into(),
+            replication: "r".into(),
+            application: None,
+            adopted: adopted.to_owned(),
+        };
+        let (none, one) = (of(""), of("user shop on #ab +@all\nuser default on #ab +@all"));
+        assert!(users_acl(&server((7, 0)), &none, None, false).starts_with("user default off\n"));
+        assert_eq!(users_acl(&server((7, 0)), &one, None, false).matches("user default").count(), 1);
+        let are = |secrets: &Secrets| [DEFAULT, "shop", AGENT, TELLER].map(|user| secrets.is_application(user));
+        assert_eq!((are(&none), are(&one)), ([false, true, false, false], [true, true, false, false]));
+    }
+
     #[test]
     fn the_line_is_told_by_the_users() {
-        let secrets = Secrets { agent: "a".into(), replication: "r".into(), application: "p".into() };
-        let server = Server { program: "/usr/bin/redis-server".into(), version: "7.0.15".into(), release: (7, 0) };
+        let secrets = Secrets {
+            agent: "a".into(),
+            replication: "r".into(),
+            application: Some("p".into()),
+            adopted: String::new(),
+        };
+        let server = server((7, 0));
         let text = users_acl(&server, &secrets, Some(&line()), false);
         insta::assert_snapshot!(text, @r"
         user default off

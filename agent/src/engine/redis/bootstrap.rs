@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Redis,
-    access::{Secrets, users_acl},
+    access::{Secrets, is_ours, name_of, users_acl},
+    adoption::found::Found,
     config::{self, Place},
     lifecycle::Force,
     session::Session,
@@ -41,6 +42,9 @@ struct Stored {
     members: Vec<Peer>,
     secrets: BTreeMap<String, String>,
     settings: BTreeMap<String, String>,
+    /// The users of an adopted instance.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    access_rules: String,
 }
 
 // === impl Wanted ===
@@ -55,7 +59,16 @@ impl Wanted {
         };
         Ok(Self {
             members: spec.members.clone(),
-            secrets: Secrets { agent, replication: needed("replication")?, application: needed("application")? },
+            secrets: Secrets {
+                agent,
+                replication: needed("replication")?,
+                // Who was there before has a login already.
+                application: match spec.access_rules.is_empty() {
+                    true => Some(needed("application")?),
+                    false => spec.secrets.get("application").cloned(),
+                },
+                adopted: adopted_users(&spec.access_rules)?,
+            },
             settings: spec.settings.clone(),
         })
     }
@@ -66,21 +79,39 @@ impl Wanted {
         let secrets = Secrets {
             agent: secret("agent")?,
             replication: secret("replication")?,
-            application: secret("application")?,
+            application: secret("application"),
+            adopted: stored.access_rules,
         };
         Some(Self { members: stored.members, secrets, settings: stored.settings })
     }
 
     fn store(&self, layout: &Layout) -> Result<(), DriverError> {
-        let Secrets { agent, replication, application } = &self.secrets;
-        let secrets = [("agent", agent), ("replication", replication), ("application", application)];
+        let Secrets { agent, replication, application, adopted } = &self.secrets;
+        let secrets =
+            [("agent", Some(agent)), ("replication", Some(replication)), ("application", application.as_ref())];
+        let exposed =
+            |(name, secret): (&str, Option<&SecretString>)| Some((name.to_owned(), secret?.expose_secret().to_owned()));
         let stored = Stored {
             members: self.members.clone(),
-            secrets: secrets.map(|(name, secret)| (name.to_owned(), secret.expose_secret().to_owned())).into(),
+            secrets: secrets.into_iter().filter_map(exposed).collect(),
             settings: self.settings.clone(),
+            access_rules: adopted.clone(),
         };
         layout.write_ours(&layout.wanted(), &serde_json::to_vec(&stored).expect("names and texts are JSON"))
     }
+}
+
+/// Checks the users of an adopted instance: each is a line of the engine's file, and none is one of ours.
+fn adopted_users(rules: &str) -> Result<String, DriverError> {
+    let invalid = |user: &str| DriverError::InvalidSetting {
+        name: "access_rules".to_owned(),
+        problem: format!("{user:?} is no user of an instance that was adopted"),
+    };
+    for user in rules.lines() {
+        let name = user.strip_prefix("user ").map(|_| name_of(user)).filter(|name| !name.is_empty() && !is_ours(name));
+        name.ok_or_else(|| invalid(user))?;
+    }
+    Ok(rules.to_owned())
 }
 
 /// A password that nobody has to type.
@@ -103,17 +134,7 @@ impl Redis {
             None => new_secret()?,
         };
         let wanted = Arc::new(Wanted::of(spec, agent)?);
-        let place = Place {
-            flavor: self.flavor,
-            layout: &self.layout,
-            section: &self.section,
-            server: &self.server,
-            member: &self.member,
-            socket: &self.socket,
-            host: &self.endpoint.host,
-            port: self.endpoint.port,
-        };
-        let conf = config::server_conf(&place, &spec.settings, &wanted.secrets);
+        let conf = config::server_conf(&self.place_of_files(), &spec.settings, &wanted.secrets);
         self.on_disk(|layout| {
             layout.claim()?;
             layout.make_folders()?;
@@ -147,6 +168,20 @@ impl Redis {
             self.apply_to_running(&session, &wanted).await?;
         }
         Ok(())
+    }
+
+    /// What the files depend on, besides the cluster.
+    pub(super) fn place_of_files(&self) -> Place<'_> {
+        Place {
+            flavor: self.flavor,
+            layout: &self.layout,
+            section: &self.section,
+            server: &self.server,
+            member: &self.member,
+            socket: &self.socket,
+            host: &self.endpoint.host,
+            port: self.endpoint.port,
+        }
     }
 
     /// Brings a running engine to what the files say. What it only takes at a start waits for one.
@@ -220,7 +255,11 @@ impl Redis {
                 tracing::warn!(%error, "the engine does not stop cleanly and is killed");
                 self.kill().await?;
             }
-            self.on_disk(move |layout| layout.give_up(keep_data)).await?;
+            self.on_disk(move |layout| {
+                Found::load(layout)?.map_or(Ok(()), |found| found.forget(layout))?;
+                layout.give_up(keep_data)
+            })
+            .await?;
             self.wanted.lock().unwrap_or_else(PoisonError::into_inner).take();
             self.forget_line();
         }

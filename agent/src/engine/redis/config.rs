@@ -21,7 +21,7 @@ use crate::engine::{
 };
 
 /// Settings that a cluster may change, with the value that they have otherwise.
-const DEFAULTS: &[(&str, &str)] = &[
+pub(super) const DEFAULTS: &[(&str, &str)] = &[
     // What a member that was away for a while, or is being cloned, still finds. It grows with the rate of writing.
     (backlog::SETTING, "64mb"),
     // A replica that loads a copy takes nothing meanwhile; a limit that cuts it off makes it begin again, for ever.
@@ -30,7 +30,7 @@ const DEFAULTS: &[(&str, &str)] = &[
 ];
 
 /// Settings that replication and failover stand on: the driver sets them and a cluster may not.
-const OWNED: &[(&str, &str)] = &[
+pub(super) const OWNED: &[(&str, &str)] = &[
     ("daemonize", "no"),
     ("supervised", "no"),
     // Logins are by name and password; the port is behind the agent's gate and firewall.
@@ -57,6 +57,10 @@ const OWNED: &[(&str, &str)] = &[
     ("busy-reply-threshold", "5000"),
     ("unixsocketperm", "700"),
 ];
+
+/// Those of them that an engine takes only at its start. A log of commands is left to it by choice: it goes on until then.
+pub(super) const AT_START: &[&str] =
+    &["appendonly", "daemonize", "dbfilename", "logfile", "rdbchecksum", "supervised", "unixsocketperm"];
 
 /// More names that are ours: places, logins, other ways to be a replica, and what the engine is asked to be besides.
 const OWNED_NAMES: &[&str] = &[
@@ -118,7 +122,7 @@ pub(super) struct Place<'a> {
 }
 
 /// Names that the engine still knows by an older word.
-fn canonical(name: &str) -> String {
+pub(super) fn canonical(name: &str) -> String {
     let name = name.to_ascii_lowercase();
     match name.as_str() {
         "slaveof" | "primaryof" => "replicaof".to_owned(),
@@ -288,8 +292,32 @@ pub(super) fn changeable(settings: &BTreeMap<String, String>) -> BTreeMap<String
     usual.chain(settings.iter().map(|(name, value)| (name.clone(), value.clone()))).collect()
 }
 
+/// What makes a running engine one of a member's, as far as it takes that while it runs: all but places, what only a start changes,
+/// and the log of commands, which goes on until then.
+pub(super) fn at_run_time(
+    place: &Place<'_>,
+    settings: &BTreeMap<String, String>,
+    secrets: &Secrets,
+) -> BTreeMap<String, String> {
+    let (host, port) = (place.host.to_owned(), place.port.to_string());
+    let mut text = BTreeMap::from([
+        ("masteruser".to_owned(), REPLICATOR.to_owned()),
+        ("masterauth".to_owned(), secrets.replication.expose_secret().to_owned()),
+        ("replica-announce-ip".to_owned(), host),
+        ("replica-announce-port".to_owned(), port),
+    ]);
+    if place.server.release >= (7, 0) {
+        text.insert("shutdown-on-sigterm".to_owned(), "save".to_owned());
+    }
+    let ours = OWNED.iter().filter(|(name, _)| !AT_START.contains(name));
+    let ours = ours.filter(|(name, _)| *name != "busy-reply-threshold" || place.server.release >= (7, 0));
+    text.extend(ours.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    text.extend(changeable(settings));
+    text
+}
+
 /// The words of `bind`. Addresses that the machine does not have are no reason not to start.
-fn listening(section: &Section) -> String {
+pub(super) fn listening(section: &Section) -> String {
     match section.listen_addresses.as_deref().map(str::trim) {
         None | Some("" | "*") => "* -::*".to_owned(),
         Some(addresses) => addresses.split(',').map(str::trim).collect::<Vec<_>>().join(" "),
@@ -368,7 +396,12 @@ mod tests {
             host: "10.0.0.1",
             port: 6379,
         };
-        let secrets = Secrets { agent: "a".into(), replication: "it's \"so\" \\ ü".into(), application: "p".into() };
+        let secrets = Secrets {
+            agent: "a".into(),
+            replication: "it's \"so\" \\ ü".into(),
+            application: None,
+            adopted: String::new(),
+        };
         let wanted = settings(&[("maxmemory", "1gb"), ("save", ""), ("slave-priority", "5")]);
         insta::assert_snapshot!(server_conf(&place, &wanted, &secrets));
 

@@ -15,7 +15,7 @@ use tokio::time;
 
 use super::{
     Redis,
-    access::{is_ours, users_acl},
+    access::users_acl,
     config::PING_PERIOD,
     position::end_of,
     session::{BRIEF, Session, SessionError},
@@ -44,7 +44,7 @@ impl Redis {
         let theirs = self.session_with(&peer.engine.host, peer.engine.port).await.map_err(failed)?;
         let session = self.session().await.map_err(failed)?;
         let users: Vec<String> = session.ask(Cmd::new().arg("ACL").arg("USERS"), BRIEF).await.map_err(failed)?;
-        for user in users.iter().filter(|user| !is_ours(user)) {
+        for user in users.iter().filter(|user| wanted.secrets.is_application(user)) {
             session.tell(&["ACL", "SETUSER", user, "off"]).await.map_err(failed)?;
             session.tell(&["CLIENT", "KILL", "USER", user]).await.map_err(failed)?;
         }

@@ -45,6 +45,7 @@ use super::{
 use crate::supervisor::{Supervisor, process::EngineProcess};
 
 mod access;
+mod adoption;
 mod backlog;
 mod bootstrap;
 mod clone;
@@ -78,7 +79,7 @@ pub static VALKEY: RedisFactory = RedisFactory { flavor: &flavor::VALKEY };
 pub static KEYDB: RedisFactory = RedisFactory { flavor: &flavor::KEYDB };
 
 /// What a member's folder has besides what all have: nothing. Data is where a snapshot is.
-static SHAPE: Shape = Shape { holds_data: |data| data.join("dump.rdb").exists(), folders: &[], files: &[] };
+static SHAPE: Shape = Shape { holds_data: |data| data.join("dump.rdb").exists(), folders: &[] };
 
 /// One instance.
 struct Redis {
@@ -174,8 +175,8 @@ impl Factory for RedisFactory {
         config::check(self.flavor, &server, asked.agent_program, &user, asked.settings).await
     }
 
-    async fn survey(&self, _: &Ground<'_>) -> Result<Vec<FoundInstance>, DriverError> {
-        Ok(Vec::new())
+    async fn survey(&self, ground: &Ground<'_>) -> Result<Vec<FoundInstance>, DriverError> {
+        adoption::survey::look_around(self.flavor, ground).await
     }
 
     fn open(&self, context: Context) -> Result<Arc<dyn Driver>, DriverError> {
@@ -432,15 +433,14 @@ impl Driver for Redis {
         if self.flavor.is_demoted_by_a_start { Box::pin(self.save()).await } else { Ok(()) }
     }
 
-    async fn adopt(&self, data_directory: &Path, _: Option<&Peer>) -> Result<Position, DriverError> {
-        Err(DriverError::NotAdoptable {
-            path: data_directory.to_owned(),
-            problem: format!("running instances of {} are not adopted by this version", self.flavor.title),
-        })
+    async fn adopt(&self, data_directory: &Path, upstream: Option<&Peer>) -> Result<Position, DriverError> {
+        let _control = self.begin().await;
+        Box::pin(self.take_over(data_directory, upstream)).await
     }
 
     async fn give_back(&self) -> Result<bool, DriverError> {
-        Ok(false)
+        let _control = self.begin().await;
+        Box::pin(self.leave_as_found()).await
     }
 
     async fn release(&self, keep_data: bool) -> Result<(), DriverError> {

@@ -10,7 +10,11 @@
 //!
 //! The offsets here are one more than the engine's, so that a copy at offset 0 has something, and is no empty one.
 
-use std::{fmt::Write as _, fs, path::Path};
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use regent_common::position::{IntervalSet, Position};
 use serde::{Deserialize, Serialize};
@@ -54,6 +58,11 @@ pub(super) fn end_of(offset: u64) -> u64 {
     offset.saturating_add(1)
 }
 
+/// Where the line of this data is.
+pub(super) fn file_in(data: &Path) -> PathBuf {
+    data.join(FILE)
+}
+
 // === impl Line ===
 
 impl Line {
@@ -63,11 +72,11 @@ impl Line {
 
     /// The line beside this data; `None` where there is none, or it is not to be read: then nothing is known.
     pub(super) fn load(data: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(data.join(FILE)).ok()?).ok()
+        serde_json::from_slice(&fs::read(file_in(data)).ok()?).ok()
     }
 
     pub(super) fn store(&self, layout: &Layout, data: &Path) -> Result<(), DriverError> {
-        let path = data.join(FILE);
+        let path = file_in(data);
         let text = serde_json::to_vec(self).expect("ids and numbers are JSON");
         match fs::read(&path) {
             Ok(known) if known == text => return Ok(()),

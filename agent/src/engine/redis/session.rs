@@ -65,6 +65,15 @@ impl Session {
         secret: &SecretString,
         limit: Duration,
     ) -> Result<Self, SessionError> {
+        let session = Self::open(address, limit).await?;
+        // Not with the connection: the library would say of an engine that is full, too, that the password is wrong.
+        let login = [user, secret.expose_secret()];
+        session.ask::<redis::Value>(Cmd::new().arg("AUTH").arg(&login), limit).await?;
+        Ok(session)
+    }
+
+    /// Connects, and says no name.
+    pub(super) async fn open(address: ConnectionAddr, limit: Duration) -> Result<Self, SessionError> {
         // Not every flavor knows `CLIENT SETINFO`.
         let plain = RedisConnectionInfo::default().set_skip_set_lib_name();
         let client = address
@@ -75,11 +84,7 @@ impl Session {
         let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
         let connecting = client.get_multiplexed_async_connection_with_config(&config);
         let connected = time::timeout(limit, Box::pin(connecting)).await.map_err(|_| SessionError::Silent(limit))?;
-        let session = Self { connection: connected.map_err(|error| SessionError::of(&error))? };
-        // Not with the connection: the library would say of an engine that is full, too, that the password is wrong.
-        let login = [user, secret.expose_secret()];
-        session.ask::<redis::Value>(Cmd::new().arg("AUTH").arg(&login), limit).await?;
-        Ok(session)
+        Ok(Self { connection: connected.map_err(|error| SessionError::of(&error))? })
     }
 
     /// Sends one command and waits for its answer.

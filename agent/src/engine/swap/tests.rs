@@ -5,7 +5,7 @@ use regent_common::ids::ClusterName;
 use super::*;
 use crate::engine::layout::{EngineUser, Shape};
 
-static SHAPE: Shape = Shape { holds_data: |data| data.join("text").exists(), folders: &[], files: &[] };
+static SHAPE: Shape = Shape { holds_data: |data| data.join("text").exists(), folders: &[] };
 
 struct Copies {
     _folder: tempfile::TempDir,

@@ -1,28 +1,22 @@
 //! Where an adopted instance's files were, how they become ours, and how they go back.
 //!
-//! The data directory and `ROOT/data` are exchanged in one step of the kernel's: the old place is a link to the new one from then on.
-//! The engine runs on meanwhile: its files are the same, and it works in the same directory. Of the instance's own configuration the
+//! The data directory and `ROOT/data` change places ([`foreign`]). Of the instance's own configuration the
 //! access rules become links to ours, and the main file includes ours at its end, so that what is in force is what every member has,
-//! as far as the engine takes it without a restart; our next start no longer reads these files. Each file that is replaced stays beside
-//! itself, as [`ASIDE`] says.
+//! as far as the engine takes it without a restart; our next start no longer reads these files.
 //!
 //! **Invariant:** what was found is noted and flushed before the first change, and every change can be made, and taken back, again.
 
-use std::{
-    fs, io,
-    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::PathBuf};
 
 use regent_common::topology::Endpoint;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 
-use super::super::layout::{Layout, io_error, replace, sync_parent};
-use crate::engine::DriverError;
+use super::super::layout::{Layout, io_error};
+use crate::engine::{
+    DriverError,
+    foreign::{self, aside, link_aside, replace_aside},
+};
 
-/// Ends the name of what a file was before.
-const ASIDE: &str = ".before-regent";
 /// Debian's word for who may start an instance, beside its configuration (`pg_ctlcluster(1)`).
 const START_CONF: &str = "start.conf";
 
@@ -72,38 +66,12 @@ impl Found {
 
     /// The data becomes the member's.
     pub(super) fn move_in(&self, layout: &Layout) -> Result<(), DriverError> {
-        let ours = layout.data();
-        if is_directory(&ours) && leads_to(&self.data, &ours) {
-            return Ok(());
-        }
-        if !is_directory(&self.data) {
-            return Err(DriverError::NoData { path: self.data.clone() });
-        }
-        // What takes the old place: at its own it leads nowhere.
-        remove_link(&ours)?;
-        symlink(&ours, &ours).map_err(io_error("create", &ours))?;
-        self.exchange(&ours)
+        foreign::move_in(&self.data, layout)
     }
 
     /// The data goes back to where it was.
     pub(super) fn move_out(&self, layout: &Layout) -> Result<(), DriverError> {
-        let ours = layout.data();
-        if is_directory(&ours) && leads_to(&self.data, &ours) {
-            self.exchange(&ours)?;
-        }
-        remove_link(&ours)
-    }
-
-    fn exchange(&self, ours: &Path) -> Result<(), DriverError> {
-        let refused = |problem: String| DriverError::NotAdoptable { path: self.data.clone(), problem };
-        renameat_with(CWD, &self.data, CWD, ours, RenameFlags::EXCHANGE).map_err(|errno| match errno {
-            rustix::io::Errno::XDEV | rustix::io::Errno::BUSY => refused(format!(
-                "it is on another file system than {}, or one of its own: let data_root in agent.toml name a folder on the same one",
-                ours.display()
-            )),
-            other => io_error("exchange", ours)(other.into()),
-        })?;
-        sync_parent(ours).and_then(|()| sync_parent(&self.data)).map_err(io_error("exchange", ours))
+        foreign::move_out(&self.data, layout)
     }
 
     /// The instance's own configuration leads to ours, from its next reload on, and nobody but us starts it.
@@ -128,18 +96,12 @@ impl Found {
     /// The instance's own configuration is as it was.
     pub(in super::super) fn lead_back(&self) -> Result<(), DriverError> {
         let files = [self.hba_file.clone(), self.ident_file.clone(), self.config_file.clone()];
-        for path in files.into_iter().chain(self.start_conf()) {
-            match fs::rename(aside(&path), &path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                other => other.and_then(|()| sync_parent(&path)).map_err(io_error("put back", &path))?,
-            }
-        }
-        Ok(())
+        files.into_iter().chain(self.start_conf()).try_for_each(|path| foreign::put_back(&path))
     }
 
     /// What would lead to data that is no more goes.
     pub(in super::super) fn forget_old_place(&self, layout: &Layout) -> Result<(), DriverError> {
-        if leads_to(&self.data, &layout.data()) { remove_link(&self.data) } else { Ok(()) }
+        foreign::forget_old_place(&self.data, layout)
     }
 
     fn start_conf(&self) -> Option<PathBuf> {
@@ -148,71 +110,17 @@ impl Found {
     }
 }
 
-fn is_directory(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|facts| facts.is_dir())
-}
-
-fn leads_to(link: &Path, place: &Path) -> bool {
-    fs::read_link(link).is_ok_and(|target| target == place)
-}
-
-fn remove_link(path: &Path) -> Result<(), DriverError> {
-    match fs::symlink_metadata(path) {
-        Ok(facts) if facts.is_symlink() => {
-            fs::remove_file(path).and_then(|()| sync_parent(path)).map_err(io_error("remove", path))
-        }
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("look at", path)(error)),
-        Ok(_) | Err(_) => Ok(()),
-    }
-}
-
-fn aside(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(ASIDE);
-    PathBuf::from(name)
-}
-
-/// Keeps what a file is beside it; what an earlier attempt kept is what it was.
-fn put_aside(path: &Path) -> Result<(), DriverError> {
-    match fs::hard_link(path, aside(path)) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        other => other.and_then(|()| sync_parent(path)).map_err(io_error("put aside", path)),
-    }
-}
-
-/// The file becomes a link to ours.
-fn link_aside(path: &Path, ours: &Path) -> Result<(), DriverError> {
-    put_aside(path)?;
-    if leads_to(path, ours) {
-        return Ok(());
-    }
-    let mut new = path.as_os_str().to_owned();
-    new.push(".new");
-    let new = PathBuf::from(new);
-    remove_link(&new)?;
-    let placed = symlink(ours, &new).and_then(|()| fs::rename(&new, path)).and_then(|()| sync_parent(path));
-    placed.map_err(io_error("link", path))
-}
-
-/// The file's text becomes what is made of the one that it had before.
-fn replace_aside(path: &Path, make: impl FnOnce(&str) -> String) -> Result<(), DriverError> {
-    put_aside(path)?;
-    let failed = || io_error("change", path);
-    let before = aside(path);
-    let text = fs::read_to_string(&before).map_err(failed())?;
-    let facts = fs::metadata(&before).map_err(failed())?;
-    replace(path, make(&text).as_bytes(), Some((facts.uid(), facts.gid()))).map_err(failed())?;
-    fs::set_permissions(path, fs::Permissions::from_mode(facts.mode() & 0o7777)).map_err(failed())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::{os::unix::fs::symlink, path::Path};
+
     use regent_common::ids::ClusterName;
 
     use super::{
         super::super::layout::{EngineUser, SHAPE},
         *,
     };
+    use crate::engine::foreign::is_directory;
 
     struct Site {
         folder: tempfile::TempDir,

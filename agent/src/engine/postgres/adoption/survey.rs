@@ -20,7 +20,7 @@ use super::super::{
     layout::{Claimed, is_in_a_members_folder, offload},
     tools::{Runner, Section, Tools},
 };
-use crate::engine::{DriverError, FoundInstance, Ground, SettingChange};
+use crate::engine::{DriverError, FoundInstance, Ground, SettingChange, foreign};
 
 /// For one question.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(20);
@@ -301,14 +301,7 @@ fn problems(
             "its access rules speak of other files ({line:?}), which would not come along: write them into one"
         ));
     }
-    let device = |path: &Path| fs::metadata(path).ok().map(|facts| facts.dev());
-    let root = data_root.ancestors().find(|path| path.exists()).unwrap_or(data_root);
-    if device(&instance.data) != device(root) || device(&instance.data) != instance.data.parent().and_then(device) {
-        problems.push(format!(
-            "its data is on another file system than {}, or is one by itself: let data_root in agent.toml name a folder on the same one",
-            data_root.display()
-        ));
-    }
+    problems.extend(foreign::unfit_place(&instance.data, data_root));
     problems
 }
 
