@@ -63,11 +63,13 @@ impl Facts {
             facts.renamed = renamed(&configuration(path));
         }
         facts.sentinels = sentinels(session).await?;
-        if missing.is_empty() {
+        if !missing.contains(&"config") {
             facts.settings = asked(session, &["CONFIG", "GET", "*"]).await?;
-            facts.users = asked(session, &["ACL", "LIST"]).await?;
-            facts.modules = modules(session).await;
         }
+        if !missing.contains(&"acl") {
+            facts.users = asked(session, &["ACL", "LIST"]).await?;
+        }
+        facts.modules = modules(session).await;
         facts.missing = missing;
         Ok(facts)
     }

@@ -84,13 +84,12 @@ impl Redis {
 
     /// What is there to be adopted, looked at once more.
     async fn find(&self, data_directory: &Path, upstream: Option<&Peer>) -> Result<Found, DriverError> {
-        let data_root = self.layout.root.parent().unwrap_or(&self.layout.root).to_owned();
-        let (flavor, root, meant) = (self.flavor, data_root.clone(), data_directory.to_owned());
+        let (flavor, root, meant) = (self.flavor, self.layout.root.clone(), data_directory.to_owned());
         let seen =
             offload(move || Ok(survey::running(flavor, &root).into_iter().find(|running| running.data == meant)));
         let running = seen.await?.ok_or_else(|| unfit(data_directory, "no engine runs on it".to_owned()))?;
         let facts = Facts::ask(&running.door).await.map_err(|problem| unfit(data_directory, problem))?;
-        let problems = survey::problems(flavor, &facts, &running, &self.server, &data_root);
+        let problems = survey::problems(flavor, &facts, &running, &self.server, &self.layout.root);
         if !problems.is_empty() {
             return Err(unfit(data_directory, problems.join("; ")));
         }

@@ -24,7 +24,7 @@ use crate::{
         layout::{is_in_a_members_folder, offload},
         redis::{
             access::{adopted_user, is_open, is_ours, name_of},
-            config::{self, AT_START, DEFAULTS, OWNED, canonical},
+            config::{self, AT_START, DEFAULTS, OWNED},
             flavor::{Flavor, Section, Server},
         },
     },
@@ -174,8 +174,8 @@ async fn look_at(
     found.losses = losses(&facts);
     found.changes = changes(section, &server, &facts, &settings);
     found.settings = settings;
-    found.access_rules =
-        facts.users.iter().fold(String::new(), |text, user| text + &adopted_user(&server, user) + "\n");
+    let users = facts.users.iter().filter(|user| !is_ours(name_of(user)));
+    found.access_rules = users.map(|user| adopted_user(&server, user) + "\n").collect();
     found.replica = !facts.info.is_primary();
     found.history = facts.info.id().unwrap_or_default().to_owned();
     found.upstream = facts.upstream();
@@ -393,12 +393,18 @@ fn same(now: &str, then: &str) -> bool {
         || then.first().is_some_and(|class| class == "replica") && now.windows(then.len()).any(|part| part == then)
 }
 
+/// Whether a setting is one that the engine also tells by a newer name.
+fn is_older_name(facts: &Facts, name: &str) -> bool {
+    let newer = name.replace("slave", "replica").replace("ziplist", "listpack");
+    newer != name && facts.settings.contains_key(&newer)
+}
+
 /// What the cluster's settings are to be: what differs from the engine's own defaults, and a cluster may have.
 fn settings(flavor: &Flavor, facts: &Facts, usual: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let carried = |(name, value): (&String, &String)| {
         let one = BTreeMap::from([(name.clone(), value.clone())]);
         let is_the_clusters = config::check_names(flavor, &one).is_ok()
-            && canonical(name) == *name
+            && !is_older_name(facts, name)
             && name != "appendonly"
             && !OF_THE_PLACE.contains(&name.as_str());
         let is_plain = !value.contains(['"', '\'', '\\', '#'])
