@@ -38,7 +38,7 @@ const ROWS: usize = 200;
 /// What no client may wait for a row.
 const LATE: Duration = Duration::from_millis(500);
 /// How long the instance answers nobody, in milliseconds, so that its adoption does not get on.
-const PAUSE: u64 = 4000;
+const PAUSE: u64 = 3000;
 /// How often an agent is killed in the middle.
 const TIMES: u32 = 8;
 /// Who may do everything, by the instance's configuration.
@@ -364,6 +364,14 @@ async fn an_adoption_of_a_redis_that_fails_half_way_gives_everything_back_and_ca
     let asked = bed.fleet.api.clusters().adopt_cluster(adopt_request(&[&found, &replica])).await.unwrap().into_inner();
     // It answers nobody for a while, its agent neither.
     found.ask::<()>(redis::cmd("CLIENT").arg("PAUSE").arg(PAUSE)).await.unwrap();
+    wait::until("the primary's step", SOON, || async {
+        let seen = bed.fleet.api.operation(&asked.name).await?;
+        let begun = seen.steps.iter().any(|step| step.name == "adopt" && step.start_time.is_some());
+        ensure!(begun, "{}", api::describe(&seen));
+        Ok(())
+    })
+    .await
+    .unwrap();
     bed.fleet.agent("n2").daemon().unwrap().kill().unwrap();
     let ended = bed.fleet.api.finish(&asked.name, SOON).await.unwrap();
     assert_eq!(ended.state(), wire::OperationState::Failed, "{}", api::describe(&ended));

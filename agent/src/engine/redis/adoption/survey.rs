@@ -89,12 +89,15 @@ pub(super) fn running(flavor: &Flavor, data_root: &Path) -> Vec<Running> {
     let is_one = |pid: i32| all.iter().any(|(known, ..)| *known == pid);
     // Who writes its snapshot is a child of it.
     let servers = || all.iter().filter(|(_, parent, _)| !is_one(*parent)).map(|(.., process)| process);
-    let works_in = |data: &Path| servers().filter(|process| process.cwd().is_ok_and(|cwd| cwd == data)).count();
+    let others = |running: &Running| {
+        let others = servers().filter(|process| u32::try_from(process.pid).is_ok_and(|pid| pid != running.pid));
+        others.filter(|process| process.cwd().is_ok_and(|cwd| cwd == running.data)).count()
+    };
     servers()
         .filter(|process| !watches_only(process))
         .filter_map(|process| Running::of(flavor, process))
         .filter(|running| !running.data.starts_with(&data_root) && !is_in_a_members_folder(&running.data))
-        .map(|running| Running { others: works_in(&running.data) - 1, ..running })
+        .map(|running| Running { others: others(&running), ..running })
         .collect()
 }
 
