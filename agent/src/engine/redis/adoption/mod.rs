@@ -25,10 +25,13 @@ use super::{
     config::{self, NOBODY},
     session::{BRIEF, Session, SessionError},
 };
-use crate::engine::{
-    DriverError, foreign,
-    layout::{Layout, io_error, offload},
-    refused,
+use crate::{
+    engine::{
+        DriverError, foreign,
+        layout::{Layout, io_error, offload},
+        refused,
+    },
+    supervisor::Status,
 };
 
 mod defaults;
@@ -52,6 +55,12 @@ impl Redis {
             Some(found) => return Err(unfit(data_directory, format!("{} was adopted here", found.data.display()))),
             None => self.find(data_directory, upstream).await?,
         };
+        self.adopt_process()?;
+        if let Status::Alive { pid } = self.supervisor.status()
+            && pid != found.pid
+        {
+            return Err(unfit(data_directory, "its process has ended, and another has taken its place".to_owned()));
+        }
         let place = found.clone();
         self.on_disk(move |layout| place.store(layout)).await?;
         self.lead_to_socket(&found.socket).await?;
