@@ -174,6 +174,10 @@ async fn look_at(
     let settings = settings(flavor, &facts, &usual);
     found.port = facts.port().unwrap_or(found.port);
     found.problems = problems(flavor, &facts, instance, &server, ground.data_root);
+    // Not when it is done: by then its primary may have kept out as whom it came, and lets it in as a member.
+    if !facts.info.is_primary() && !facts.info.streams() {
+        found.problems.push("its stream from its upstream does not come in: mend that first".to_owned());
+    }
     found.losses = losses(&facts);
     found.changes = changes(section, &server, &facts, &settings);
     found.settings = settings;
@@ -279,10 +283,8 @@ pub(super) fn problems(
         ),
     );
     say(facts.info.is("loading", "1"), "it is loading its data: wait until it has".to_owned());
-    let replica = !facts.info.is_primary();
-    say(replica && !facts.info.streams(), "its stream from its upstream does not come in: mend that first".to_owned());
     say(
-        replica && setting("replica-read-only") == "no",
+        !facts.info.is_primary() && setting("replica-read-only") == "no",
         "it takes writes of its own as a replica (replica-read-only no), and may have what its upstream has not: set it to yes, and \
          synchronize it anew"
             .to_owned(),
