@@ -23,15 +23,6 @@ pub enum Engine {
 // === impl Engine ===
 
 impl Engine {
-    /// The engine of this name on the wire.
-    pub fn named(name: &str) -> Result<Self> {
-        let known = Self::value_variants().iter().copied();
-        known
-            .into_iter()
-            .find(|engine| engine.name() == name)
-            .with_context(|| format!("the tests know no engine {name}"))
-    }
-
     /// Its name on the wire.
     pub fn name(self) -> &'static str {
         match self {

@@ -96,6 +96,7 @@ async fn running_engine(trio: &Trio, member: &str) -> Option<u32> {
 }
 
 /// Kills the primary, has it there again with nothing at a moment, and waits until all is well by itself.
+#[expect(clippy::print_stdout, reason = "what readers have seen is for who reads the test's output")]
 async fn comes_back_with_nothing(trio: &mut Trio, moment: Moment, agent: Agent) {
     let name = format!("{moment:?}, agent {agent:?}");
     let cluster = trio.api().complete(CLUSTER, SOON).await.unwrap();

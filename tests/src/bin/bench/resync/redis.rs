@@ -2,7 +2,12 @@
 //!
 //! What decides on how a full synchronization goes is set as Regent sets it for members.
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use regent_tests::{
@@ -92,8 +97,8 @@ impl Redis {
 
 impl Server {
     /// Starts an empty one on loopback.
-    async fn start(engine: Engine, login: &Login, data: &PathBuf, log: &PathBuf) -> Result<Self> {
-        let user = engine_user(engine.name()).unwrap_or(engine.name());
+    async fn start(engine: Engine, login: &Login, data: &Path, log: &Path) -> Result<Self> {
+        let user = engine_user(engine.name()).unwrap_or_else(|| engine.name());
         owned_folder(data, user)?;
         let port = ports::free(1)?[0];
         let mut command = Command::new(engine.server()?);
