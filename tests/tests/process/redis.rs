@@ -1,7 +1,9 @@
 //! Clusters of Redis, Valkey and KeyDB: what holds for every engine holds for them, and what only these could do wrong they do not.
 //!
-//! Its data is in memory, and a copy of the data is what a replica takes from its primary whatever that has: a primary that comes
+//! Their data is in memory, and a copy of the data is what a replica takes from its primary whatever that has: a primary that comes
 //! back with nothing would empty the others.
+
+#![allow(clippy::print_stdout, reason = "what a test does not run is said, and what readers have seen")]
 
 use std::{fs, path::Path, time::Duration};
 
