@@ -14,7 +14,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use nix::unistd::User;
 use regent_proto::coordinator::v1 as wire;
 
 use crate::{
@@ -89,20 +88,6 @@ const ONE_PROGRAM: [&str; 3] = ["redis", "valkey", "keydb"];
 
 /// Name of the coordinator's place.
 pub const COORDINATOR: &str = "coordinator";
-
-/// Server of an engine that is one program: the one that the environment names, else what is on the path.
-pub fn server_of(engine: &str) -> Option<PathBuf> {
-    let on_path = || {
-        let path = std::env::var_os("PATH")?;
-        std::env::split_paths(&path).map(|folder| folder.join(format!("{engine}-server"))).find(|file| file.is_file())
-    };
-    named_server(engine).or_else(on_path)
-}
-
-/// User as whom a root's engine runs that is one program: its own, or that of the family's eldest, where it came without a package.
-pub fn engine_user(engine: &str) -> Option<&str> {
-    [engine, ONE_PROGRAM[0]].into_iter().find(|name| User::from_name(name).is_ok_and(|user| user.is_some()))
-}
 
 /// Runs a command to its end; what it wrote is in the error when it fails.
 pub fn run(mut command: Command) -> Result<String> {

@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::{cluster::server_of, engines::postgres_bin, workload::Dialect};
+use crate::{
+    engines::{postgres_bin, server_of},
+    workload::Dialect,
+};
 
 /// An engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
@@ -18,6 +21,8 @@ pub enum Engine {
     Redis,
     /// Valkey.
     Valkey,
+    /// KeyDB, as a primary with replicas.
+    Keydb,
 }
 
 // === impl Engine ===
@@ -29,6 +34,7 @@ impl Engine {
             Self::Postgresql => "postgresql",
             Self::Redis => "redis",
             Self::Valkey => "valkey",
+            Self::Keydb => "keydb",
         }
     }
 
@@ -36,7 +42,7 @@ impl Engine {
     pub fn dialect(self) -> Dialect {
         match self {
             Self::Postgresql => Dialect::Postgres,
-            Self::Redis | Self::Valkey => Dialect::Redis,
+            Self::Redis | Self::Valkey | Self::Keydb => Dialect::Redis,
         }
     }
 
@@ -45,11 +51,6 @@ impl Engine {
         if self == Self::Postgresql {
             return Ok(postgres_bin()?.join("postgres"));
         }
-        let name = self.name();
-        let variable = format!("REGENT_{}_SERVER", name.to_uppercase());
-        let missing = || format!("there is no {name}-server on the path, and {variable} names none");
-        let server = server_of(name).with_context(missing)?;
-        ensure!(server.is_file(), "{variable}={} is no program", server.display());
-        Ok(server)
+        server_of(self.name())
     }
 }

@@ -18,8 +18,6 @@ use crate::{
     wait,
 };
 
-/// The engine that machines are offered ([`Image::WithEngine`]).
-pub const ENGINE: Engine = Engine::Postgresql;
 /// Name of the machine on which clients are.
 pub const CLIENT: &str = "client";
 
@@ -100,9 +98,9 @@ impl Installation {
     }
 
     /// A bed for scenarios, whose cluster is created by the command line on the coordinator's machine.
-    pub async fn bed(profile: Profile) -> Result<Bed<Self>> {
+    pub async fn bed(engine: Engine, profile: Profile) -> Result<Bed<Self>> {
         let mut folder = TestFolder::new()?;
-        match Self::start_with_cluster(&folder, profile).await {
+        match Self::start_with_cluster(&folder, engine, profile).await {
             Ok(installation) => Bed::new(folder, installation, profile).await,
             Err(error) => {
                 folder.keep();
@@ -111,9 +109,9 @@ impl Installation {
         }
     }
 
-    async fn start_with_cluster(folder: &TestFolder, profile: Profile) -> Result<Self> {
+    async fn start_with_cluster(folder: &TestFolder, engine: Engine, profile: Profile) -> Result<Self> {
         let installation = Self::start(folder).await?;
-        let create = ["regentctl", "cluster", "create", CLUSTER, "--engine", ENGINE.name(), "--replicas", "2"];
+        let create = ["regentctl", "cluster", "create", CLUSTER, "--engine", engine.name(), "--replicas", "2"];
         installation.system(COORDINATOR)?.run(&[&create[..], &["--profile", profile.name()]].concat())?;
         Ok(installation)
     }

@@ -26,7 +26,7 @@ mod system;
 pub use self::{
     body::PACKAGES,
     image::Image,
-    installation::{CLIENT, ENGINE, Installation, unit},
+    installation::{CLIENT, Installation, unit},
     system::System,
 };
 

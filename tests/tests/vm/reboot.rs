@@ -10,7 +10,7 @@ use regent_tests::{
     api::request_id,
     cluster::{COORDINATOR, CREATE},
     network::{HUB_ADDRESS, Knocking},
-    scenario::{Bed, CLUSTER, Cast, NODES, Rig, Who, blackout},
+    scenario::{Bed, CLUSTER, Cast, Engine, NODES, Rig, Who, blackout},
     vm::{CLIENT, Installation},
     workload::now_nanos,
 };
@@ -64,7 +64,7 @@ fn everybody() -> Vec<&'static str> {
 #[test]
 fn machines_that_all_restart_or_lose_power_at_once_come_back_as_the_cluster_they_were() {
     inside(|| async {
-        let mut bed = Installation::bed(PROFILE).await.unwrap();
+        let mut bed = Installation::bed(Engine::Postgresql, PROFILE).await.unwrap();
         let (client, doors) = (bed.fleet.system(CLIENT).unwrap().machine(), doors(&bed).unwrap());
         for door in &doors {
             drop(client.connect(*door, OPEN).unwrap());

@@ -7,7 +7,7 @@ use regent_tests::{
     cluster::COORDINATOR,
     folder::TestFolder,
     scenario::Rig,
-    vm::{CLIENT, ENGINE, Installation},
+    vm::{CLIENT, Installation},
     wait,
 };
 
@@ -48,7 +48,7 @@ fn what_the_runbooks_say_is_what_works() {
         let folder = TestFolder::new().unwrap();
         let mut installation = Installation::start(&folder).await.unwrap();
         let coordinator = installation.system(COORDINATOR).unwrap();
-        let create = ["regentctl", "cluster", "create", CLUSTER, "--engine", ENGINE.name(), "--replicas", "2"];
+        let create = ["regentctl", "cluster", "create", CLUSTER, "--engine", "postgresql", "--replicas", "2"];
         coordinator.run(&create).unwrap();
 
         follow(&installation, "machines.md", "Install", "", &[]);

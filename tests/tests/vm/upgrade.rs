@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use regent_tests::{
     api,
     cluster::run,
-    scenario::{Bed, Cast, NODES, Rig},
+    scenario::{Bed, Cast, Engine, NODES, Rig},
     vm::{Installation, PACKAGES, System},
     workload::{checker, now_nanos, writers::Writers},
 };
@@ -61,7 +61,7 @@ async fn nothing_happened(bed: &Bed<Installation>, before: &Cast) -> Result<()> 
 #[test]
 fn a_package_installed_anew_under_load_is_noticed_by_nobody() {
     inside(|| async {
-        let bed = Installation::bed(PROFILE).await.unwrap();
+        let bed = Installation::bed(Engine::Postgresql, PROFILE).await.unwrap();
         let before = bed.cast().await.unwrap();
         let package = fs::read_dir(bed.fleet.system(NODES[0]).unwrap().packages()).unwrap().flatten().map(|e| e.path());
         let package = package.filter(|path| path.display().to_string().contains("regent-agent_")).max().unwrap();

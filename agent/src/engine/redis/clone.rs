@@ -33,6 +33,10 @@ const HEADROOM: u64 = 64 << 20;
 const LEAST_RATE: u64 = 64 << 10;
 /// Length of the word that ends a snapshot whose length was not known.
 const MARK: usize = 40;
+/// How much is read before it is written: each write is another thread's, and costs a change to it and back.
+const PART: usize = 1 << 20;
+/// The same where there is a limit, for the pauses to be short.
+const LIMITED_PART: usize = 1 << 18;
 
 /// How the source says where its snapshot ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -188,27 +192,28 @@ impl Redis {
         let started = time::Instant::now();
         let mut written = 0_u64;
         // What may be the end's word is held back until it is known not to be.
-        let mut held: Vec<u8> = Vec::new();
-        let mut part = vec![0; 1 << 18];
+        let part = if options.max_bytes_per_second > 0 { LIMITED_PART } else { PART };
+        let mut held: Vec<u8> = Vec::with_capacity(2 * part);
         loop {
             let wanted = match end {
-                End::After(bytes) => usize::try_from(bytes - written).unwrap_or(usize::MAX).min(part.len()),
-                End::Marked(_) => part.len(),
+                End::After(bytes) => bytes - written - held.len() as u64,
+                End::Marked(_) => u64::MAX,
             };
-            if wanted == 0 {
-                break;
+            let mut ended = wanted == 0;
+            if !ended {
+                let read = time::timeout(SILENCE, (&mut *stream).take(wanted).read_buf(&mut held)).await;
+                let read = read.map_err(|_| refused(format!("nothing came for {} s", SILENCE.as_secs())))?;
+                let read = read.map_err(|error| refused(format!("the connection broke: {error}")))?;
+                if read == 0 {
+                    let received = written + held.len() as u64;
+                    return Err(refused(format!("the connection ended after {received} bytes")));
+                }
+                ended = matches!(end, End::Marked(mark) if held.ends_with(mark));
+                if !ended && held.len() < part {
+                    continue;
+                }
             }
-            let read = time::timeout(SILENCE, stream.read(&mut part[..wanted])).await;
-            let read = read.map_err(|_| refused(format!("nothing came for {} s", SILENCE.as_secs())))?;
-            let read = read.map_err(|error| refused(format!("the connection broke: {error}")))?;
-            if read == 0 {
-                return Err(refused(format!("the connection ended after {written} bytes")));
-            }
-            held.extend_from_slice(&part[..read]);
-            let (ready, ended) = match end {
-                End::After(_) => (held.len(), false),
-                End::Marked(mark) => (held.len().saturating_sub(MARK), held.ends_with(mark)),
-            };
+            let ready = if let End::Marked(_) = end { held.len().saturating_sub(MARK) } else { held.len() };
             file.write_all(&held[..ready]).await.map_err(io_error("write", &target))?;
             held.drain(..ready);
             written += ready as u64;

@@ -162,7 +162,7 @@ pub(super) fn words(line: &str) -> Vec<String> {
     while !rest.is_empty() && !rest.starts_with('#') {
         let quote = rest.chars().next().filter(|first| ['"', '\''].contains(first));
         let (word, after) = match quote {
-            Some(quote) => rest[1..].split_once(quote).unwrap_or((&rest[1..], "")),
+            Some(quote) => rest[1..].split_once(quote).unwrap_or_else(|| (&rest[1..], "")),
             None => rest.split_once(char::is_whitespace).unwrap_or((rest, "")),
         };
         words.push(word.to_owned());

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use regent_tests::{
-    cluster::engine_user,
+    engines::redis_user,
     ports,
     process::{Daemon, as_user},
     scenario::Engine,
@@ -98,7 +98,7 @@ impl Redis {
 impl Server {
     /// Starts an empty one on loopback.
     async fn start(engine: Engine, login: &Login, data: &Path, log: &Path) -> Result<Self> {
-        let user = engine_user(engine.name()).unwrap_or_else(|| engine.name());
+        let user = redis_user(engine.name());
         owned_folder(data, user)?;
         let port = ports::free(1)?[0];
         let mut command = Command::new(engine.server()?);
