@@ -275,7 +275,7 @@ impl World for RealWorld {
     }
 
     fn adopts(&self) -> bool {
-        true
+        self.factory.name() != "keydb"
     }
 
     fn interrupt_rewind(&self, member: u32) {

@@ -23,6 +23,8 @@ pub(super) struct Flavor {
     pub(super) owned_names: &'static [&'static str],
     /// Whether a primary becomes a replica by another start only, and not by being told to.
     pub(super) is_demoted_by_a_start: bool,
+    /// Whether instances that run already can be adopted.
+    pub(super) is_adopted: bool,
 }
 
 pub(super) static REDIS: Flavor = Flavor {
@@ -33,6 +35,7 @@ pub(super) static REDIS: Flavor = Flavor {
     owned: &[],
     owned_names: &[],
     is_demoted_by_a_start: false,
+    is_adopted: true,
 };
 
 pub(super) static VALKEY: Flavor = Flavor {
@@ -43,6 +46,7 @@ pub(super) static VALKEY: Flavor = Flavor {
     owned: &[],
     owned_names: &[],
     is_demoted_by_a_start: false,
+    is_adopted: true,
 };
 
 /// A fork of Redis 6.2, whose features it has by its version. It may have several threads, which take turns under one lock: what is
@@ -70,6 +74,8 @@ pub(super) static KEYDB: Flavor = Flavor {
     // to connect fails (6.3.4: initMasterInfo sets no repl_transfer_fd). With the first upstream of a process that is its standard
     // input; with a later one it is whatever was opened next, a client's connection or that of a replica.
     is_demoted_by_a_start: true,
+    // Its configuration has values that are more than one text.
+    is_adopted: false,
 };
 
 /// `[engine.NAME]` of the agent's configuration.

@@ -154,6 +154,13 @@ async fn look_at(
         }
     };
     found.version.clone_from(&server.version);
+    if !flavor.is_adopted {
+        found.problems.push(format!(
+            "running instances of {} are not adopted by this version: make a cluster and have its data written there",
+            flavor.title
+        ));
+        return Ok(found);
+    }
     let user = section.engine_user(flavor)?;
     if instance.owner != user.uid {
         let name = user.name.unwrap_or_else(|| user.uid.to_string());
