@@ -319,9 +319,12 @@ impl<'a> Simulation<'a> {
         whole && self.oracle.able().len() == 1 && self.store.operations().running().is_empty()
     }
 
-    /// The same, and every engine answers, be that known to the coordinator or not.
+    /// The same, and every engine answers and has nearly all rows, be that known to the coordinator or not.
     pub(crate) fn is_whole_in_truth(&self) -> bool {
-        self.is_whole() && self.machines.iter().all(|machine| self.engines.rows(&machine.endpoint()).is_ok())
+        let rows: Option<Vec<usize>> =
+            self.machines.iter().map(|machine| Some(self.engines.rows(&machine.endpoint()).ok()?.len())).collect();
+        let lag = |rows: Vec<usize>| rows.iter().max()?.checked_sub(*rows.iter().min()?);
+        self.is_whole() && rows.and_then(lag).is_some_and(|lag| lag <= MAX_LAG_ROWS)
     }
 
     /// Gives the person something to do.
