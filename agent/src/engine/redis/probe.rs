@@ -93,14 +93,18 @@ impl Redis {
             pid = Some(alive);
             let spent = processor_time(alive);
             seen = self.look_inside().await;
-            let answer = self.new_connection(eyes, seen.is_none()).await;
+            let mut answer = self.new_connection(eyes, seen.is_none()).await;
             if seen.is_none() && answer == Answer::Accepts {
                 // The kept connection was to an earlier life of the engine, or was cut.
                 seen = self.look_inside().await;
             }
-            let is_busy = matches!(answer, Answer::Nothing(_))
-                && processor_time(alive).saturating_sub(spent) >= BUSY_TICKS
-                && is_at_work(alive).await;
+            let mut is_busy =
+                matches!(answer, Answer::Nothing(_)) && processor_time(alive).saturating_sub(spent) >= BUSY_TICKS;
+            if is_busy && !is_at_work(alive).await {
+                is_busy = false;
+                // What kept it busy may have ended while it was watched.
+                answer = self.new_connection(eyes, true).await;
+            }
             (state, reason) = match answer {
                 Answer::Accepts => (EngineState::Running, String::new()),
                 Answer::Busy(text) => (EngineState::Running, text),
