@@ -13,6 +13,7 @@ use std::{
 };
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     DriverError,
@@ -21,6 +22,25 @@ use super::{
 
 /// Ends the name of what a file was before.
 const ASIDE: &str = ".before-regent";
+
+/// What was noted of the instance before the first change, in `ROOT/adopted`, if something was.
+pub(in crate::engine) fn noted<T: DeserializeOwned>(layout: &Layout) -> Result<Option<T>, DriverError> {
+    let path = layout.adopted();
+    match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io_error("read", &path)(error)),
+        Ok(text) => {
+            let parsed = serde_json::from_slice(&text);
+            parsed.map(Some).map_err(|error| io_error("read", &path)(io::Error::other(error)))
+        }
+    }
+}
+
+/// Notes it, flushed.
+pub(in crate::engine) fn note<T: Serialize>(layout: &Layout, found: &T) -> Result<(), DriverError> {
+    let text = serde_json::to_vec(found).expect("paths, names and settings of an engine are text");
+    layout.write_ours(&layout.adopted(), &text)
+}
 
 /// Why data cannot become a member's by an exchange of places: a sentence with what to do.
 pub(in crate::engine) fn unfit_place(data: &Path, data_root: &Path) -> Option<String> {

@@ -6,12 +6,12 @@
 //!
 //! **Invariant:** what was found is noted and flushed before the first change, and every change can be made, and taken back, again.
 
-use std::{fs, io, path::PathBuf};
+use std::path::PathBuf;
 
 use regent_common::topology::Endpoint;
 use serde::{Deserialize, Serialize};
 
-use super::super::layout::{Layout, io_error};
+use super::super::layout::Layout;
 use crate::engine::{
     DriverError,
     foreign::{self, aside, link_aside, replace_aside},
@@ -48,20 +48,11 @@ pub(in super::super) struct OldSlot {
 impl Found {
     /// What was noted, if something was.
     pub(in super::super) fn load(layout: &Layout) -> Result<Option<Self>, DriverError> {
-        let path = layout.adopted();
-        match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(io_error("read", &path)(error)),
-            Ok(text) => {
-                let parsed = serde_json::from_slice(&text);
-                parsed.map(Some).map_err(|error| io_error("read", &path)(io::Error::other(error)))
-            }
-        }
+        foreign::noted(layout)
     }
 
     pub(super) fn store(&self, layout: &Layout) -> Result<(), DriverError> {
-        let text = serde_json::to_vec(self).expect("paths of an engine's settings are text");
-        layout.write_ours(&layout.adopted(), &text)
+        foreign::note(layout, self)
     }
 
     /// The data becomes the member's.
@@ -112,7 +103,7 @@ impl Found {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::symlink, path::Path};
+    use std::{fs, os::unix::fs::symlink, path::Path};
 
     use regent_common::ids::ClusterName;
 

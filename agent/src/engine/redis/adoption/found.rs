@@ -7,7 +7,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -18,7 +18,7 @@ use super::super::position;
 use crate::engine::{
     DriverError,
     foreign::{self, replace_aside},
-    layout::{Layout, io_error},
+    layout::Layout,
 };
 
 /// What no server takes as its configuration, and says when it is asked to.
@@ -49,20 +49,11 @@ pub(in super::super) struct Found {
 impl Found {
     /// What was noted, if something was.
     pub(in super::super) fn load(layout: &Layout) -> Result<Option<Self>, DriverError> {
-        let path = layout.adopted();
-        match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(io_error("read", &path)(error)),
-            Ok(text) => {
-                let parsed = serde_json::from_slice(&text);
-                parsed.map(Some).map_err(|error| io_error("read", &path)(io::Error::other(error)))
-            }
-        }
+        foreign::noted(layout)
     }
 
     pub(super) fn store(&self, layout: &Layout) -> Result<(), DriverError> {
-        let text = serde_json::to_vec(self).expect("paths, names and settings of an engine are text");
-        layout.write_ours(&layout.adopted(), &text)
+        foreign::note(layout, self)
     }
 
     /// The data becomes the member's, and nobody but us starts the instance from here on.
