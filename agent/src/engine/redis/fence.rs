@@ -41,17 +41,11 @@ impl Redis {
             }
             self.depose().await.map(|()| true)
         };
-        match time::timeout(AT_ONCE, deposing).await {
-            Ok(Ok(stays)) => stays,
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "the engine does not stop being a primary at once: it is killed");
-                false
-            }
-            Err(_) => {
-                tracing::warn!("the engine does not stop being a primary at once: it is killed");
-                false
-            }
-        }
+        let deposed = time::timeout(AT_ONCE, deposing).await.unwrap_or(Err(SessionError::Silent(AT_ONCE)));
+        deposed.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the engine does not stop being a primary at once: it is killed");
+            false
+        })
     }
 
     async fn depose(&self) -> Result<(), SessionError> {
