@@ -94,16 +94,16 @@ impl Redis {
             let spent = processor_time(alive);
             seen = self.look_inside().await;
             let mut answer = self.new_connection(eyes, seen.is_none()).await;
-            if seen.is_none() && answer == Answer::Accepts {
-                // The kept connection was to an earlier life of the engine, or was cut.
-                seen = self.look_inside().await;
-            }
             let mut is_busy =
                 matches!(answer, Answer::Nothing(_)) && processor_time(alive).saturating_sub(spent) >= BUSY_TICKS;
             if is_busy && !is_at_work(alive).await {
                 is_busy = false;
                 // What kept it busy may have ended while it was watched.
                 answer = self.new_connection(eyes, true).await;
+            }
+            if seen.is_none() && answer == Answer::Accepts {
+                // The kept connection was to an earlier life of the engine, or was cut.
+                seen = self.look_inside().await;
             }
             (state, reason) = match answer {
                 Answer::Accepts => (EngineState::Running, String::new()),
