@@ -197,9 +197,8 @@ pub fn decide_with(
                 why: format!("{}; a person must decide whose data survives", judgement.reason),
             };
         }
-        Verdict::Astray => return Decision::NoFailover { why: judgement.reason.clone() },
-        // Its silence or start may end by itself; a replica can still be looked after.
-        Verdict::Suspect | Verdict::Starting | Verdict::WithoutLease => return Decision::Nothing,
+        // This may end by itself; who looks again and again knows when it does not.
+        Verdict::Suspect | Verdict::Starting | Verdict::WithoutLease | Verdict::Astray => return Decision::Nothing,
         Verdict::Healthy | Verdict::NotStreaming | Verdict::Stale => {}
     }
     if cluster.policy.paused { Decision::Nothing } else { next_mend(cluster, judgements, upkeep) }

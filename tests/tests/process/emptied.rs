@@ -1,5 +1,5 @@
 //! A primary of Redis that is killed and there again at once, with nothing in its data directory, as a service manager and a new
-//! disk would have it: at every moment of the failover, its agent there or killed as well. No replica is ever emptied.
+//! disk would have it: at every moment of the failover, its agent there, killed as well, or back with it. No replica is ever emptied.
 //!
 //! A copy of its data is what a replica of this engine takes from its primary whatever that has.
 
@@ -34,11 +34,14 @@ enum Moment {
     Step(&'static str, &'static str),
 }
 
-/// Whether its agent dies as well; it is started when another member is the primary.
+/// What becomes of its agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Agent {
     Lives,
+    /// It dies as well, and is started when another member is the primary.
     Dies,
+    /// It dies as well, and is back right after the engine: neither has seen the other end.
+    IsBack,
 }
 
 /// All moments, in the order in which they come.
@@ -126,7 +129,7 @@ async fn comes_back_with_nothing(trio: &mut Trio, moment: Moment, agent: Agent) 
     let readers = Readers::start(&trio.client, &replicas.iter().map(String::as_str).collect::<Vec<_>>()).await.unwrap();
 
     let at = now_nanos();
-    if agent == Agent::Dies {
+    if agent != Agent::Lives {
         trio.fleet.agent(&node).daemon().unwrap().kill().unwrap();
     }
     process::signal(api::engine_pid(victim).unwrap(), Signal::SIGKILL).unwrap();
@@ -139,6 +142,9 @@ async fn comes_back_with_nothing(trio: &mut Trio, moment: Moment, agent: Agent) 
     again.arg(configuration).current_dir(&data);
     as_user(&mut again, "redis").unwrap();
     let _by_hand = Daemon::start("by hand", again, &trio.folder.join(LOG)).unwrap();
+    if agent == Agent::IsBack {
+        trio.fleet.agent(&node).start().unwrap();
+    }
 
     let after = trio.api().other_primary(CLUSTER, &old, SOON).await.unwrap();
     if agent == Agent::Dies {
@@ -177,4 +183,9 @@ async fn a_primary_that_comes_back_with_nothing_at_any_moment_empties_nobody() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_primary_that_comes_back_with_nothing_and_without_its_agent_empties_nobody() {
     at_each(&WITHOUT_AGENT, Agent::Dies).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_comes_back_with_nothing_before_its_agent_is_replaced_and_empties_nobody() {
+    at_each(&WITHOUT_AGENT[..1], Agent::IsBack).await;
 }

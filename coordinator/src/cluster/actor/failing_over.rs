@@ -57,9 +57,13 @@ impl Actor {
         }
     }
 
-    /// A primary whose words arrive and which holds no lease for longer than a node may be silent does not hear the answers: it
-    /// counts like one that is not heard (rule E4). Granting on would only push the end of its lease away.
-    pub(super) fn look_for_deafness(
+    /// A primary whose words arrive and which has not served for longer than a node may be silent is replaced.
+    ///
+    /// - One that holds no lease does not hear the answers: it counts like one that is not heard (rule E4). Granting on would only
+    ///   push the end of its lease away.
+    /// - One whose engine runs read-only was started again by others than its agent: it counts like one whose engine is down, and
+    ///   the failover begins with its fence (rule P1 a). A look says nothing of this: what it shows may be of before it was promoted.
+    pub(super) fn look_for_idleness(
         &mut self,
         record: &ClusterRecord,
         judgements: &mut BTreeMap<MemberName, Judgement>,
@@ -67,21 +71,34 @@ impl Actor {
     ) {
         let judged = record.primary.as_ref().and_then(|primary| Some((primary, judgements.get_mut(primary)?)));
         let granted = !self.authority.keeps_lapsed();
-        let without = |(_, judgement): &(&MemberName, &mut Judgement)| judgement.verdict == Verdict::WithoutLease;
-        let Some((primary, judgement)) = judged.filter(without).filter(|_| granted) else {
-            self.without_lease_since = None;
+        let is_idle = |(_, judgement): &(&MemberName, &mut Judgement)| match judgement.verdict {
+            Verdict::WithoutLease => granted,
+            Verdict::Astray => self.running.is_none(),
+            _ => false,
+        };
+        let Some((primary, judgement)) = judged.filter(is_idle) else {
+            self.idle_since = None;
             return;
         };
         let now = self.environment.clock.boottime();
-        let since = *self.without_lease_since.get_or_insert(now);
-        let deaf_at = since + record.policy.profile.timing().suspect_after;
-        if now < deaf_at {
-            self.look_at = self.look_at.min(deaf_at);
+        let since = match self.idle_since.take() {
+            Some((verdict, since)) if verdict == judgement.verdict => since,
+            _ => now,
+        };
+        self.idle_since = Some((judgement.verdict.clone(), since));
+        let suspect_after = record.policy.profile.timing().suspect_after;
+        if now < since + suspect_after {
+            self.look_at = self.look_at.min(since + suspect_after);
             return;
         }
-        let reason =
-            format!("{}, and it does not hear that one is: what is sent to its node is lost", judgement.reason);
-        *judgement = refine(Judgement { verdict: Verdict::NodeUnreachable, reason }, primary, succession);
+        let reason = &judgement.reason;
+        *judgement = if judgement.verdict == Verdict::Astray {
+            let reason = format!("{reason}, and it stays so: something else than its agent has started or demoted it");
+            Judgement { verdict: Verdict::EngineDown, reason }
+        } else {
+            let reason = format!("{reason}, and it does not hear that one is: what is sent to its node is lost");
+            refine(Judgement { verdict: Verdict::NodeUnreachable, reason }, primary, succession)
+        };
     }
 }
 

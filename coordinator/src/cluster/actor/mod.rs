@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     authority::Authority,
+    detector::Verdict,
     environment::Environment,
     model::{cluster::ClusterRecord, operation::OperationRecord},
     nodes::NodeView,
@@ -103,9 +104,8 @@ pub struct Actor {
     told: Option<String>,
     /// Automatic failovers of late.
     budget: Arc<Budget>,
-    /// Since when the primary says that it holds no lease, although it is granted one: what it says arrives, what it is told
-    /// does not.
-    without_lease_since: Option<Duration>,
+    /// Why the primary does not serve although its words arrive, and since when.
+    idle_since: Option<(Verdict, Duration)>,
     /// What was told of nodes in quarantine, by member, so that it is told once (rule T5).
     quarantined: BTreeMap<MemberName, String>,
     /// Why nothing is granted and nothing fails over (rule T4).
@@ -156,7 +156,7 @@ pub fn spawn(
         backoff: BTreeMap::new(),
         told: None,
         budget,
-        without_lease_since: None,
+        idle_since: None,
         quarantined: BTreeMap::new(),
         frozen: None,
         // No store is older than a cluster that was made in it just now, whatever its nodes have seen before.
@@ -321,7 +321,7 @@ impl Actor {
         }
         let (mut judgements, succession) = judge_all(&self.environment, &record);
         self.tell_of_quarantine(&record, &views).await;
-        self.look_for_deafness(&record, &mut judgements, &succession);
+        self.look_for_idleness(&record, &mut judgements, &succession);
         let record = self.keep_electorate(record, &judgements, &views).await;
         self.keep_hand_over(&record, &views).await;
         self.look_when_silent(&record, &views);
