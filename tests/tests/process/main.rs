@@ -10,6 +10,7 @@ mod adopt;
 mod adopt_redis;
 mod adoption;
 mod bad_input;
+mod blackout;
 mod crash;
 mod divergence;
 mod emptied;
