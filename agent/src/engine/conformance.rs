@@ -489,7 +489,9 @@ async fn dirty_is_not_started(world: &dyn World) -> Outcome {
         let started = two.start(how.clone()).await;
         check(matches!(started, Err(DriverError::Dirty { .. })), || format!("{how:?} was answered with {started:?}"))?;
     }
-    for result in [two.promote().await.map(drop), two.examine().await.map(drop), two.follow(&world.peer(1)).await] {
+    for result in
+        [two.promote().await.map(drop), two.examine().await.map(drop), two.follow(&world.peer(1)).await.map(drop)]
+    {
         check(matches!(result, Err(DriverError::Dirty { .. })), || format!("it was answered with {result:?}"))?;
     }
     equal("the number of processes", &world.processes(2), &0)?;

@@ -267,8 +267,8 @@ pub trait Driver: Send + Sync {
     async fn promote(&self) -> Result<Position, DriverError>;
 
     /// Follows `upstream`, restarting as a replica if need be; returns when it streams, or with
-    /// [`DriverError::Diverged`] when this copy is no ancestor of it.
-    async fn follow(&self, upstream: &Peer) -> Result<(), DriverError>;
+    /// [`DriverError::Diverged`] when this copy is no ancestor of it. How it has caught up, for people; empty where there is one way only.
+    async fn follow(&self, upstream: &Peer) -> Result<String, DriverError>;
 
     /// Finds out the exact position of this copy, starting the engine isolated if it does not run.
     async fn examine(&self) -> Result<Position, DriverError>;

@@ -1,11 +1,19 @@
 //! How much a member remembers for others that were away.
 
-use regent_agent::engine::{conformance::World, redis::REDIS};
+use regent_agent::engine::{
+    StartAs,
+    conformance::World,
+    redis::{REDIS, RedisFactory},
+};
 
 use crate::{
-    faults::{eventually, primary},
+    faults::{eventually, primary, replica},
     world::RealWorld,
 };
+
+on_flavor!(of_redis, REDIS: a_replica_whose_place_was_forgotten_is_given_everything_and_the_reason_is_told);
+on_flavor!(of_valkey, VALKEY: a_replica_whose_place_was_forgotten_is_given_everything_and_the_reason_is_told);
+on_flavor!(of_keydb, KEYDB: a_replica_whose_place_was_forgotten_is_given_everything_and_the_reason_is_told);
 
 const MIB: u64 = 1 << 20;
 
@@ -62,5 +70,27 @@ async fn a_backlog_takes_a_share_of_the_memory_unless_the_cluster_names_its_size
     write(&world, 40 * MIB).await;
     driver.observe().await;
     assert_eq!(size(&world).await, 40 * MIB);
+    world.end().await;
+}
+
+async fn a_replica_whose_place_was_forgotten_is_given_everything_and_the_reason_is_told(
+    factory: &'static RedisFactory,
+) {
+    let mut world = RealWorld::new(factory);
+    world.settings.insert("repl-backlog-size".to_owned(), "1mb".to_owned());
+    let _one = primary(&world).await;
+    let two = replica(&world, 2).await;
+    two.start(StartAs::Isolated).await.unwrap();
+    world.write(1).await.unwrap();
+    let how = two.follow(&world.peer(1)).await.unwrap();
+    assert_eq!(how, "it went on from where it was");
+
+    two.start(StartAs::Isolated).await.unwrap();
+    world.write(1).await.unwrap();
+    write(&world, 3 * MIB).await;
+    let how = two.follow(&world.peer(1)).await.unwrap();
+    assert!(how.starts_with("everything was copied to it: it had come to "), "{how}");
+    assert!(how.contains(", and its upstream remembered "), "{how}");
+    assert_eq!(world.rows(2).await, Ok(2));
     world.end().await;
 }

@@ -61,7 +61,8 @@ async fn a_former_primary_keeps_its_memory_and_goes_on_from_where_it_was(factory
     two.promote().await.unwrap();
     world.write(2).await.unwrap();
     for former in [&one, &three] {
-        former.follow(&world.peer(2)).await.unwrap();
+        let how = former.follow(&world.peer(2)).await.unwrap();
+        assert_eq!(how, "it went on from where it was");
     }
     for member in [1, 3] {
         eventually("it has every row", async || world.rows(member).await == Ok(101)).await;

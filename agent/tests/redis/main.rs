@@ -9,9 +9,9 @@
 #![allow(clippy::print_stdout, reason = "what a test does not run is said")]
 
 mod adoption;
-mod backlog;
 #[macro_use]
 mod faults;
+mod backlog;
 mod fencing;
 mod unmanaged;
 mod world;

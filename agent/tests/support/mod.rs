@@ -318,10 +318,10 @@ impl Driver for TestDriver {
         self.machine.run_as(Role::Primary);
         Ok(at(13))
     }
-    async fn follow(&self, _: &Peer) -> Result<(), DriverError> {
+    async fn follow(&self, _: &Peer) -> Result<String, DriverError> {
         self.machine.enter("follow").await?;
         self.machine.run_as(Role::Replica);
-        Ok(())
+        Ok(String::new())
     }
     async fn examine(&self) -> Result<Position, DriverError> {
         self.machine.enter("examine").await?;

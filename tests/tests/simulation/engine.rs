@@ -291,7 +291,7 @@ impl Driver for SlowDriver {
         self.ask("promoted", 20..120, self.inner.promote()).await
     }
 
-    async fn follow(&self, upstream: &Peer) -> Result<(), DriverError> {
+    async fn follow(&self, upstream: &Peer) -> Result<String, DriverError> {
         let doing = format!("follows {}", upstream.member);
         self.ask(&doing, 20..150, self.inner.follow(upstream)).await
     }

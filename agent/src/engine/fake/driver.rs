@@ -438,8 +438,8 @@ impl Driver for FakeDriver {
         self.act("promote", |hand| hand.promote())
     }
 
-    async fn follow(&self, upstream: &Peer) -> Result<(), DriverError> {
-        self.act("follow", |hand| hand.follow(upstream))
+    async fn follow(&self, upstream: &Peer) -> Result<String, DriverError> {
+        self.act("follow", |hand| hand.follow(upstream)).map(|()| String::new())
     }
 
     async fn examine(&self) -> Result<Position, DriverError> {

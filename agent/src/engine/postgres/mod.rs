@@ -398,9 +398,9 @@ impl Driver for Postgres {
         Box::pin(self.become_primary()).await
     }
 
-    async fn follow(&self, upstream: &Peer) -> Result<(), DriverError> {
+    async fn follow(&self, upstream: &Peer) -> Result<String, DriverError> {
         let _control = self.begin().await;
-        Box::pin(self.follow_upstream(upstream)).await
+        Box::pin(self.follow_upstream(upstream)).await.map(|()| String::new())
     }
 
     async fn examine(&self) -> Result<Position, DriverError> {

@@ -90,7 +90,7 @@ impl Redis {
         self.adopt_process()?;
         match how {
             StartAs::Primary => self.become_primary().await.map(drop),
-            StartAs::Replica(upstream) => self.follow_upstream(upstream).await,
+            StartAs::Replica(upstream) => self.follow_upstream(upstream).await.map(drop),
             StartAs::Isolated => self.start_isolated().await,
         }
     }

@@ -48,6 +48,7 @@ mod access;
 mod adoption;
 mod backlog;
 mod bootstrap;
+mod catching_up;
 mod clone;
 mod config;
 mod drain;
@@ -414,9 +415,9 @@ impl Driver for Redis {
         Box::pin(self.become_primary()).await
     }
 
-    async fn follow(&self, upstream: &Peer) -> Result<(), DriverError> {
+    async fn follow(&self, upstream: &Peer) -> Result<String, DriverError> {
         let _control = self.begin().await;
-        Box::pin(self.follow_upstream(upstream)).await
+        Ok(Box::pin(self.follow_upstream(upstream)).await?.sentence())
     }
 
     async fn examine(&self) -> Result<Position, DriverError> {

@@ -12,6 +12,7 @@ use tokio::{io::BufReader, net::UnixStream, time};
 use super::{
     Redis,
     access::{AGENT, line_told, teller},
+    catching_up::CaughtUp,
     config::{self, NOBODY},
     info::Info,
     lifecycle::Force,
@@ -228,7 +229,7 @@ impl Redis {
     }
 
     /// Follows another member, if this copy can.
-    pub(super) async fn follow_upstream(&self, upstream: &Peer) -> Result<(), DriverError> {
+    pub(super) async fn follow_upstream(&self, upstream: &Peer) -> Result<CaughtUp, DriverError> {
         self.check_startable(Force::No).await?;
         let own = self.find_place_to_follow(upstream).await?;
         let theirs = self.identify(upstream).await?;
@@ -238,29 +239,37 @@ impl Redis {
     }
 
     /// Points a running replica at the upstream and waits until it streams.
-    pub(super) async fn stream_from(&self, upstream: &Peer) -> Result<(), DriverError> {
+    pub(super) async fn stream_from(&self, upstream: &Peer) -> Result<CaughtUp, DriverError> {
         let failed = |error: SessionError| error.refused(format!("follow {}", upstream.member));
         self.write_upstream(Some(upstream)).await?;
         let session = self.session().await.map_err(failed)?;
         let port = upstream.engine.port.to_string();
         session.let_copy(false).await.map_err(failed)?;
+        let own = session.info("replication", BRIEF).await.map_err(failed)?;
+        let theirs = self.session_with(&upstream.engine.host, upstream.engine.port).await.map_err(failed)?;
+        let theirs = theirs.info("replication", BRIEF).await.map_err(failed)?;
         session.tell(&["REPLICAOF", &upstream.engine.host, &port]).await.map_err(failed)?;
-        self.wait_streaming(upstream).await?;
+        let copied = self.wait_streaming(upstream).await?;
+        let caught_up = CaughtUp::foreseen(&own, &theirs).or_by_a_copy(copied);
+        tracing::info!(upstream = %upstream.member, "it streams: {}", caught_up.sentence());
         // It has the upstream's line from here on.
-        self.place().await.map(drop)
+        self.place().await.map(|_| caught_up)
     }
 
-    pub(super) async fn wait_streaming(&self, upstream: &Peer) -> Result<(), DriverError> {
+    /// Returns whether a full synchronization was seen meanwhile.
+    pub(super) async fn wait_streaming(&self, upstream: &Peer) -> Result<bool, DriverError> {
         // More than ever before: a synchronization that fails and begins anew gets nobody any further.
         let (mut most, mut progressed) = ([None; 2], time::Instant::now());
         let started = progressed;
+        let mut copied = false;
         while progressed.elapsed() < STREAM && self.is_alive() {
             let session = self.session().await.map_err(|error| error.refused("ask for the stream"))?;
             match session.info("default", BRIEF).await {
                 Ok(info) if info.follows(&upstream.engine.host, upstream.engine.port) => {
                     if info.streams() {
-                        return Ok(());
+                        return Ok(copied);
                     }
+                    copied |= info.synchronizes();
                     for (most, name) in most.iter_mut().zip(["master_sync_read_bytes", "loading_loaded_bytes"]) {
                         let now = info.number(name);
                         if now > *most {

@@ -39,7 +39,7 @@ impl Swapped for Redis {
     async fn start_new_copy(&self, upstream: &Peer) -> Result<(), DriverError> {
         self.write_upstream(None).await?;
         self.launch(Force::Dirty).await?;
-        self.stream_from(upstream).await
+        self.stream_from(upstream).await.map(drop)
     }
 
     async fn start_old_copy(&self, upstream: &Peer) -> Result<(), DriverError> {

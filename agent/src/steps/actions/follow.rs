@@ -10,9 +10,9 @@ pub(super) async fn run(context: &StepContext, upstream: Peer) -> Result<Done, S
     let membership = context.membership()?;
     let driver = context.driver()?;
     context.refuse_dirty(&membership, &*driver)?;
-    driver.follow(&upstream).await?;
+    let detail = driver.follow(&upstream).await?;
     context.become_follower().await?;
-    Ok(Done::noting(StepOutcome::default(), move |membership| {
+    Ok(Done::noting(StepOutcome { detail, ..StepOutcome::default() }, move |membership| {
         // It streams, so that the data in place is whole, whatever became of a resync that did not end.
         membership.resyncing = false;
         membership.fenced = false;

@@ -27,7 +27,7 @@ use regent_proto::agent::v1::{self as wire, StepResult, action::Action};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{listed, position_of};
+use super::{in_addition, listed, position_of};
 use crate::{
     cluster::judging::judge_all,
     detector::Succession,
@@ -582,7 +582,7 @@ pub(super) async fn follow(context: &StepContext<'_>) -> Result<StepDone, StepEr
     let mut done = StepDone::new();
     for (member, outcome) in futures::future::join_all(calls).await {
         match outcome {
-            Ok(_) => done = done.say(format!("{member} follows {candidate}")),
+            Ok(result) => done = done.say(format!("{member} follows {candidate}{}", in_addition(&result.detail))),
             Err(why) => {
                 done = done.say(format!("{member} does not follow yet: {why}"));
                 left_behind.push(member);

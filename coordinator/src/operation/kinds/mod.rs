@@ -90,6 +90,11 @@ fn position_of(member: &MemberName, result: &StepResult) -> Result<Position, Ste
     })
 }
 
+/// What an agent has to add to a sentence.
+fn in_addition(detail: &str) -> String {
+    if detail.is_empty() { String::new() } else { format!(": {detail}") }
+}
+
 /// Names in a sentence.
 fn listed(members: &[MemberName]) -> String {
     members.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")

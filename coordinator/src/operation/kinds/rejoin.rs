@@ -17,7 +17,7 @@ use regent_proto::agent::v1::{self as wire, action::Action};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{clone_members, configure, position_of, primary_of, swap_members};
+use super::{clone_members, configure, in_addition, position_of, primary_of, swap_members};
 use crate::{
     model::{
         cluster::{ClusterRecord, MemberState},
@@ -195,7 +195,10 @@ async fn restore(context: &StepContext<'_>, member: &MemberName) -> Result<StepD
         let outcome = match way {
             Way::Follow => {
                 let upstream = Some(wire::Peer::from(&context.peer(&primary_of(context)?)?));
-                context.call(member, Action::Follow(wire::Follow { upstream }), PATIENCE).await.map(|_| "followed")
+                context.call(member, Action::Follow(wire::Follow { upstream }), PATIENCE).await.map(|result| {
+                    report.push(format!("{member} follows{}", in_addition(&result.detail)));
+                    "followed"
+                })
             }
             Way::Rewind => {
                 let source = Some(wire::Peer::from(&context.peer(&primary_of(context)?)?));
@@ -210,7 +213,9 @@ async fn restore(context: &StepContext<'_>, member: &MemberName) -> Result<StepD
         };
         match (outcome, way) {
             (Ok(resolution), _) => {
-                report.push(format!("{member} was {resolution}"));
+                if way != Way::Follow {
+                    report.push(format!("{member} was {resolution}"));
+                }
                 let done = StepDone { report, ..StepDone::default() };
                 let member = member.clone();
                 return Ok(done.change(move |cluster| {
