@@ -447,10 +447,13 @@ async fn a_kill_that_overtakes_a_start_leaves_nothing_running(factory: &'static 
     for round in 0..12 {
         driver.stop(Stop::Kill).await.unwrap();
         let how = if round % 2 == 0 { StartAs::Primary } else { StartAs::Isolated };
-        let starting = tokio::spawn({
+        let mut starting = Box::pin({
             let driver = Arc::clone(&driver);
             async move { driver.start(how).await }
         });
+        // On a busy machine the task might begin after the kill.
+        assert!(futures::poll!(starting.as_mut()).is_pending(), "a start waits for the disk");
+        let starting = tokio::spawn(starting);
         // Each time at another moment of the start.
         tokio::time::sleep(Duration::from_millis(round * 5)).await;
         driver.stop(Stop::Kill).await.unwrap();
