@@ -154,6 +154,9 @@ pub struct Observation {
     pub allow_list: Option<AllowListState>,
 }
 
+/// Name of the fact that tells why a primary that answers refuses writes, for people.
+pub const REFUSES_WRITES: &str = "refuses_writes";
+
 /// What a driver sees of its engine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EngineObservation {

@@ -18,7 +18,7 @@ use nix::{
 use regent_agent::engine::{
     CloneOptions, Driver, DriverError, Factory, StartAs, Stop, Work, conformance::World, redis::RedisFactory,
 };
-use regent_common::topology::{ClusterSpec, EngineState, Progress, Role, Ternary};
+use regent_common::topology::{ClusterSpec, EngineState, Progress, REFUSES_WRITES, Role, Ternary};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -58,6 +58,7 @@ on_every_flavor!(
     clients_that_were_held_or_kept_out_are_let_in_with_the_next_role,
     a_primary_is_made_a_replica_and_a_primary_again_and_again,
     bad_input_is_refused_and_changes_nothing,
+    a_primary_whose_memory_is_full_says_that_it_refuses_writes,
     secrets_are_in_no_log_no_arguments_and_no_readable_file,
     an_emptied_primary_is_not_started_and_one_that_somebody_starts_is_copied_by_nobody,
     a_clone_is_cancelled_in_the_middle_and_leaves_nothing,
@@ -191,6 +192,42 @@ async fn a_busy_engine_and_one_whose_snapshots_fail_are_not_taken_for_hung(facto
     })
     .await;
     mode(0o700);
+    world.end().await;
+}
+
+async fn a_primary_whose_memory_is_full_says_that_it_refuses_writes(factory: &'static RedisFactory) {
+    let mut world = RealWorld::new(factory);
+    world
+        .settings
+        .extend([("maxmemory", "20mb"), ("repl-backlog-size", "1mb")].map(|(n, v)| (n.to_owned(), v.to_owned())));
+    let driver = primary(&world).await;
+    let why = async || driver.observe().await.details.get(REFUSES_WRITES).cloned();
+    assert_eq!(why().await, None);
+    // Small ones: what a client is sending counts as well, until it is refused.
+    let value = "x".repeat(16 << 10);
+    let set = |number: u32| {
+        let mut command = redis::cmd("SET");
+        command.arg(format!("filler.{number}")).arg(&value);
+        command
+    };
+    let mut filled = 0;
+    let refused = loop {
+        match world.command::<()>(1, &set(filled)).await {
+            Ok(()) => filled += 1,
+            Err(refused) => break refused,
+        }
+        assert!(filled < 2000, "it takes more than it may");
+    };
+    assert!(refused.contains("OOM"), "{refused}");
+    let said = why().await.unwrap();
+    assert!(said.contains("maxmemory is 20971520"), "{said}");
+    let seen = driver.observe().await;
+    assert_eq!((seen.state, seen.role), (EngineState::Running, Some(Role::Primary)), "{}", seen.reason);
+    for number in 0..100 {
+        world.command::<()>(1, redis::cmd("DEL").arg(format!("filler.{number}"))).await.unwrap();
+    }
+    world.command::<()>(1, &set(0)).await.unwrap();
+    assert_eq!(why().await, None);
     world.end().await;
 }
 

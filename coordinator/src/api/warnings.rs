@@ -3,7 +3,10 @@
 //! It decides nothing: who is left out of an electorate is decided in [`crate::planner::electorate`], when failovers pause in
 //! [`crate::cluster::brake`]. Each sentence says what it is, what it means, and what to do.
 
-use regent_common::ids::{MemberName, NodeName};
+use regent_common::{
+    ids::{MemberName, NodeName},
+    topology::{REFUSES_WRITES, Role},
+};
 
 use super::view::{ClusterFacts, lets_in_others, view_of};
 use crate::{environment::OwnMachine, model::Assignment, nodes::NodeView};
@@ -28,7 +31,15 @@ pub fn of_cluster(facts: &ClusterFacts<'_>) -> Vec<String> {
     let open = lets_in_others(facts).into_iter().map(|member| {
         format!("the allow-list is not in force on {member}; what it keeps out may be let in there until then")
     });
-    by_hand.into_iter().chain(paused).chain(beside_us).chain(open).collect()
+    let full = facts.record.members.keys().filter_map(|member| refuses_writes(member, view_of(facts, member)?));
+    by_hand.into_iter().chain(paused).chain(beside_us).chain(open).chain(full).collect()
+}
+
+/// Its engine answers, so that this is no reason for a failover: the next primary has the same data.
+fn refuses_writes(member: &MemberName, view: &NodeView) -> Option<String> {
+    let engine = &view.observation.as_ref()?.engine;
+    let why = engine.details.get(REFUSES_WRITES).filter(|_| engine.role == Some(Role::Primary))?;
+    Some(format!("{member} refuses writes: {why}"))
 }
 
 fn beside_us(facts: &ClusterFacts<'_>, member: &MemberName, node: &NodeName, view: &NodeView) -> String {
@@ -73,12 +84,26 @@ mod tests {
     use regent_common::topology::HostFacts;
 
     use super::*;
+    use crate::planner::fixtures::observation;
 
     fn view(boot_id: &str) -> NodeView {
         NodeView {
             host: Some(HostFacts { boot_id: boot_id.to_owned(), ..HostFacts::default() }),
             ..NodeView::default()
         }
+    }
+
+    #[test]
+    fn a_primary_that_refuses_writes_is_warned_of() {
+        let member: MemberName = "db1".parse().unwrap();
+        let mut seen = observation(member.clone());
+        seen.engine.role = Some(Role::Primary);
+        let view = |seen| NodeView { observation: Some(seen), ..NodeView::default() };
+        assert_eq!(refuses_writes(&member, &view(seen.clone())), None);
+        seen.engine.details.insert(REFUSES_WRITES.to_owned(), "its memory is full".to_owned());
+        assert_eq!(refuses_writes(&member, &view(seen.clone())).unwrap(), "db1 refuses writes: its memory is full");
+        seen.engine.role = Some(Role::Replica);
+        assert_eq!(refuses_writes(&member, &view(seen)), None, "nobody writes to a replica");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use regent_common::topology::{EngineObservation, EngineState, HeardPosition, Role, Ternary};
+use regent_common::topology::{EngineObservation, EngineState, HeardPosition, REFUSES_WRITES, Role, Ternary};
 use tokio::time;
 
 use super::{
@@ -39,6 +39,9 @@ const BUSY_TICKS: u64 = 20;
 const WATCH: Duration = Duration::from_millis(300);
 /// A thread at work waits less often than so many times for each tick: not every tenth of a millisecond.
 const WAITS_PER_TICK: u64 = 100;
+
+/// Bytes that a client's command takes while it is looked at, which counts as used. What is left of the memory is less than that: full.
+const SENT: u64 = 64 << 10;
 
 /// What the looks remember.
 #[derive(Debug, Default)]
@@ -289,6 +292,9 @@ fn details(rate: Option<u64>, info: &Info) -> BTreeMap<String, String> {
         let text = format!("{} bytes read", bytes("master_sync_read_bytes"));
         details.insert("synchronizing".to_owned(), text);
     }
+    if let Some(why) = why_it_refuses_writes(info) {
+        details.insert(REFUSES_WRITES.to_owned(), why);
+    }
     let Some(offset) = info.offset() else { return details };
     details.insert("offset".to_owned(), offset.to_string());
     if let Some(rate) = rate.filter(|_| info.is_primary()) {
@@ -300,4 +306,19 @@ fn details(rate: Option<u64>, info: &Info) -> BTreeMap<String, String> {
         details.insert(format!("replica.{}", replica.address), text);
     }
     details
+}
+
+/// Why a primary refuses every write that needs memory; `None` when it does not, or is none.
+fn why_it_refuses_writes(info: &Info) -> Option<String> {
+    let number = |name| info.number(name).unwrap_or(0);
+    let limit = number("maxmemory");
+    // As the engine counts: what is on its way to replicas is not data.
+    let used = number("used_memory").saturating_sub(number("mem_not_counted_for_evict"));
+    let full = info.is_primary() && limit > 0 && used + SENT > limit && info.is("maxmemory_policy", "noeviction");
+    full.then(|| {
+        format!(
+            "{used} bytes of memory are used, maxmemory is {limit}, and with the policy noeviction nothing goes to make room: remove data, \
+             or make a cluster with more"
+        )
+    })
 }
