@@ -83,6 +83,7 @@ on_every_flavor!(
     every_member_is_the_primary_once_and_nothing_is_lost,
     a_cluster_grows_is_made_anew_and_shrinks_under_writers,
     a_primary_that_lost_its_engine_and_its_data_at_once_empties_nobody,
+    a_replica_that_hangs_is_passed_over_and_comes_back,
     agents_come_and_go_and_leave_the_engines_alone,
     settings_that_an_engine_must_not_have_are_refused_and_others_hold,
     a_deleted_cluster_leaves_spares_and_no_data,
@@ -195,6 +196,26 @@ async fn a_primary_that_lost_its_engine_and_its_data_at_once_empties_nobody(flav
     let (_, account) = trio.settle(writers, at).await;
     assert!(account.lost.len() <= 5, "{:?}", account.lost);
     assert_eq!(trio.api().operations_of(CLUSTER, "failover").await.unwrap().len(), 1, "one death, one failover");
+}
+
+async fn a_replica_that_hangs_is_passed_over_and_comes_back(flavor: Flavor) {
+    let trio = Trio::of(flavor.engine, flavor.settings).await;
+    let writers = trio.write();
+    writers.acknowledged(0, 300, SOON).await.unwrap();
+    let engines = trio.engine_pids().await;
+    process::signal(engines[1], Signal::SIGSTOP).unwrap();
+    let at = now_nanos();
+    process::signal(engines[0], Signal::SIGKILL).unwrap();
+    let after = trio.api().other_primary(CLUSTER, "db1", SOON).await.unwrap();
+    assert_eq!(after.primary, "db3", "the other one does not answer");
+    writers.acknowledged_except(&trio.members[0], at, 300, SOON).await.unwrap();
+    // Somebody may have ended it meanwhile.
+    drop(process::signal(engines[1], Signal::SIGCONT));
+    let whole = trio.api().complete(CLUSTER, SOON).await.unwrap();
+    assert_eq!(whole.primary, "db3");
+    writers.acknowledged(now_nanos(), 100, SOON).await.unwrap();
+    let (_, account) = trio.settle(writers, at).await;
+    assert!(account.lost.len() <= 5, "{:?}", account.lost);
 }
 
 async fn agents_come_and_go_and_leave_the_engines_alone(flavor: Flavor) {
