@@ -36,7 +36,7 @@ use regent_common::{
     ids::{ClusterId, Epoch, MemberName, NodeName, OperationId, OperationToken, Revision},
     position::{IntervalSet, Position},
     topology::{
-        ClusterSpec, Endpoint, EngineObservation, EngineOffer, EngineState, HeardPosition, Peer, Progress, Role,
+        ClusterSpec, Endpoint, EngineObservation, EngineOffer, EngineState, HeardPosition, Mode, Peer, Progress, Role,
         Ternary,
     },
 };
@@ -486,6 +486,7 @@ pub fn spec() -> ClusterSpec {
         secrets: [("replication".to_owned(), "hush".into())].into(),
         allow_list: AllowList::default(),
         access_rules: String::new(),
+        mode: Mode::default(),
     }
 }
 
