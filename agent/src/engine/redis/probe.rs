@@ -154,7 +154,7 @@ impl Redis {
             streaming: match role {
                 Some(Role::Replica) if info.streams() => Ternary::Yes,
                 Some(Role::Replica) => Ternary::No,
-                Some(Role::Primary) | None => Ternary::Unknown,
+                Some(Role::Primary | Role::Active) | None => Ternary::Unknown,
             },
             upstream: self.following(),
             replay_lag_bytes: (role == Some(Role::Replica))
