@@ -88,7 +88,7 @@ async fn what_only_this_side_has_is_told_and_remembered() {
     let bench = side().await;
     bench.machine.set_running(Role::Active);
     let compare = Action::Compare { other: peer(2) };
-    let found = Difference { compared: 3, only_here: 1, examples: vec!["key".to_owned()] };
+    let found = Difference { compared: 3, only_here: 1, examples: vec!["key".to_owned()], delivered: false };
     assert_eq!(done(&bench, "compare", compare.clone()).await.difference, Some(found.clone()));
     let bench = bench.restart();
     assert_eq!(done(&bench, "compare", compare).await.difference, Some(found));

@@ -363,7 +363,7 @@ impl Driver for TestDriver {
     }
     async fn compare(&self, _: &Peer, _: &Work) -> Result<Difference, DriverError> {
         self.machine.enter("compare").await?;
-        Ok(Difference { compared: 3, only_here: 1, examples: vec!["key".to_owned()] })
+        Ok(Difference { compared: 3, only_here: 1, examples: vec!["key".to_owned()], delivered: false })
     }
     async fn refill(&self, _: &Peer, _: bool) -> Result<(), DriverError> {
         self.machine.enter("refill").await?;
