@@ -170,7 +170,7 @@ fn healing(healing: Healing) -> wire::HealingMode {
 
 fn running_version(facts: &ClusterFacts<'_>) -> String {
     let serves = serving(facts.record, facts.judgements);
-    let primary = facts.record.primary.as_ref().or(serves.first()).and_then(|primary| view_of(facts, primary));
+    let primary = facts.record.primary.as_ref().or_else(|| serves.first()).and_then(|primary| view_of(facts, primary));
     let said = primary.and_then(|view| view.observation.as_ref()).map(|seen| seen.engine.version.clone());
     said.filter(|version| !version.is_empty()).unwrap_or_else(|| facts.record.version.clone())
 }
