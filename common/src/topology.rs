@@ -309,6 +309,23 @@ pub struct Divergence {
     pub detail: String,
 }
 
+/// Name of the detail that says whether an active side lets applications, and the other side, in.
+const OPEN: &str = "open";
+
+// === impl EngineObservation ===
+
+impl EngineObservation {
+    /// Whether this is an active side that lets applications, and the other side, in. One that does not say so is closed.
+    pub fn is_open(&self) -> bool {
+        self.details.get(OPEN).is_some_and(|open| open == "yes")
+    }
+
+    /// Notes whether this active side lets applications, and the other side, in.
+    pub fn set_open(&mut self, open: bool) {
+        self.details.insert(OPEN.to_owned(), if open { "yes" } else { "no" }.to_owned());
+    }
+}
+
 // === impl Mode ===
 
 impl Mode {

@@ -16,7 +16,7 @@ use regent_common::{
     lease::{Electorate, Forced, Profile, Timing},
     mutation::{self, Rule},
     position::Position,
-    topology::{ClusterSpec, Endpoint, HeardPosition, Mode, Peer, Role},
+    topology::{ClusterSpec, Difference, Endpoint, HeardPosition, Mode, Peer, Role},
 };
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
@@ -252,6 +252,9 @@ pub struct StepOutcome {
     /// Prepare: how far the primaries had come that this process heard (rule P3).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub heard: Vec<HeardPosition>,
+    /// Compare: what was found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub difference: Option<Difference>,
 }
 
 // === impl Digest ===

@@ -13,6 +13,7 @@ mod backlog;
 #[macro_use]
 mod faults;
 mod fencing;
+mod pair;
 mod unmanaged;
 mod world;
 

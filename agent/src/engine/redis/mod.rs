@@ -11,6 +11,8 @@
 //! - **A replica whose place the upstream still has goes on from there; else the engine copies everything.** The engine
 //!   decides that by itself, and does not ask whether the copy had something that the upstream has not: so the agent asks
 //!   before, by the line of ids that the data has had ([`position`]).
+//!
+//! KeyDB alone can also be two sides that both take writes ([`pair`]).
 
 use std::{
     path::{Path, PathBuf},
@@ -25,7 +27,9 @@ use async_trait::async_trait;
 use regent_common::{
     ids::MemberName,
     position::Position,
-    topology::{ClusterSpec, ConnectionFormat, Endpoint, EngineObservation, EngineOffer, HeardPosition, Peer},
+    topology::{
+        ClusterSpec, ConnectionFormat, Difference, Endpoint, EngineObservation, EngineOffer, HeardPosition, Peer,
+    },
 };
 use tokio::sync::watch;
 
@@ -37,7 +41,7 @@ use self::{
     session::{BRIEF, Session, SessionError},
 };
 use super::{
-    CloneOptions, Cloned, Context, Driver, DriverError, Factory, FoundInstance, Ground, SettingsCheck, StartAs, Stop,
+    Activation, CloneOptions, Cloned, Context, Driver, DriverError, Factory, FoundInstance, Ground, SettingsCheck, StartAs, Stop,
     Work,
     layout::{Layout, Shape, io_error, offload},
     refused, swap,
@@ -50,11 +54,13 @@ mod backlog;
 mod bootstrap;
 mod clone;
 mod config;
+mod difference;
 mod drain;
 mod fence;
 mod flavor;
 mod info;
 mod lifecycle;
+mod pair;
 mod position;
 mod probe;
 mod replication;
@@ -75,7 +81,7 @@ pub struct RedisFactory {
 pub static REDIS: RedisFactory = RedisFactory { flavor: &flavor::REDIS };
 /// Valkey.
 pub static VALKEY: RedisFactory = RedisFactory { flavor: &flavor::VALKEY };
-/// KeyDB, as a primary with replicas.
+/// KeyDB, as a primary with replicas or as two sides that both take writes.
 pub static KEYDB: RedisFactory = RedisFactory { flavor: &flavor::KEYDB };
 
 /// What a member's folder has besides what all have: nothing. Data is where a snapshot is.
@@ -152,7 +158,7 @@ impl Factory for RedisFactory {
         EngineOffer {
             engine: self.name().to_owned(),
             versions,
-            modes: vec!["primary-replica".to_owned()],
+            modes: self.flavor.modes.iter().map(|mode| mode.label().to_owned()).collect(),
             min_replicas: 0,
             default_replicas: 2,
             max_replicas: 8,
@@ -351,16 +357,19 @@ impl Driver for Redis {
     }
 
     async fn initialize(&self) -> Result<Position, DriverError> {
+        self.refuse_for_side("initialize")?;
         let _control = self.begin().await;
         Box::pin(self.make_instance()).await
     }
 
     async fn clone_from(&self, source: &Peer, options: CloneOptions, work: &Work) -> Result<Cloned, DriverError> {
+        self.refuse_for_side("clone")?;
         let _cloning = self.cloning.lock().await;
         Box::pin(self.copy_from(source, options, work)).await
     }
 
     async fn swap(&self, upstream: &Peer, keep_old: bool) -> Result<(), DriverError> {
+        self.refuse_for_side("swap")?;
         let _cloning = self.cloning.lock().await;
         let _control = self.begin().await;
         Box::pin(swap::carry_out(self, upstream, keep_old)).await
@@ -372,6 +381,7 @@ impl Driver for Redis {
     }
 
     async fn start(&self, how: StartAs) -> Result<(), DriverError> {
+        self.refuse_for_side("start")?;
         let _control = self.begin().await;
         Box::pin(self.start_as(&how)).await
     }
@@ -395,31 +405,37 @@ impl Driver for Redis {
     }
 
     async fn cut(&self) -> Result<Position, DriverError> {
+        self.refuse_for_side("cut")?;
         let _control = self.begin().await;
         Box::pin(self.cut_stream()).await
     }
 
     async fn drain(&self, successor: &MemberName) -> Result<Position, DriverError> {
+        self.refuse_for_side("drain")?;
         let _control = self.begin().await;
         Box::pin(self.hand_over_to(successor)).await
     }
 
     async fn undo_drain(&self) -> Result<(), DriverError> {
         let _control = self.begin().await;
-        self.admit().await
+        // A side is drained by nobody, and stays as open as it is.
+        if self.is_side() { Ok(()) } else { self.admit().await }
     }
 
     async fn promote(&self) -> Result<Position, DriverError> {
+        self.refuse_for_side("promotion")?;
         let _control = self.begin().await;
         Box::pin(self.become_primary()).await
     }
 
     async fn follow(&self, upstream: &Peer) -> Result<(), DriverError> {
+        self.refuse_for_side("follow")?;
         let _control = self.begin().await;
         Box::pin(self.follow_upstream(upstream)).await
     }
 
     async fn examine(&self) -> Result<Position, DriverError> {
+        self.refuse_for_side("examine")?;
         let _control = self.begin().await;
         Ok(Box::pin(self.find_place()).await?.position())
     }
@@ -434,6 +450,7 @@ impl Driver for Redis {
     }
 
     async fn adopt(&self, data_directory: &Path, upstream: Option<&Peer>) -> Result<Position, DriverError> {
+        self.refuse_for_side("adoption")?;
         let _control = self.begin().await;
         Box::pin(self.take_over(data_directory, upstream)).await
     }
@@ -441,6 +458,23 @@ impl Driver for Redis {
     async fn give_back(&self) -> Result<bool, DriverError> {
         let _control = self.begin().await;
         Box::pin(self.leave_as_found()).await
+    }
+
+    async fn activate(&self, how: Activation<'_>) -> Result<(), DriverError> {
+        let _cloning = self.cloning.lock().await;
+        let _control = self.begin().await;
+        Box::pin(self.become_side(how)).await
+    }
+
+    async fn compare(&self, other: &Peer, work: &Work) -> Result<Difference, DriverError> {
+        // Beside all others: it changes nothing.
+        Box::pin(self.difference_from(other, work)).await
+    }
+
+    async fn refill(&self, source: &Peer, keep_old: bool) -> Result<(), DriverError> {
+        let _cloning = self.cloning.lock().await;
+        let _control = self.begin().await;
+        Box::pin(self.refill_from(source, keep_old)).await
     }
 
     async fn release(&self, keep_data: bool) -> Result<(), DriverError> {

@@ -17,6 +17,7 @@ use super::{
     Redis,
     backlog::Rate,
     info::Info,
+    pair::place_of_side,
     position::{Place, end_of},
     session::SessionError,
     wire,
@@ -71,6 +72,8 @@ enum Answer {
 struct Seen {
     info: Info,
     place: Option<Place>,
+    /// Whether one of two sides is open; `None` for all others.
+    is_open: Option<bool>,
 }
 
 // === impl Redis ===
@@ -132,8 +135,13 @@ impl Redis {
         if !known {
             eyes.written.forget();
         }
-        let Seen { info, place } = seen.unwrap_or_default();
-        let role = known.then(|| if info.is_primary() { Role::Primary } else { Role::Replica });
+        let Seen { info, place, is_open } = seen.unwrap_or_default();
+        let role = known.then(|| match (info.is_primary(), is_open) {
+            (true, None) => Role::Primary,
+            (true, Some(_)) => Role::Active,
+            (false, Some(_)) if info.is_active() => Role::Active,
+            (false, _) => Role::Replica,
+        });
         let received = info.number("slave_read_repl_offset").or_else(|| info.offset());
         if let (Some(Role::Replica), true, Some(place), Some(received)) = (role, info.streams(), &place, received)
             && let Some(member) = self.following()
@@ -146,14 +154,14 @@ impl Redis {
         if known && state == EngineState::Running {
             self.size_backlog(&eyes.written, &info).await;
         }
-        EngineObservation {
+        let mut observation = EngineObservation {
             state,
             role,
             storage_writable,
             position: place.as_ref().map(Place::position),
             streaming: match role {
-                Some(Role::Replica) if info.streams() => Ternary::Yes,
-                Some(Role::Replica) => Ternary::No,
+                Some(Role::Replica | Role::Active) if info.streams() => Ternary::Yes,
+                Some(Role::Replica | Role::Active) => Ternary::No,
                 Some(Role::Primary) | None => Ternary::Unknown,
             },
             upstream: self.following(),
@@ -166,7 +174,11 @@ impl Redis {
             data_bytes: info.data_bytes(),
             // It can: what the upstream has not kept is synchronized in full, by the engine itself.
             stale: String::new(),
+        };
+        if let Some(is_open) = is_open {
+            observation.set_open(is_open);
         }
+        observation
     }
 
     /// The state as far as the process tells it.
@@ -233,8 +245,13 @@ impl Redis {
         };
         // While it loads or synchronizes, what it has is neither the old data nor the new.
         let whole = !info.is("loading", "1") && !info.synchronizes();
+        if self.is_side() {
+            let is_open = session.is_open_side(ANSWER).await.ok()?;
+            let place = if whole { place_of_side(&info) } else { None };
+            return Some(Seen { info, place, is_open: Some(is_open) });
+        }
         let place = if whole { time::timeout(ANSWER, self.place_seen(&info)).await.ok()?.ok() } else { None };
-        Some(Seen { info, place })
+        Some(Seen { info, place, is_open: None })
     }
 }
 
@@ -291,7 +308,7 @@ fn details(rate: Option<u64>, info: &Info) -> BTreeMap<String, String> {
     }
     let Some(offset) = info.offset() else { return details };
     details.insert("offset".to_owned(), offset.to_string());
-    if let Some(rate) = rate.filter(|_| info.is_primary()) {
+    if let Some(rate) = rate.filter(|_| info.is_primary() || info.is_active()) {
         details.insert("log_bytes_per_second".to_owned(), rate.to_string());
     }
     for replica in info.downstreams() {

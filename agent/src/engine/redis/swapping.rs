@@ -37,12 +37,18 @@ impl Swapped for Redis {
     }
 
     async fn start_new_copy(&self, upstream: &Peer) -> Result<(), DriverError> {
+        if self.is_side() {
+            return Box::pin(self.fill_from(upstream)).await;
+        }
         self.write_upstream(None).await?;
         self.launch(Force::Dirty).await?;
         self.stream_from(upstream).await
     }
 
     async fn start_old_copy(&self, upstream: &Peer) -> Result<(), DriverError> {
+        if self.is_side() {
+            return self.launch(Force::No).await;
+        }
         Box::pin(self.start_as(&StartAs::Replica(upstream.clone()))).await
     }
 }
