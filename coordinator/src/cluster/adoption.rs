@@ -484,7 +484,7 @@ mod tests {
             let mut seen = observation(name(number));
             (seen.epoch, seen.engine.role) = (Epoch(1), Some(Role::Active));
             seen.engine.upstream = upstream.map(name);
-            seen.engine.details.insert("open".to_owned(), open.to_owned());
+            seen.engine.set_open(open == "yes");
             (name(number), seen)
         };
         let adopted = |first, second| {

@@ -250,15 +250,10 @@ fn judge_running(expected: &Expected, seen: &Observation) -> Judgement {
     }
 }
 
-/// The detail by which an agent says whether applications, and the other side, are let in to a side of a pair.
-const OPEN: &str = "open";
-
 /// Whether a side of a pair, whose engine answers, accepts the writes of applications.
 pub fn is_open(seen: &Observation) -> bool {
     let engine = &seen.engine;
-    engine.state == EngineState::Running
-        && engine.role == Some(Role::Active)
-        && engine.details.get(OPEN).is_none_or(|open| open != "no")
+    engine.state == EngineState::Running && engine.role == Some(Role::Active) && engine.is_open()
 }
 
 /// Judges a side of a pair whose engine answers as one.

@@ -160,7 +160,7 @@ fn a_side_of_a_pair_serves_while_it_is_open_and_follows_the_other() {
             o.engine.role = Some(Role::Active);
             o.engine.upstream = upstream.map(|u| u.parse().unwrap());
             o.engine.streaming = streaming;
-            o.engine.details.insert("open".to_owned(), open.to_owned());
+            o.engine.set_open(open == "yes");
         })
     };
     let judged = |evidence: &Evidence| verdict(Role::Active, evidence);

@@ -6,7 +6,10 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, path::Path, process::Stdio, time::Duration};
 
-use regent_common::{ids::MemberName, topology::{Mode, Peer}};
+use regent_common::{
+    ids::MemberName,
+    topology::{Mode, Peer},
+};
 use secrecy::ExposeSecret;
 use tokio::{io::AsyncWriteExt, process::Command, time};
 

@@ -132,7 +132,8 @@ impl Sides<'_> {
                 return Err(self.failed(SessionError::Refused(detail)));
             }
             let has_all = |follows: bool, info: &Info, wanted| !follows || executed(info) >= wanted;
-            if has_all(follows_here, &here, wanted_here) && has_all(follows_there && there.streams(), &there, wanted_there)
+            if has_all(follows_here, &here, wanted_here)
+                && has_all(follows_there && there.streams(), &there, wanted_there)
             {
                 return Ok(());
             }
@@ -149,9 +150,8 @@ impl Sides<'_> {
     }
 
     async fn look(&self) -> Result<(Info, Info), DriverError> {
-        let looked = async {
-            Ok((self.ours.info("replication", BRIEF).await?, self.theirs.info("replication", BRIEF).await?))
-        };
+        let looked =
+            async { Ok((self.ours.info("replication", BRIEF).await?, self.theirs.info("replication", BRIEF).await?)) };
         looked.await.map_err(|error| self.failed(error))
     }
 

@@ -62,7 +62,11 @@ impl Info {
 
     /// How far its data has come: what a replica has executed, and what anybody else has written.
     pub(super) fn offset(&self) -> Option<u64> {
-        if self.is_primary() || self.is_active() { self.number("master_repl_offset") } else { self.number("slave_repl_offset") }
+        if self.is_primary() || self.is_active() {
+            self.number("master_repl_offset")
+        } else {
+            self.number("slave_repl_offset")
+        }
     }
 
     /// Whether the stream from the upstream comes in, and is no full synchronization.
@@ -170,7 +174,8 @@ mod tests {
         );
         assert!(info.is_active() && !info.is_primary() && info.streams() && info.has_upstream());
         assert_eq!(info.offset(), Some(200), "its own, not the other side's");
-        let keyspace = Info::parse("# Keyspace\r\ndb0:keys=12,expires=0,avg_ttl=0\r\ndb3:keys=1,expires=1,avg_ttl=5\r\n");
+        let keyspace =
+            Info::parse("# Keyspace\r\ndb0:keys=12,expires=0,avg_ttl=0\r\ndb3:keys=1,expires=1,avg_ttl=5\r\n");
         assert_eq!(keyspace.keys_by_database(), BTreeMap::from([(0, 12), (3, 1)]));
     }
 

@@ -41,8 +41,8 @@ use self::{
     session::{BRIEF, Session, SessionError},
 };
 use super::{
-    Activation, CloneOptions, Cloned, Context, Driver, DriverError, Factory, FoundInstance, Ground, SettingsCheck, StartAs, Stop,
-    Work,
+    Activation, CloneOptions, Cloned, Context, Driver, DriverError, Factory, FoundInstance, Ground, SettingsCheck,
+    StartAs, Stop, Work,
     layout::{Layout, Shape, io_error, offload},
     refused, swap,
 };

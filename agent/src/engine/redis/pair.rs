@@ -280,7 +280,11 @@ impl Redis {
             is_followed = streams && info.downstreams().iter().any(|replica| replica.online);
         }
         self.turn_away(&session).await.map_err(failed)?;
-        tracing::info!(milliseconds = started.elapsed().as_millis(), is_followed, "the other side knows where this one begins");
+        tracing::info!(
+            milliseconds = started.elapsed().as_millis(),
+            is_followed,
+            "the other side knows where this one begins"
+        );
         Ok(())
     }
 }

@@ -61,6 +61,8 @@ pub(super) struct Node {
     pub(super) open: bool,
     /// It does not answer.
     pub(super) hangs: bool,
+    /// What the side that it follows writes reaches it.
+    pub(super) attached: bool,
     /// What a side of a pair has.
     pub(super) entries: BTreeSet<String>,
 }
@@ -125,7 +127,7 @@ impl World {
         let open = |node: &&Node| node.active && node.running && node.open;
         let has: BTreeMap<_, _> =
             nodes.values().filter(open).filter_map(|node| Some((node.member.clone()?, node.entries.clone()))).collect();
-        for node in nodes.values_mut().filter(|node| node.active && node.running) {
+        for node in nodes.values_mut().filter(|node| node.active && node.running && node.attached) {
             let heard = node.upstream.as_ref().and_then(|upstream| has.get(upstream));
             node.entries.extend(heard.into_iter().flatten().cloned());
         }
@@ -189,6 +191,7 @@ impl World {
                 drained = result.drained;
                 result.writable_epoch = node.writable_epoch;
                 (node.running, node.writable, node.open, node.hangs) = (false, false, false, false);
+                node.attached = false;
             }
             Action::Prepare(_) | Action::Examine(_) => {
                 if !node.has_data {
@@ -237,11 +240,23 @@ impl World {
                 }
                 assert!(!node.hangs, "a hung engine does nothing");
                 let other = activate.other.as_ref().map(|other| other.member.clone());
+                let theirs = other.as_deref().and_then(|other| source(&snapshot, other));
+                let was_open = node.running && node.open;
+                if !(node.running && node.attached) {
+                    node.attached = false;
+                }
                 (node.has_data, node.running, node.active, node.open) = (true, true, true, activate.open);
                 node.upstream.clone_from(&other);
-                let reached = |other| source(&snapshot, other).is_some_and(|other| other.running && other.open);
-                if other.as_deref().is_some_and(|other| !reached(other)) {
-                    return Err((Reason::Deadline, "it does not stream".to_owned()));
+                // What was loaded from the disk is merged with nobody's: it is replaced when it is opened beside another one.
+                let is_old = !node.attached && !was_open && !node.entries.is_empty();
+                match theirs {
+                    None => node.attached = false,
+                    Some(_) if !is_old => node.attached = true,
+                    Some(theirs) if activate.open && theirs.running && theirs.open => {
+                        node.entries.clear();
+                        node.attached = true;
+                    }
+                    Some(_) => {}
                 }
             }
             Action::Compare(compare) => {
@@ -255,12 +270,12 @@ impl World {
             }
             Action::Refill(refill) => {
                 let survivor = source(&snapshot, &refill.source.as_ref().expect("set").member).expect("a side");
-                assert_ne!(survivor.upstream, Some(member), "what is erased would reach the side that survives");
                 if survivor.token != node.token || !(survivor.running && survivor.open) {
                     return Err((Reason::CopyNotWhole, "nobody vouches for the copy that survives".to_owned()));
                 }
+                assert!(!node.open, "it is open, and its old data reaches whoever follows it");
                 node.entries.clear();
-                (node.has_data, node.running, node.active, node.open) = (true, true, true, false);
+                (node.has_data, node.running, node.active, node.open, node.attached) = (true, true, true, false, true);
                 node.upstream = refill.source.as_ref().map(|source| source.member.clone());
             }
             Action::Release(release) => {

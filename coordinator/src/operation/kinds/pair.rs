@@ -2,9 +2,10 @@
 //!
 //! **What a side that was away has must reach nobody by itself.** The engines merge what they hear of each other, entry by entry, and keep
 //! no memory of what was deleted: data of yesterday brings back what was deleted since. So the side that served meanwhile is taken off
-//! the other one before that one starts; the other one starts *closed* (no application, nor the other side, gets anything of it), takes
-//! in what it has missed, and is compared: what only it has was deleted while it was away, or written there before it went, and only
-//! a person can tell these apart. Where there is nothing of the kind it is opened, and then followed again.
+//! the other one before that one starts; the other one starts *closed* (no application, nor the other side, gets anything of it) on the
+//! data that it has, and is compared: what only it has was deleted while it was away, or written there before it went, and only a person
+//! can tell these apart. Where there is nothing of the kind it is opened, for which its agent fills it anew from the side that served,
+//! after that one was told to follow it: it does from where there is nothing yet to take in, and takes no copy of anything.
 //!
 //! Each call of a step has a key of its own, of step, action and member: no step calls the same action on a member in two forms.
 
@@ -13,7 +14,7 @@ use std::time::Duration;
 use regent_common::{
     error::Reason,
     ids::MemberName,
-    topology::{Difference, EngineState},
+    topology::{Difference, EngineState, Ternary},
 };
 use regent_proto::agent::v1::{self as wire, action::Action};
 use serde::{Deserialize, Serialize};
@@ -34,10 +35,10 @@ use crate::{
 const PATIENCE: Patience = Patience::AtMost(Duration::from_secs(10));
 /// How long a side's word is waited for after this coordinator has started.
 const HEARD_WITHIN: Duration = Duration::from_secs(15);
-/// How often a side that serves is asked to follow the other one, which is open already.
-const TRIES: u32 = 3;
-/// Pause between two of these.
-const PAUSE: Duration = Duration::from_secs(1);
+/// How long a side that serves may take to be seen to follow the other one; it goes on trying after that.
+const JOINED_WITHIN: Duration = Duration::from_secs(15);
+/// Pause between two looks at that.
+const LOOK: Duration = Duration::from_millis(200);
 /// Most names of what differs in a sentence.
 const MOST_NAMES: usize = 3;
 
@@ -54,11 +55,11 @@ enum Other {
 }
 
 /// How a side comes back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Way {
-    /// It follows the other one.
-    Beside,
+    /// It follows the other one, which does not have this.
+    Beside(Difference),
     /// It goes on without the other one, which is brought back after it.
     Alone,
 }
@@ -131,8 +132,8 @@ pub(super) fn returning(cluster: &ClusterRecord, member: &MemberName) -> Vec<Pla
         PlannedStep::new("detach", other.clone()),
         PlannedStep::new("return", [member.clone()]),
         PlannedStep::new("compare", [member.clone()]),
-        PlannedStep::new("open", [member.clone()]).no_return(),
         PlannedStep::new("join", other.clone()),
+        PlannedStep::new("open", [member.clone()]).no_return(),
         PlannedStep::new("verify", other),
     ]
 }
@@ -145,46 +146,34 @@ pub(super) async fn bring_back(
 ) -> Result<StepDone, StepError> {
     let other = other_of(context, member)?;
     match step.name.as_str() {
-        "detach" => detach(context, &other, member).await,
-        "return" => start_closed(context, member, &other).await,
-        "compare" => match context.output::<Way>("return")? {
-            Way::Alone => Ok(StepDone::new()),
-            Way::Beside => compare(context, member, &other).await,
-        },
-        "open" => {
-            let way = context.output::<Way>("return")?;
-            let difference: Option<Difference> = context.output("compare")?;
-            if let Some(difference) = difference.filter(|difference| difference.only_here > 0) {
-                let why = why_not_whole(&*context.cluster()?, member, &other, &difference);
-                return Err(StepError::new(Reason::Diverged, format!("{why}; until then it lets nobody in")));
-            }
-            let followed = Some(&other).filter(|_| way == Way::Beside);
-            context.call(member, activate(context, followed, true, false)?, PATIENCE).await?;
-            Ok(StepDone::new())
+        "detach" => return detach(context, &other, member).await,
+        "return" => return start_closed(context, member, &other).await,
+        "compare" => return compare(context, member, &other).await,
+        _ => {}
+    }
+    let (stands, way): (Other, Way) = (context.output("detach")?, context.output("compare")?);
+    match (step.name.as_str(), way) {
+        ("join", Way::Beside(difference)) if difference.only_here > 0 => {
+            let why = why_not_whole(&*context.cluster()?, member, &other, &difference);
+            Err(StepError::new(Reason::Diverged, format!("{why}; until then it lets nobody in")))
         }
-        "join" => match (context.output::<Way>("return")?, context.output::<Other>("detach")?) {
-            (Way::Alone, _) => {
-                let sentence = format!("{member} takes writes alone; {other} is brought back after it");
-                let (member, other) = (member.clone(), other.clone());
-                Ok(StepDone::new().say(sentence).change(move |cluster| goes_on_alone(cluster, &member, &other)))
-            }
-            (Way::Beside, Other::Serves) => {
-                join(context, &other, member).await?;
-                let sentence = format!("{member} is back: it and {other} both take writes and follow each other");
-                let member = member.clone();
-                Ok(StepDone::new().say(sentence).change(move |cluster| joined(cluster, &member)))
-            }
-            // It was not taken off this one, and follows it as before; who served alone stays known until both are seen to be joined.
-            (Way::Beside, Other::Down | Other::Unheard) => {
-                let sentence = format!("{member} is back and follows {other}, whose agent is not heard");
-                let member = member.clone();
-                Ok(StepDone::new().say(sentence).change(move |cluster| cluster.set_state(&member, MemberState::Ready)))
-            }
-        },
-        _ => match (context.output::<Way>("return")?, context.output::<Other>("detach")?) {
-            (Way::Beside, Other::Serves) => verify(context, &other, member).await,
-            (Way::Beside | Way::Alone, _) => Ok(StepDone::new()),
-        },
+        // One whose agent is not heard was not taken off this one, and follows it as before.
+        ("join", Way::Beside(_)) if stands == Other::Serves => follow_closed(context, &other, member).await,
+        ("join", Way::Beside(_) | Way::Alone) => Ok(StepDone::new()),
+        ("open", Way::Beside(_)) => {
+            context.call(member, activate(context, Some(&other), true, false)?, PATIENCE).await?;
+            let sentence = format!("{member} is back: it has taken everything from {other}, and takes writes");
+            let member = member.clone();
+            Ok(StepDone::new().say(sentence).change(move |cluster| joined(cluster, &member)))
+        }
+        ("open", Way::Alone) => {
+            context.call(member, activate(context, None, true, false)?, PATIENCE).await?;
+            let sentence = format!("{member} takes writes alone; {other} is brought back after it");
+            let (member, other) = (member.clone(), other.clone());
+            Ok(StepDone::new().say(sentence).change(move |cluster| goes_on_alone(cluster, &member, &other)))
+        }
+        (_, Way::Beside(_)) if stands == Other::Serves => verify(context, &other, member).await,
+        (_, Way::Beside(_) | Way::Alone) => Ok(StepDone::new()),
     }
 }
 
@@ -196,12 +185,12 @@ pub(super) fn filling(cluster: &ClusterRecord, member: &MemberName) -> Vec<Plann
         PlannedStep::new("withdraw", [member.clone()]),
         PlannedStep::new("close", [member.clone()]),
         PlannedStep::new("detach", survivor.clone()),
-        PlannedStep::new("refill", [member.clone()]),
-        PlannedStep::new("compare", survivor.clone()),
-        PlannedStep::new("open", [member.clone()]).no_return(),
+        PlannedStep::new("prepare", [member.clone()]),
         PlannedStep::new("join", survivor.clone()),
-        PlannedStep::new("discard", [member.clone()]),
+        PlannedStep::new("refill", [member.clone()]),
+        PlannedStep::new("open", [member.clone()]).no_return(),
         PlannedStep::new("verify", survivor),
+        PlannedStep::new("discard", [member.clone()]),
     ]
 }
 
@@ -223,44 +212,33 @@ pub(super) async fn fill(
             context.call(&survivor, activate(context, None, true, false)?, Patience::Forever).await?;
             Ok(StepDone::new().say(format!("{survivor} takes writes, and nothing of {member} reaches it")))
         }
+        "prepare" => {
+            // A node that has lost its ledger with its disk is a member again from here on; for others nothing changes.
+            assign_again(context, &step.members).await?;
+            context.call(member, configure(context)?, Patience::Forever).await?;
+            silence(context, member).await
+        }
+        "join" => follow_closed(context, &survivor, member).await,
         "refill" => {
             // The side whose data survives is called first: after a crash of the coordinator this step carries a higher token than
             // the one that it has persisted (rule T2).
             context.call(&survivor, configure(context)?, Patience::Forever).await?;
-            // A node that has lost its ledger with its disk is a member again from here on; for others nothing changes.
-            assign_again(context, &step.members).await?;
-            context.call(member, configure(context)?, Patience::Forever).await?;
             let source = Some(wire::Peer::from(&context.peer(&survivor)?));
             let refill = Action::Refill(wire::Refill { source, keep_old: true });
             context.call(member, refill, Patience::Forever).await?;
             Ok(StepDone::new().say(format!("{member} was emptied and has taken everything from {survivor}")))
         }
-        "compare" => {
-            let difference = difference_of(context, &survivor, member).await?;
-            if difference.only_here > 0 {
-                let message = format!(
-                    "{member} has not taken everything from {survivor}: {} are not there; it lets nobody in, and can be filled again",
-                    listed(&difference)
-                );
-                return Err(StepError::new(Reason::CopyNotWhole, message));
-            }
-            Ok(StepDone::new().say(format!("{member} has all of the {} entries of {survivor}", difference.compared)))
-        }
         "open" => {
             context.call(member, activate(context, Some(&survivor), true, false)?, Patience::Forever).await?;
-            Ok(StepDone::new())
-        }
-        "join" => {
-            join(context, &survivor, member).await?;
-            let sentence = format!("{member} and {survivor} both take writes and follow each other");
+            let sentence = format!("{member} and {survivor} both take writes");
             let member = member.clone();
             Ok(StepDone::new().say(sentence).change(move |cluster| joined(cluster, &member)))
         }
-        "discard" => {
+        "verify" => verify(context, &survivor, member).await,
+        _ => {
             context.call(member, Action::DiscardKept(wire::DiscardKept {}), Patience::Forever).await?;
             Ok(StepDone::new())
         }
-        _ => verify(context, &survivor, member).await,
     }
 }
 
@@ -301,7 +279,7 @@ async fn detach(context: &StepContext<'_>, other: &MemberName, member: &MemberNa
     })
 }
 
-/// Starts a side so that nobody is let in, with what the other one has where that serves.
+/// Starts a side so that nobody is let in, where there is another one to compare it with.
 async fn start_closed(
     context: &StepContext<'_>,
     member: &MemberName,
@@ -313,33 +291,27 @@ async fn start_closed(
         context.call(member, Action::Fence(wire::Fence {}), PATIENCE).await?;
     }
     context.call(member, configure(context)?, PATIENCE).await?;
-    let stands: Other = context.output("detach")?;
-    let last = context.cluster()?.survivor.as_ref() == Some(other);
-    let waits = |why: &str| {
-        let message = format!("{other} took writes alone after {member}, and {why}: {member} waits for it, unchanged");
-        StepError::new(Reason::PrimaryUnhealthy, message)
-    };
-    let alone = StepDone::new().output(&Way::Alone);
-    match stands {
+    match context.output("detach")? {
+        Other::Down if took_writes_alone(context, other)? => Err(waits_for(member, other, "does not serve now")),
+        Other::Down => Ok(StepDone::new()),
         Other::Serves | Other::Unheard => {
-            let followed = context.call(member, activate(context, Some(other), false, false)?, PATIENCE).await;
-            match followed {
-                Ok(_) => {
-                    let sentence = format!("{member} has taken in what {other} has, and lets nobody in yet");
-                    Ok(StepDone::new().output(&Way::Beside).say(sentence))
-                }
-                Err(error) if stands == Other::Serves || !says_that_it_is_alone(error.reason) => Err(error),
-                Err(_) if last => Err(waits("cannot be followed now")),
-                Err(error) => Ok(alone.say(format!("{other} is not reached: {error}"))),
-            }
+            context.call(member, activate(context, Some(other), false, false)?, PATIENCE).await?;
+            Ok(StepDone::new().say(format!("{member} runs, and lets nobody in yet")))
         }
-        Other::Down if last => Err(waits("does not serve now")),
-        Other::Down => Ok(alone),
     }
 }
 
-/// Whether a failure to follow says that there is nobody to follow, and not that this side's own data or agent is amiss, or that it
-/// is somebody else's turn.
+fn took_writes_alone(context: &StepContext<'_>, member: &MemberName) -> Result<bool, StepError> {
+    Ok(context.cluster()?.survivor.as_ref() == Some(member))
+}
+
+fn waits_for(member: &MemberName, other: &MemberName, why: &str) -> StepError {
+    let message = format!("{other} took writes alone after {member}, and {why}: {member} waits for it, unchanged");
+    StepError::new(Reason::PrimaryUnhealthy, message)
+}
+
+/// Whether a failure to compare says that there is nobody to compare with, and not that this side's agent is away, or that it is
+/// somebody else's turn.
 fn says_that_it_is_alone(reason: Reason) -> bool {
     matches!(reason, Reason::EngineFailed | Reason::Deadline | Reason::CopyNotWhole | Reason::PrimaryUnhealthy)
 }
@@ -357,10 +329,20 @@ async fn difference_of(
         .ok_or_else(|| StepError::new(Reason::Internal, format!("the agent of {member} did not say what only it has")))
 }
 
-/// Looks for what only the returned side has, and leaves it to a person where there is some.
+/// Looks for what only the returning side has, and leaves it to a person where there is some.
 async fn compare(context: &StepContext<'_>, member: &MemberName, other: &MemberName) -> Result<StepDone, StepError> {
-    let difference = difference_of(context, member, other).await?;
-    let done = StepDone::new().output(&Some(&difference));
+    let stands: Other = context.output("detach")?;
+    let alone = StepDone::new().output(&Way::Alone);
+    if stands == Other::Down {
+        return Ok(alone);
+    }
+    let difference = match difference_of(context, member, other).await {
+        Ok(difference) => difference,
+        Err(error) if stands == Other::Serves || !says_that_it_is_alone(error.reason) => return Err(error),
+        Err(_) if took_writes_alone(context, other)? => return Err(waits_for(member, other, "is not reached")),
+        Err(error) => return Ok(alone.say(format!("{other} is not reached from {member} either: {error}"))),
+    };
+    let done = StepDone::new().output(&Way::Beside(difference.clone()));
     if difference.only_here == 0 {
         return Ok(done.say(format!("{member} has nothing that {other} has not, of {} entries", difference.compared)));
     }
@@ -390,46 +372,57 @@ fn listed(difference: &Difference) -> String {
     }
 }
 
-/// Has a side that serves follow the other one, which is open. Where that does not succeed the other one is closed again: what it
-/// is told meanwhile would be its own alone.
-async fn join(context: &StepContext<'_>, serving: &MemberName, joined: &MemberName) -> Result<(), StepError> {
-    let follow = activate(context, Some(joined), true, false)?;
-    let mut left = TRIES;
-    loop {
-        left -= 1;
-        match context.call(serving, follow.clone(), PATIENCE).await {
-            Ok(_) => return Ok(()),
-            // Another coordinator, or a later operation, goes on with it.
-            Err(error) if matches!(error.reason, Reason::StaleEpoch | Reason::StaleToken) => return Err(error),
-            Err(_) if left > 0 => tokio::time::sleep(PAUSE).await,
-            Err(error) => {
-                let closed = context.call(joined, activate(context, Some(serving), false, false)?, PATIENCE).await;
-                let fate = match closed {
-                    Ok(_) => format!("{joined} lets nobody in again"),
-                    Err(closing) => format!("{joined} could not be closed again: {closing}"),
-                };
-                return Err(StepError::new(
-                    error.reason,
-                    format!("{serving} does not follow {joined}: {error}; {fate}"),
-                ));
-            }
-        }
+/// Has a side that serves follow the other one, which is closed: it does as soon as that one lets it in, when there is nothing to take in
+/// yet.
+async fn follow_closed(
+    context: &StepContext<'_>,
+    serving: &MemberName,
+    closed: &MemberName,
+) -> Result<StepDone, StepError> {
+    // One that has died since must not be started on what it had saved, for the other one to be filled from that.
+    if stands(&context.view(serving)?, &*context.cluster()?, serving) != Other::Serves {
+        let message = format!("{serving} serves no more: nothing of {closed} was changed");
+        return Err(StepError::new(Reason::PrimaryUnhealthy, message));
     }
+    context.call(serving, activate(context, Some(closed), true, false)?, PATIENCE).await?;
+    Ok(StepDone::new())
 }
 
-/// Looks whether the side that served has got back what was deleted while it took in what the other one has: engines keep no memory
-/// of that. Both serve by now, so that nothing is changed for it, and a look that fails fails nothing.
+/// Waits until the side that served follows the other one, and looks whether it has something that the other one has not. Both serve by
+/// now, so that nothing is changed for it, and a look that fails fails nothing.
 async fn verify(context: &StepContext<'_>, served: &MemberName, back: &MemberName) -> Result<StepDone, StepError> {
+    if !streams(context, served, back).await? {
+        let sentence = format!("{served} is not seen to follow {back} yet, and goes on trying");
+        return Ok(StepDone::new().say(sentence));
+    }
     Ok(match difference_of(context, served, back).await {
         Ok(difference) if difference.only_here == 0 => StepDone::new(),
         Ok(difference) => StepDone::new().say(format!(
-            "{served} has {} that {back} has not: most likely deleted just while the two were joined, and brought back by that; delete \
+            "{served} has {} that {back} has not, most likely deleted just while the two were joined, and brought back by that: delete \
              them again",
             listed(&difference)
         )),
         Err(error) if matches!(error.reason, Reason::StaleEpoch | Reason::StaleToken) => return Err(error),
         Err(error) => StepDone::new().say(format!("{served} and {back} could not be compared at the end: {error}")),
     })
+}
+
+/// Whether a side is seen to stream from the other one, which is waited for.
+async fn streams(context: &StepContext<'_>, served: &MemberName, back: &MemberName) -> Result<bool, StepError> {
+    let clock = &context.environment().clock;
+    let (began, cluster) = (clock.boottime(), context.cluster()?);
+    let Some(node) = cluster.members.get(served).map(|stored| &stored.node) else { return Ok(false) };
+    loop {
+        let seen = context.view(served)?.observation;
+        let engine = seen.filter(|seen| seen.cluster_id == cluster.id).map(|seen| seen.engine);
+        if engine.is_some_and(|engine| engine.upstream.as_ref() == Some(back) && engine.streaming == Ternary::Yes) {
+            return Ok(true);
+        }
+        if clock.boottime().saturating_sub(began) >= JOINED_WITHIN {
+            return Ok(false);
+        }
+        context.environment().agents.wait_for_change(node, LOOK).await;
+    }
 }
 
 /// Refuses when the side whose data is to survive is not there, or has none that is whole.
@@ -446,7 +439,7 @@ async fn check(context: &StepContext<'_>, survivor: &MemberName) -> Result<StepD
 }
 
 /// Keeps applications out of a side that is about to be emptied, before the other one is taken off it: what it is told after that
-/// would be lost. One whose engine does not run, or does not do that, takes nothing or is about to be stopped.
+/// would be lost. One that is not heard, or does not do that, is silenced when it is.
 async fn close(context: &StepContext<'_>, member: &MemberName) -> Result<StepDone, StepError> {
     let seen = context.heard(member, HEARD_WITHIN).await?;
     let runs = seen.observation.as_ref().is_some_and(|seen| seen.engine.state == EngineState::Running);
@@ -458,4 +451,15 @@ async fn close(context: &StepContext<'_>, member: &MemberName) -> Result<StepDon
         Err(error) if matches!(error.reason, Reason::StaleEpoch | Reason::StaleToken) => Err(error),
         Err(error) => Ok(StepDone::new().say(format!("{member} could not be closed first: {error}"))),
     }
+}
+
+/// Makes sure that nothing of a side that is about to be emptied reaches the other one: one that is open all the same is ended. One that
+/// is started later is closed.
+async fn silence(context: &StepContext<'_>, member: &MemberName) -> Result<StepDone, StepError> {
+    let seen = context.view(member)?.observation;
+    let may_be_open = seen.is_some_and(|seen| is_open(&seen) || seen.engine.state == EngineState::Hung);
+    if may_be_open {
+        context.call(member, Action::Fence(wire::Fence {}), Patience::Forever).await?;
+    }
+    Ok(StepDone::new())
 }
