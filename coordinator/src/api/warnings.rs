@@ -32,6 +32,12 @@ pub fn of_cluster(facts: &ClusterFacts<'_>) -> Vec<String> {
 }
 
 fn beside_us(facts: &ClusterFacts<'_>, member: &MemberName, node: &NodeName, view: &NodeView) -> String {
+    if facts.record.is_pair() {
+        return format!(
+            "{member} runs on this coordinator's machine (node {node}): losing that machine takes both at once, and the other side, which \
+             goes on, is not watched until a coordinator is back; {MOVE}"
+        );
+    }
     if facts.record.primary.as_ref() == Some(member) {
         return format!(
             "{member}, the primary, runs on this coordinator's machine (node {node}): losing that machine takes both at once, \
