@@ -266,7 +266,7 @@ impl World {
                 }
                 let own: Vec<_> = node.entries.difference(&other.entries).cloned().collect();
                 let (compared, only_here) = (node.entries.len() as u64, own.len() as u64);
-                result.difference = Some(Difference { compared, only_here, examples: own });
+                result.difference = Some(Difference { compared, only_here, examples: own, delivered: false });
             }
             Action::Refill(refill) => {
                 let survivor = source(&snapshot, &refill.source.as_ref().expect("set").member).expect("a side");
