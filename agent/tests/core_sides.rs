@@ -143,8 +143,8 @@ async fn a_refill_that_was_broken_off_leaves_data_that_is_not_served() {
 async fn a_member_of_the_other_mode_is_no_side() {
     let bench = Bench::assigned().await;
     bench.machine.set_running(Role::Replica);
-    assert_eq!(refused(&bench, "open", activate(true, true)).await, Reason::UnknownMode);
-    assert_eq!(refused(&bench, "refill", refill()).await, Reason::UnknownMode);
+    assert_eq!(refused(&bench, "open", activate(true, true)).await, Reason::NotInThisMode);
+    assert_eq!(refused(&bench, "refill", refill()).await, Reason::NotInThisMode);
     assert_eq!((bench.machine.count("activate"), bench.machine.count("refill")), (0, 0));
     assert_eq!(bench.membership().role, None);
 }

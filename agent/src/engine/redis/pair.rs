@@ -289,19 +289,27 @@ impl Redis {
         let session = self.session().await.map_err(failed)?;
         session.tell(&["ACL", "SETUSER", SIDE, "on"]).await.map_err(failed)?;
         let started = time::Instant::now();
-        let mut is_followed = false;
-        while !is_followed && started.elapsed() < FOLLOWED {
+        let (mut is_followed, mut ready) = (false, started);
+        while !is_followed && ready.elapsed() < FOLLOWED {
             time::sleep(POLL).await;
+            // While it writes a snapshot it looks for no upstream.
+            if theirs.info("persistence", BRIEF).await.map_err(failed)?.is("rdb_bgsave_in_progress", "1") {
+                ready = time::Instant::now();
+            }
             let streams = theirs.info("replication", BRIEF).await.map_err(failed)?.streams();
             let info = session.info("replication", BRIEF).await.map_err(failed)?;
             is_followed = streams && info.downstreams().iter().any(|replica| replica.online);
         }
         self.turn_away(&session).await.map_err(failed)?;
-        tracing::info!(
-            milliseconds = started.elapsed().as_millis(),
-            is_followed,
-            "the other side knows where this one begins"
-        );
+        let milliseconds = started.elapsed().as_millis();
+        if is_followed {
+            tracing::info!(milliseconds, "the other side knows where this one begins");
+        } else {
+            tracing::warn!(
+                milliseconds,
+                "the other side does not follow: it takes a full copy when this one is opened"
+            );
+        }
         Ok(())
     }
 }
