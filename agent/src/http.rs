@@ -1,7 +1,8 @@
 //! The plain HTTP port: health for load balancers and measurements for Prometheus. Reads only, needs no certificate,
 //! tells no secrets.
 //!
-//! **Invariant:** a primary whose lease does not stand is reported as one that cannot be written to: its gate is closed.
+//! **Invariant:** a primary whose lease does not stand is reported as one that cannot be written to: its gate is closed. So is a side of
+//! a multi-master cluster that is not open.
 
 use std::sync::Arc;
 
@@ -33,7 +34,7 @@ struct Health {
     role: Option<Role>,
     engine: Option<EngineState>,
     fenced: bool,
-    /// Whether this is the primary, its lease stands and its gate is open.
+    /// Whether this is the primary, its lease stands and its gate is open; or a side that is open.
     writable: bool,
     /// Whether the lease of a primary stands; absent unless it is one.
     lease_stands: Option<bool>,
@@ -76,8 +77,13 @@ impl Wanted {
         let lease = seen.authority.lease.as_ref().map(|lease| lease.stands);
         match self {
             // A primary without a lease stands behind a closed gate.
+            Self::Serving if seen.engine.role == Some(Role::Active) => serves && seen.engine.is_open(),
             Self::Serving => serves && lease != Some(false),
-            Self::Primary => serves && seen.engine.role == Some(Role::Primary) && lease == Some(true),
+            Self::Primary => {
+                let reigns = seen.engine.role == Some(Role::Primary) && lease == Some(true);
+                let takes_writes = seen.engine.role == Some(Role::Active) && seen.engine.is_open();
+                serves && (reigns || takes_writes)
+            }
             Self::Replica => serves && seen.engine.role == Some(Role::Replica) && seen.engine.streaming != Ternary::No,
         }
     }
@@ -88,7 +94,7 @@ async fn health(State(shown): State<Shown>) -> (StatusCode, Json<Health>) {
     answer(&shown, Wanted::Serving)
 }
 
-/// 200 on the member that accepts writes now; 503 else.
+/// 200 on a member that accepts writes now; 503 else.
 async fn primary(State(shown): State<Shown>) -> (StatusCode, Json<Health>) {
     answer(&shown, Wanted::Primary)
 }
@@ -129,6 +135,9 @@ fn reason(seen: Observation) -> String {
     let lapsed = seen.authority.lease.is_some_and(|lease| !lease.stands);
     if lapsed && seen.engine.reason.is_empty() {
         return "no lease stands: nothing passes to the engine's ports".to_owned();
+    }
+    if seen.engine.role == Some(Role::Active) && !seen.engine.is_open() && seen.engine.reason.is_empty() {
+        return "this side is closed: applications are let in when its data is known to be whole".to_owned();
     }
     seen.engine.reason
 }
@@ -215,6 +224,23 @@ mod tests {
         let mut fenced = seen(Role::Primary, Some(true));
         fenced.fenced = true;
         assert_eq!(is(&fenced), [false, false, false]);
+    }
+
+    #[test]
+    fn a_side_is_writable_while_it_is_open() {
+        let is = |seen: &Observation| [Wanted::Serving, Wanted::Primary, Wanted::Replica].map(|wanted| wanted.is(seen));
+        let mut side = seen(Role::Active, None);
+        assert_eq!(is(&side), [false, false, false], "nobody is let in");
+        assert!(reason(side.clone()).starts_with("this side is closed"));
+        side.engine.set_open(true);
+        assert_eq!(is(&side), [true, true, false]);
+        side.engine.streaming = Ternary::No;
+        assert_eq!(is(&side), [true, true, false], "the other side is away");
+        side.engine.set_open(false);
+        assert_eq!(is(&side), [false, false, false]);
+        side.fenced = true;
+        side.engine.set_open(true);
+        assert_eq!(is(&side), [false, false, false]);
     }
 
     #[test]

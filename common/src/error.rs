@@ -160,6 +160,9 @@ reasons! {
         "Fewer than two whole copies of the data would be left." "Add a member first, or allow it.";
     MemberIsPrimary "MEMBER_IS_PRIMARY" FailedPrecondition false
         "The member is the primary, and this is for replicas only." "Name a replica, or move the primary first.";
+    NotInThisMode "NOT_IN_THIS_MODE" FailedPrecondition false
+        "The cluster's mode has no such thing: a pair has no primary, no replicas and no failover."
+        "Do as the message says; show the cluster for what can be done with it.";
     OperationPastReturn "OPERATION_PAST_RETURN" FailedPrecondition false
         "The operation is past its point of no return." "Let it finish.";
     OperationEnded "OPERATION_ENDED" FailedPrecondition false

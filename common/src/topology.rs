@@ -23,6 +23,19 @@ pub enum Role {
     Primary,
     /// Follows an upstream and refuses writes.
     Replica,
+    /// One of the two sides of a multi-master cluster: accepts writes, and follows the other side.
+    Active,
+}
+
+/// How the members of a cluster stand to each other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// One primary, and replicas that follow it.
+    #[default]
+    PrimaryReplica,
+    /// Two sides that both accept writes and follow each other. There is no lease and no electorate: nothing excludes two writers.
+    MultiMaster,
 }
 
 /// Evidence on a yes/no question. Unknown is never taken for no.
@@ -109,6 +122,23 @@ pub struct ClusterSpec {
     /// Who may log in from where, in the engine's own terms, as an adopted instance had it; empty for the driver's own rules. Only the
     /// driver reads it.
     pub access_rules: String,
+    /// How its members stand to each other.
+    pub mode: Mode,
+}
+
+/// What only one of the two sides of a multi-master cluster has.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// Entries (keys, rows) of this side that were looked at.
+    pub compared: u64,
+    /// Those that the other side does not have.
+    pub only_here: u64,
+    /// Names of some of them.
+    pub examples: Vec<String>,
+    /// Everything that this side was loaded with had reached the other one before it ended: what is missing there was deleted there
+    /// since. False where that is not known.
+    #[serde(default)]
+    pub delivered: bool,
 }
 
 /// How an allow-list stands on a member.
@@ -284,4 +314,38 @@ pub struct Divergence {
     pub found_at: Timestamp,
     /// For people: where the branches parted.
     pub detail: String,
+}
+
+/// Name of the detail that says whether an active side lets applications, and the other side, in.
+const OPEN: &str = "open";
+
+// === impl EngineObservation ===
+
+impl EngineObservation {
+    /// Whether this is an active side that lets applications, and the other side, in. One that does not say so is closed.
+    pub fn is_open(&self) -> bool {
+        self.details.get(OPEN).is_some_and(|open| open == "yes")
+    }
+
+    /// Notes whether this active side lets applications, and the other side, in.
+    pub fn set_open(&mut self, open: bool) {
+        self.details.insert(OPEN.to_owned(), if open { "yes" } else { "no" }.to_owned());
+    }
+}
+
+// === impl Mode ===
+
+impl Mode {
+    /// The mode's name in requests, offers and the store.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::PrimaryReplica => "primary-replica",
+            Self::MultiMaster => "multi-master",
+        }
+    }
+
+    /// The mode of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::PrimaryReplica, Self::MultiMaster].into_iter().find(|mode| mode.label() == name)
+    }
 }

@@ -8,7 +8,7 @@ use regent_common::{
     hex::hex,
     ids::{MemberName, NodeName, Revision},
     lease::Profile,
-    topology::{ClusterSpec, Peer},
+    topology::{ClusterSpec, Mode, Peer},
 };
 use regent_proto::agent::v1 as wire;
 
@@ -128,6 +128,7 @@ impl Environment {
             secrets: BTreeMap::new(),
             allow_list: cluster.allow_list.clone(),
             access_rules: cluster.access_rules.clone(),
+            mode: Mode::named(&cluster.mode).unwrap_or_default(),
         }
     }
 

@@ -122,6 +122,7 @@ fn of_electorate(member: &MemberStatus) -> String {
     match (&member.electorate, member.role) {
         (Some(electorate), _) => electorate.to_string(),
         (None, Some(Role::Replica)) => "told to the primary alone".to_owned(),
+        (None, Some(Role::Active)) => "none: both sides take writes".to_owned(),
         (None, Some(Role::Primary) | None) => "not known".to_owned(),
     }
 }

@@ -19,7 +19,9 @@ use async_trait::async_trait;
 use regent_common::{
     ids::{ClusterName, MemberName},
     position::Position,
-    topology::{ClusterSpec, Endpoint, EngineObservation, EngineOffer, HeardPosition, Peer, Progress},
+    topology::{
+        ClusterSpec, Difference, Endpoint, EngineObservation, EngineOffer, HeardPosition, Mode, Peer, Progress,
+    },
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -168,6 +170,17 @@ pub enum Stop {
     Kill,
 }
 
+/// How a member is made an active side.
+#[derive(Debug, Clone, Copy)]
+pub struct Activation<'a> {
+    /// The other side, which it follows; `None` for nobody: nothing of the other side reaches it any more.
+    pub other: Option<&'a Peer>,
+    /// Whether applications, and the other side, are let in.
+    pub open: bool,
+    /// Whether the first data is made where there is none.
+    pub first: bool,
+}
+
 /// How a clone is made.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CloneOptions {
@@ -289,6 +302,25 @@ pub trait Driver: Send + Sync {
     /// changed, when none was adopted.
     async fn give_back(&self) -> Result<bool, DriverError>;
 
+    /// Makes the engine an active side of a multi-master cluster, starting it if need be, and opens or closes it. Returns when it streams
+    /// from the other side, if that lets it in. Every start of the engine begins closed: what it has reaches neither applications nor
+    /// the other side until this opens it.
+    async fn activate(&self, _: Activation<'_>) -> Result<(), DriverError> {
+        Err(DriverError::NoSuchMode { mode: Mode::MultiMaster })
+    }
+
+    /// Counts the entries of this side that the other one does not have, while both may be written to. [`DriverError::Cancelled`] when
+    /// the work is told to stop.
+    async fn compare(&self, _other: &Peer, _: &Work) -> Result<Difference, DriverError> {
+        Err(DriverError::NoSuchMode { mode: Mode::MultiMaster })
+    }
+
+    /// Puts the data aside, starts with nothing, closed, and returns when everything of `source` is there and it streams. The old data
+    /// stays in `kept` when `keep_old`, and is put back when this fails.
+    async fn refill(&self, _source: &Peer, _keep_old: bool) -> Result<(), DriverError> {
+        Err(DriverError::NoSuchMode { mode: Mode::MultiMaster })
+    }
+
     /// Stops the engine and removes the member's data, or moves it to `kept`.
     async fn release(&self, keep_data: bool) -> Result<(), DriverError>;
 }
@@ -365,6 +397,20 @@ pub enum DriverError {
     Dirty {
         /// The data directory.
         path: PathBuf,
+    },
+    /// The engine does not have the cluster's mode.
+    #[error("this engine has no mode {}: nothing was changed", mode.label())]
+    NoSuchMode {
+        /// The mode.
+        mode: Mode,
+    },
+    /// The cluster's mode does not have what was asked for.
+    #[error("a cluster of the mode {} knows no {doing}: nothing was changed", mode.label())]
+    OtherMode {
+        /// What was asked for.
+        doing: &'static str,
+        /// The cluster's mode.
+        mode: Mode,
     },
     /// This copy has changes that the upstream has not.
     #[error("this copy has diverged from {upstream}: {detail}")]

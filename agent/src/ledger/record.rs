@@ -16,7 +16,7 @@ use regent_common::{
     lease::{Electorate, Forced, Profile, Timing},
     mutation::{self, Rule},
     position::Position,
-    topology::{ClusterSpec, Endpoint, HeardPosition, Peer, Role},
+    topology::{ClusterSpec, Difference, Endpoint, HeardPosition, Mode, Peer, Role},
 };
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
@@ -164,6 +164,9 @@ pub struct StoredSpec {
     /// Who may log in from where, as an adopted instance had it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub access_rules: String,
+    /// How its members stand to each other.
+    #[serde(default)]
+    pub mode: Mode,
 }
 
 /// The steps of one operation on this node.
@@ -249,6 +252,9 @@ pub struct StepOutcome {
     /// Prepare: how far the primaries had come that this process heard (rule P3).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub heard: Vec<HeardPosition>,
+    /// Compare: what was found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub difference: Option<Difference>,
 }
 
 // === impl Digest ===
@@ -315,6 +321,7 @@ impl From<&ClusterSpec> for StoredSpec {
             members: spec.members.clone(),
             settings: spec.settings.clone(),
             access_rules: spec.access_rules.clone(),
+            mode: spec.mode,
         }
     }
 }
@@ -332,6 +339,7 @@ impl StoredSpec {
             // No concern of a driver's, and kept elsewhere.
             allow_list: AllowList::default(),
             access_rules: self.access_rules.clone(),
+            mode: self.mode,
         }
     }
 }

@@ -48,6 +48,7 @@ fn membership(epoch: u64, token: u64) -> Membership {
             members: Vec::new(),
             settings: Default::default(),
             access_rules: String::new(),
+            mode: regent_common::topology::Mode::default(),
         },
         configured: false,
         configuration: String::new(),

@@ -258,6 +258,9 @@ fn automatic_failover(sessions: usize, stale_store: bool, ledger: &Ledger, autho
         return "off for this node: it is in quarantine".to_owned();
     }
     let Some(membership) = &ledger.membership else { return "on: a coordinator is connected".to_owned() };
+    if membership.role == Some(Role::Active) {
+        return "not needed: the other side takes writes already".to_owned();
+    }
     if membership.role != Some(Role::Primary) {
         return "on: a coordinator is connected".to_owned();
     }
@@ -286,6 +289,9 @@ fn without_agent(ledger: &Ledger) -> &'static str {
             "the agent does not run and renews no lease: where this host has a gate it closes, and writes stop; start the agent"
         }
         Some(Role::Replica) => "the agent does not run: the replica goes on, and endorses nobody; start the agent",
+        Some(Role::Active) => {
+            "the agent does not run: the side goes on taking writes, and is not brought back if it ends; start the agent"
+        }
     }
 }
 

@@ -35,6 +35,16 @@ impl Outlook<'_> {
             None => "nothing runs here yet".to_owned(),
             Some(Role::Replica) => self.of_replica(),
             Some(Role::Primary) => self.of_primary(),
+            Some(Role::Active) => self.of_active(),
+        }
+    }
+
+    fn of_active(&self) -> String {
+        match &self.membership.upstream {
+            Some(other) => {
+                format!("goes on as an active side that follows {other}: both take writes, and need no lease")
+            }
+            None => "goes on as an active side that follows nobody, and needs no lease".to_owned(),
         }
     }
 
@@ -211,5 +221,19 @@ mod tests {
         };
         let said = said(None, &[], |membership, _| replica(membership));
         assert_eq!(said, "goes on as a replica of db2; nobody is promoted without a coordinator");
+    }
+
+    #[test]
+    fn an_active_side_needs_nobody() {
+        let active = |upstream: Option<&str>| {
+            said(None, &[], |membership, _| {
+                (membership.role, membership.upstream) = (Some(Role::Active), upstream.map(name));
+            })
+        };
+        assert_eq!(
+            active(Some("db2")),
+            "goes on as an active side that follows db2: both take writes, and need no lease"
+        );
+        assert_eq!(active(None), "goes on as an active side that follows nobody, and needs no lease");
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use regent_common::{
     ids::{ClusterId, OperationToken},
     lease::LeaseReport,
-    topology::{Endpoint, Peer},
+    topology::{Endpoint, Mode, Peer},
 };
 
 use super::*;
@@ -30,6 +30,7 @@ pub(crate) fn membership() -> Membership {
             members: (1..=3).map(peer).collect(),
             settings: BTreeMap::new(),
             access_rules: String::new(),
+            mode: Mode::default(),
         },
         configured: true,
         configuration: String::new(),

@@ -97,6 +97,27 @@ pub enum Action {
         /// Whom it follows; `None` for the first primary.
         upstream: Option<Peer>,
     },
+    /// Makes this member an active side of a multi-master cluster.
+    Activate {
+        /// The other side, which it follows from here on; `None` for nobody.
+        other: Option<Peer>,
+        /// Whether applications and the other side are let in.
+        open: bool,
+        /// Make the first data when there is none.
+        first: bool,
+    },
+    /// Counts what only this side of a multi-master cluster has.
+    Compare {
+        /// The other side.
+        other: Peer,
+    },
+    /// Fills this side of a multi-master cluster anew from the other one.
+    Refill {
+        /// The side whose data survives.
+        source: Peer,
+        /// Keep the old data aside.
+        keep_old: bool,
+    },
     /// Makes this member the primary on the word of a person, without a coordinator (rule P9). Never comes over the wire.
     ForcePrimary {
         /// What the person said, and when.
@@ -156,6 +177,9 @@ impl Action {
             Self::Drain { .. } => DRAIN,
             Self::UndoDrain => "undo_drain",
             Self::Adopt { .. } => "adopt",
+            Self::Activate { .. } => "activate",
+            Self::Compare { .. } => "compare",
+            Self::Refill { .. } => "refill",
             Self::ForcePrimary { .. } => "force_primary",
         }
     }
@@ -180,6 +204,9 @@ impl Action {
             | Self::Drain { .. }
             | Self::UndoDrain
             | Self::Adopt { .. }
+            | Self::Activate { .. }
+            | Self::Compare { .. }
+            | Self::Refill { .. }
             | Self::ForcePrimary { .. } => Claim::Act,
         }
     }
@@ -194,6 +221,8 @@ impl Action {
             | Self::Examine
             | Self::Rewind { .. }
             | Self::Adopt { .. }
+            | Self::Activate { .. }
+            | Self::Refill { .. }
             | Self::ForcePrimary { .. } => true,
             Self::Assign { .. }
             | Self::Configure { .. }
@@ -204,7 +233,8 @@ impl Action {
             | Self::Release { .. }
             | Self::Checkpoint
             | Self::Drain { .. }
-            | Self::UndoDrain => false,
+            | Self::UndoDrain
+            | Self::Compare { .. } => false,
         }
     }
 
@@ -262,6 +292,18 @@ impl TryFrom<wire::Action> for Action {
                     .transpose()
                     .map_err(|source| ActionError::Field { action: "adopt", source })?,
             },
+            Wire::Activate(wire::Activate { other, open, first }) => Self::Activate {
+                other: other
+                    .map(Peer::try_from)
+                    .transpose()
+                    .map_err(|source| ActionError::Field { action: "activate", source })?,
+                open,
+                first,
+            },
+            Wire::Compare(wire::Compare { other }) => Self::Compare { other: required("compare", "other", other)? },
+            Wire::Refill(wire::Refill { source, keep_old }) => {
+                Self::Refill { source: required("refill", "source", source)?, keep_old }
+            }
         })
     }
 }

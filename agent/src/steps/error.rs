@@ -187,6 +187,8 @@ fn driver_reason(error: &DriverError) -> Reason {
         DriverError::DiskFull { .. } => Reason::DiskFull,
         DriverError::NoData { .. } | DriverError::Dirty { .. } => Reason::DataDirty,
         DriverError::Diverged { .. } => Reason::Diverged,
+        DriverError::NoSuchMode { .. } => Reason::UnknownMode,
+        DriverError::OtherMode { .. } => Reason::NotInThisMode,
         DriverError::CannotRewind { .. } => Reason::CannotRewind,
         DriverError::Cancelled { .. } => Reason::Cancelled,
         DriverError::Deadline { .. } => Reason::Deadline,

@@ -77,7 +77,9 @@ fn stopping(action: &Action) -> Stopping {
     match action {
         // Of an adoption that is broken off half would be left, and nobody to give it back.
         Action::Initialize | Action::Promote | Action::Adopt { .. } | Action::ForcePrimary { .. } => Stopping::AtItsEnd,
-        Action::Clone { .. } | Action::Swap { .. } | Action::Rewind { .. } => Stopping::Within(GRACE),
+        Action::Clone { .. } | Action::Swap { .. } | Action::Rewind { .. } | Action::Refill { .. } => {
+            Stopping::Within(GRACE)
+        }
         Action::Assign { .. }
         | Action::Configure { .. }
         | Action::DiscardKept
@@ -88,7 +90,10 @@ fn stopping(action: &Action) -> Stopping {
         | Action::Release { .. }
         | Action::Checkpoint
         | Action::Drain { .. }
-        | Action::UndoDrain => Stopping::AtOnce,
+        | Action::UndoDrain
+        // Nothing excludes two sides that take writes: one that opens a moment late harms nobody.
+        | Action::Activate { .. }
+        | Action::Compare { .. } => Stopping::AtOnce,
     }
 }
 
@@ -255,6 +260,9 @@ impl Executor {
                 | Action::Drain { .. }
                 | Action::UndoDrain
                 | Action::Adopt { .. }
+                | Action::Activate { .. }
+                | Action::Compare { .. }
+                | Action::Refill { .. }
                 | Action::ForcePrimary { .. } => Duration::ZERO,
             }
         };

@@ -18,7 +18,7 @@ use regent_agent::supervisor::Backend;
 use regent_common::{
     allow_list::AllowList,
     ids::{ClusterName, MemberName, NodeName},
-    topology::{ClusterSpec, Endpoint, Peer},
+    topology::{ClusterSpec, Endpoint, Mode, Peer},
 };
 
 use crate::unmanaged::Unmanaged;
@@ -138,6 +138,7 @@ impl World for RealWorld {
             secrets: secrets.map(|(name, secret)| (name.to_owned(), secret.into())).into(),
             allow_list: AllowList::default(),
             access_rules: String::new(),
+            mode: Mode::default(),
         }
     }
 

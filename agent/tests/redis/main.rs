@@ -13,6 +13,7 @@ mod adoption;
 mod faults;
 mod backlog;
 mod fencing;
+mod pair;
 mod unmanaged;
 mod world;
 

@@ -26,7 +26,7 @@ use regent_agent::supervisor::Backend;
 use regent_common::{
     allow_list::AllowList,
     ids::{ClusterName, MemberName, NodeName},
-    topology::{ClusterSpec, Endpoint, Peer},
+    topology::{ClusterSpec, Endpoint, Mode, Peer},
 };
 
 use crate::unmanaged::Unmanaged;
@@ -51,6 +51,7 @@ pub(crate) struct RealWorld {
     pub(crate) server: PathBuf,
     pub(crate) folder: tempfile::TempDir,
     pub(crate) settings: BTreeMap<String, String>,
+    pub(crate) mode: Mode,
     ports: [u16; 3],
 }
 
@@ -129,7 +130,7 @@ impl RealWorld {
             // As its package's configuration has it.
             settings.insert("server-threads".to_owned(), "2".to_owned());
         }
-        RealWorld { factory, server: server_of(factory).unwrap(), folder, settings, ports }
+        RealWorld { factory, server: server_of(factory).unwrap(), folder, settings, mode: Mode::default(), ports }
     }
 
     fn cluster(&self) -> ClusterName {
@@ -197,11 +198,15 @@ impl World for RealWorld {
             cluster: self.cluster(),
             engine: self.factory.name().to_owned(),
             version: String::new(),
-            members: (1..=3).map(|member| self.peer(member)).collect(),
+            members: match self.mode {
+                Mode::PrimaryReplica => (1..=3).map(|member| self.peer(member)).collect(),
+                Mode::MultiMaster => (1..=2).map(|member| self.peer(member)).collect(),
+            },
             settings: self.settings.clone(),
             secrets: secrets.map(|(name, secret)| (name.to_owned(), secret.into())).into(),
             allow_list: AllowList::default(),
             access_rules: String::new(),
+            mode: self.mode,
         }
     }
 

@@ -29,6 +29,7 @@ pub fn spec_of(agents: &[&Agent]) -> wire::ClusterSpec {
     wire::ClusterSpec {
         allow_list: Vec::new(),
         access_rules: String::new(),
+        mode: String::new(),
         cluster: "db".to_owned(),
         engine: "test".to_owned(),
         version: String::new(),

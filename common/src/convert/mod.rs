@@ -15,8 +15,8 @@ use crate::{
     lease::Authority,
     position::{IntervalSet, Position},
     topology::{
-        AllowListState, ClusterSpec, ConnectionFormat, Divergence, Endpoint, EngineObservation, EngineOffer,
-        EngineState, HostFacts, Observation, Peer, Progress, Role, Ternary,
+        AllowListState, ClusterSpec, ConnectionFormat, Difference, Divergence, Endpoint, EngineObservation,
+        EngineOffer, EngineState, HostFacts, Mode, Observation, Peer, Progress, Role, Ternary,
     },
 };
 
@@ -40,6 +40,12 @@ pub enum ConvertError {
         field: &'static str,
         /// What was sent.
         value: i64,
+    },
+    /// A mode that this version does not know.
+    #[error("mode {name:?} is not known here: upgrade this daemon")]
+    UnknownMode {
+        /// What was sent.
+        name: String,
     },
     /// A name or an id is not valid.
     #[error(transparent)]
@@ -103,6 +109,7 @@ impl From<Role> for wire::Role {
         match role {
             Role::Primary => Self::Primary,
             Role::Replica => Self::Replica,
+            Role::Active => Self::Active,
         }
     }
 }
@@ -113,6 +120,7 @@ pub fn role_from_wire(role: i32) -> Result<Option<Role>, ConvertError> {
         Ok(wire::Role::Unspecified) => Ok(None),
         Ok(wire::Role::Primary) => Ok(Some(Role::Primary)),
         Ok(wire::Role::Replica) => Ok(Some(Role::Replica)),
+        Ok(wire::Role::Active) => Ok(Some(Role::Active)),
         Err(_) => Err(ConvertError::OutOfRange { field: "role", value: role.into() }),
     }
 }
@@ -428,6 +436,11 @@ impl From<&ClusterSpec> for agent::ClusterSpec {
             secrets: spec.secrets.iter().map(|(name, s)| (name.clone(), s.expose_secret().to_owned())).collect(),
             allow_list: spec.allow_list.networks().map(|network| network.to_string()).collect(),
             access_rules: spec.access_rules.clone(),
+            // A cluster of before there were modes has the same fingerprint as one of today.
+            mode: match spec.mode {
+                Mode::PrimaryReplica => String::new(),
+                mode @ Mode::MultiMaster => mode.label().to_owned(),
+            },
         }
     }
 }
@@ -448,7 +461,35 @@ impl TryFrom<agent::ClusterSpec> for ClusterSpec {
                 .collect::<BTreeMap<_, _>>(),
             allow_list: AllowList::parse(message.allow_list)?,
             access_rules: message.access_rules,
+            mode: match message.mode.as_str() {
+                "" => Mode::PrimaryReplica,
+                name => Mode::named(name).ok_or_else(|| ConvertError::UnknownMode { name: name.to_owned() })?,
+            },
         })
+    }
+}
+
+// === impl Difference ===
+
+impl From<&Difference> for agent::Difference {
+    fn from(difference: &Difference) -> Self {
+        Self {
+            compared: difference.compared,
+            only_here: difference.only_here,
+            examples: difference.examples.clone(),
+            delivered: difference.delivered,
+        }
+    }
+}
+
+impl From<agent::Difference> for Difference {
+    fn from(message: agent::Difference) -> Self {
+        Self {
+            compared: message.compared,
+            only_here: message.only_here,
+            examples: message.examples,
+            delivered: message.delivered,
+        }
     }
 }
 

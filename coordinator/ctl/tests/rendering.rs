@@ -12,7 +12,7 @@ use tonic::Status;
 
 use crate::fixtures::{
     at, credentials, degraded_cluster, healthy_cluster, node, node_beside_the_coordinator, node_without_gate, now,
-    partitioned_cluster, running_operation, warned_cluster,
+    pair, partitioned_cluster, running_operation, warned_cluster,
 };
 
 #[test]
@@ -33,6 +33,19 @@ fn cluster_show_of_a_primary_that_serves_cut_off() {
 #[test]
 fn cluster_show_of_a_healthy_cluster_with_warnings() {
     insta::assert_snapshot!(page::cluster(&warned_cluster(), None, now()));
+}
+
+#[test]
+fn cluster_show_of_a_pair() {
+    let mut whole = wire::Cluster { serving: vec!["db1".into(), "db2".into()], ..pair() };
+    whole.set_health(wire::Health::Healthy);
+    let line = page::cluster(&whole, None, now());
+    let line = line.lines().find(|line| line.starts_with("  writes")).unwrap().to_owned();
+    insta::assert_snapshot!(format!(
+        "{}\n{line}\n\n{}",
+        page::cluster(&pair(), None, now()),
+        table::clusters(&[whole], now())
+    ));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use regent_common::{
     convert::to_wire_time,
     ids::{MemberName, NodeName, OperationId},
-    topology::{Observation, Progress},
+    topology::{Observation, Progress, Role},
 };
 use regent_proto::{coordinator::v1 as wire, types::v1 as types};
 
@@ -29,6 +29,7 @@ use crate::{
     planner::{
         self, Decision,
         asked::{Consent, asked},
+        pair::{Foreign, foreign},
         planned, removal, resyncing,
     },
 };
@@ -106,7 +107,29 @@ pub fn cluster(facts: &ClusterFacts<'_>) -> wire::Cluster {
         restart_budget: record.policy.restart_budget.unwrap_or_default(),
         paused: record.policy.paused,
         allow_list: Some(allow_list(facts)),
+        serving: serving(record, facts.judgements).iter().map(ToString::to_string).collect(),
     }
+}
+
+/// Who accepts writes, as far as is known: the primary, or the sides of a pair that are well. One that was silent for a moment only
+/// is not taken for lost.
+pub(super) fn serving(record: &ClusterRecord, judgements: &BTreeMap<MemberName, Judgement>) -> Vec<MemberName> {
+    let accepts = |(member, judgement): &(&MemberName, &Judgement)| match record.role_of(member) {
+        Role::Primary => {
+            let verdict = &judgement.verdict;
+            matches!(
+                verdict,
+                Verdict::Healthy | Verdict::Suspect | Verdict::NotStreaming | Verdict::Stale | Verdict::Partitioned
+            )
+        }
+        Role::Replica => false,
+        Role::Active => {
+            let ready = record.members.get(*member).is_some_and(|stored| stored.state == MemberState::Ready);
+            planner::serves(record, member, judgement) || (ready && judgement.verdict == Verdict::Suspect)
+        }
+    };
+    let active = record.phase == Phase::Active;
+    judgements.iter().filter(|found| active && accepts(found)).map(|(member, _)| member.clone()).collect()
 }
 
 fn allow_list(facts: &ClusterFacts<'_>) -> wire::AllowList {
@@ -146,7 +169,8 @@ fn healing(healing: Healing) -> wire::HealingMode {
 }
 
 fn running_version(facts: &ClusterFacts<'_>) -> String {
-    let primary = facts.record.primary.as_ref().and_then(|primary| view_of(facts, primary));
+    let serves = serving(facts.record, facts.judgements);
+    let primary = facts.record.primary.as_ref().or_else(|| serves.first()).and_then(|primary| view_of(facts, primary));
     let said = primary.and_then(|view| view.observation.as_ref()).map(|seen| seen.engine.version.clone());
     said.filter(|version| !version.is_empty()).unwrap_or_else(|| facts.record.version.clone())
 }
@@ -173,10 +197,21 @@ fn health(facts: &ClusterFacts<'_>) -> (wire::Health, Vec<String>) {
             matches!(member.state, MemberState::Creating | MemberState::Resyncing | MemberState::Leaving { .. });
         let judged = facts.judgements.get(name).map(|judgement| judgement.reason.clone());
         reasons.extend(judged.filter(|reason| !reason.is_empty() && !being_made));
-        reasons.extend(state_reason(name, member));
+        reasons.extend(state_reason(record, name, member));
     }
     if let Some(frozen) = &facts.frozen {
         reasons.insert(0, frozen.why.clone());
+    }
+    if record.is_pair() {
+        let health = match (serving(record, facts.judgements).is_empty(), reasons.is_empty()) {
+            (true, _) => wire::Health::Down,
+            (false, true) => wire::Health::Healthy,
+            (false, false) => wire::Health::Degraded,
+        };
+        if health == wire::Health::Down {
+            reasons.insert(0, format!("no side of cluster {} takes writes", record.name));
+        }
+        return (health, reasons);
     }
     let serves = record.primary.as_ref().and_then(|primary| facts.judgements.get(primary));
     let health = match serves {
@@ -207,8 +242,11 @@ fn health(facts: &ClusterFacts<'_>) -> (wire::Health, Vec<String>) {
     (health, reasons)
 }
 
-fn state_reason(name: &MemberName, member: &MemberRecord) -> Option<String> {
+fn state_reason(record: &ClusterRecord, name: &MemberName, member: &MemberRecord) -> Option<String> {
     match &member.state {
+        MemberState::NeedsRejoin if record.is_pair() => Some(format!(
+            "{name} waits to be joined with the other side again; this happens by itself once its agent is heard"
+        )),
         MemberState::Ready => None,
         MemberState::Creating => Some(format!("{name} is being made")),
         MemberState::Resyncing => Some(format!("{name} is being resynced")),
@@ -294,6 +332,7 @@ fn cluster_actions(facts: &ClusterFacts<'_>) -> Vec<wire::AvailableAction> {
     let record = facts.record;
     let protected = record.protected.then(|| "the cluster is protected: unprotect it first".to_owned());
     let nobody = record.primary.is_none().then(|| "the cluster has no primary to copy from".to_owned());
+    let nobody = foreign(record, Foreign::Add).map(|(_, why)| why).or(nobody);
     vec![
         action("add-member", nobody.or_else(|| busy(record))),
         resync_action(facts, None),

@@ -38,11 +38,18 @@ pub fn of_cluster(facts: &ClusterFacts<'_>) -> Vec<String> {
 /// Its engine answers, so that this is no reason for a failover: the next primary has the same data.
 fn refuses_writes(member: &MemberName, view: &NodeView) -> Option<String> {
     let engine = &view.observation.as_ref()?.engine;
-    let why = engine.details.get(REFUSES_WRITES).filter(|_| engine.role == Some(Role::Primary))?;
+    let why =
+        engine.details.get(REFUSES_WRITES).filter(|_| matches!(engine.role, Some(Role::Primary | Role::Active)))?;
     Some(format!("{member} refuses writes: {why}"))
 }
 
 fn beside_us(facts: &ClusterFacts<'_>, member: &MemberName, node: &NodeName, view: &NodeView) -> String {
+    if facts.record.is_pair() {
+        return format!(
+            "{member} runs on this coordinator's machine (node {node}): losing that machine takes both at once, and the other side, which \
+             goes on, is not watched until a coordinator is back; {MOVE}"
+        );
+    }
     if facts.record.primary.as_ref() == Some(member) {
         return format!(
             "{member}, the primary, runs on this coordinator's machine (node {node}): losing that machine takes both at once, \

@@ -20,6 +20,7 @@ use regent_common::{
 };
 
 use crate::{
+    detector::is_open,
     model::{
         Assignment,
         cluster::{ClusterRecord, MemberRecord, MemberState, Phase},
@@ -238,6 +239,9 @@ pub fn adopt(record: &mut ClusterRecord, reports: &BTreeMap<MemberName, Observat
     for member in record.members.values_mut() {
         member.state = MemberState::NeedsRejoin;
     }
+    if record.is_pair() {
+        return adopt_sides(record, reports, epoch);
+    }
     // A lease below the highest epoch stands for a reign that is over: its holder has not heard so yet.
     let standing = reports.iter().find(|(_, seen)| stands(seen) && seen.epoch.0 == highest(|seen| seen.epoch.0));
     if let Some((holder, seen)) = standing {
@@ -281,6 +285,30 @@ pub fn adopt(record: &mut ClusterRecord, reports: &BTreeMap<MemberName, Observat
         Reign::new(Epoch(epoch), primary, others, false)
     });
     format!("nobody holds a lease: all members are prepared above epoch {}", record.epoch)
+}
+
+/// Takes over how the sides of a pair stand: nobody holds a lease, and nobody has to be prepared. One that lets applications in goes
+/// on; one that does not follow it, or lets nobody in beside it, is joined with it again.
+fn adopt_sides(record: &mut ClusterRecord, reports: &BTreeMap<MemberName, Observation>, epoch: u64) -> String {
+    record.epoch = Epoch(epoch + LEAP);
+    (record.established, record.primary, record.reign) = (false, None, None);
+    let open: BTreeSet<_> =
+        reports.iter().filter(|(_, seen)| is_open(seen)).map(|(member, _)| member.clone()).collect();
+    let follows = |member: &MemberName| reports.get(member).is_some_and(|seen| seen.engine.upstream.is_some());
+    // One that follows nobody was left as it is, so that the other one could be brought back beside it.
+    let survivor = match open.len() {
+        0 => None,
+        _ => open.iter().find(|member| !follows(member)).or_else(|| open.iter().find(|_| open.len() == 1)),
+    };
+    for member in record.members.keys().cloned().collect::<Vec<_>>() {
+        let whole = survivor.is_none_or(|survivor| *survivor == member);
+        record.set_state(&member, if whole { MemberState::Ready } else { MemberState::NeedsRejoin });
+    }
+    record.survivor = survivor.cloned();
+    match survivor {
+        Some(survivor) => format!("{survivor} takes writes alone: the other side is brought back beside it"),
+        None => "the sides are as they were".to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -448,6 +476,28 @@ mod tests {
             (&record.members[&name(1)].endpoint, &record.members[&name(2)].endpoint),
             (&endpoint(2), &endpoint(1))
         );
+    }
+
+    #[test]
+    fn the_sides_of_a_pair_go_on_as_they_are_and_nobody_reigns() {
+        let side = |number: u32, upstream: Option<u32>, open: &str| {
+            let mut seen = observation(name(number));
+            (seen.epoch, seen.engine.role) = (Epoch(1), Some(Role::Active));
+            seen.engine.upstream = upstream.map(name);
+            seen.engine.set_open(open == "yes");
+            (name(number), seen)
+        };
+        let adopted = |first, second| {
+            let mut record = ClusterRecord { mode: "multi-master".to_owned(), primary: None, ..cluster() };
+            adopt(&mut record, &[first, second].into());
+            assert_eq!((&record.primary, &record.reign, record.epoch), (&None, &None, Epoch(1001)));
+            let ready = |n: u32| record.members[&name(n)].state == MemberState::Ready;
+            (ready(1), ready(2), record.survivor)
+        };
+        assert_eq!(adopted(side(1, Some(2), "yes"), side(2, Some(1), "yes")), (true, true, None));
+        assert_eq!(adopted(side(1, None, "yes"), side(2, Some(1), "no")), (true, false, Some(name(1))));
+        assert_eq!(adopted(side(1, Some(2), "yes"), side(2, None, "yes")), (false, true, Some(name(2))));
+        assert_eq!(adopted(side(1, Some(2), "no"), side(2, Some(1), "no")), (true, true, None));
     }
 
     #[test]

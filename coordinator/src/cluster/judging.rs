@@ -7,7 +7,7 @@ use regent_common::ids::MemberName;
 use crate::{
     detector::{Evidence, Expected, Judgement, Succession, Thresholds, judge, refine, succession},
     environment::Environment,
-    model::cluster::ClusterRecord,
+    model::cluster::{ClusterRecord, MemberState},
     nodes::NodeView,
 };
 
@@ -15,6 +15,13 @@ use crate::{
 pub fn views(environment: &Environment, record: &ClusterRecord) -> BTreeMap<MemberName, NodeView> {
     let view = |node| environment.agents.view(node);
     record.members.iter().map(|(member, stored)| (member.clone(), view(&stored.node))).collect()
+}
+
+/// The other side of a pair, where that one is whole: one that has to be brought back is not followed.
+fn followed(record: &ClusterRecord, member: &MemberName) -> Option<MemberName> {
+    let other = record.other_side(member)?;
+    let ready = record.members.get(other).is_some_and(|stored| stored.state == MemberState::Ready);
+    ready.then(|| other.clone())
 }
 
 /// Judges every member by what is known now, and gathers what is known of the primary's lease and of who could follow it.
@@ -35,6 +42,7 @@ pub fn judge_all(environment: &Environment, record: &ClusterRecord) -> (BTreeMap
             member: member.clone(),
             role: record.role_of(&member),
             primary: record.primary.clone(),
+            other: followed(record, &member),
         };
         let evidence = Evidence {
             connected: view.connected,

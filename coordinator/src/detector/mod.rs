@@ -42,6 +42,8 @@ pub struct Expected {
     pub role: Role,
     /// Who the primary is.
     pub primary: Option<MemberName>,
+    /// Of a pair: the other side, which it follows; `None` while that one has to be brought back, and nothing may reach it from there.
+    pub other: Option<MemberName>,
 }
 
 /// When silence is worth a word.
@@ -76,9 +78,10 @@ pub enum Verdict {
     Partitioned,
     /// The primary's engine runs and it holds no lease: its gate is closed.
     WithoutLease,
-    /// The engine runs in another role, or follows another member, than the stored topology says.
+    /// The engine runs in another role, or follows another member, than the stored topology says; or it is a side of a pair that lets
+    /// nobody in.
     Astray,
-    /// A replica that receives nothing from its upstream.
+    /// A replica that receives nothing from its upstream, or a side of a pair that receives nothing from the other one and serves.
     NotStreaming,
     /// A replica that can never catch up by its stream: only a new copy brings it back.
     Stale,
@@ -218,6 +221,13 @@ fn judge_running(expected: &Expected, seen: &Observation) -> Judgement {
             Verdict::Astray,
             format!("{member} is a replica by the stored topology and its engine runs as a primary"),
         ),
+        (Role::Active, Some(Role::Active)) => judge_side(expected, seen),
+        (Role::Active, Some(Role::Primary | Role::Replica)) => {
+            say(Verdict::Astray, format!("{member} is a side of a pair and its engine runs in another mode"))
+        }
+        (Role::Primary | Role::Replica, Some(Role::Active)) => {
+            say(Verdict::Astray, format!("{member} belongs to no pair and its engine runs as a side of one"))
+        }
         (Role::Replica, Some(Role::Replica)) => match (&expected.primary, &seen.engine.upstream) {
             (Some(primary), upstream) if upstream.as_ref() != Some(primary) => say(
                 Verdict::Astray,
@@ -237,6 +247,30 @@ fn judge_running(expected: &Expected, seen: &Observation) -> Judgement {
                 Ternary::Yes | Ternary::Unknown => say(Verdict::Healthy, String::new()),
             },
         },
+    }
+}
+
+/// Whether a side of a pair, whose engine answers, accepts the writes of applications.
+pub fn is_open(seen: &Observation) -> bool {
+    let engine = &seen.engine;
+    engine.state == EngineState::Running && engine.role == Some(Role::Active) && engine.is_open()
+}
+
+/// Judges a side of a pair whose engine answers as one.
+fn judge_side(expected: &Expected, seen: &Observation) -> Judgement {
+    let say = |verdict, reason: String| Judgement { verdict, reason };
+    let member = &expected.member;
+    if !is_open(seen) {
+        return say(Verdict::Astray, format!("{member} runs and lets nobody in"));
+    }
+    let Some(other) = &expected.other else { return say(Verdict::Healthy, String::new()) };
+    match (&seen.engine.upstream, seen.engine.streaming) {
+        (Some(upstream), Ternary::No) if upstream == other => {
+            say(Verdict::NotStreaming, format!("{member} receives nothing from {other}: {}", seen.engine.reason))
+        }
+        (Some(upstream), Ternary::Yes | Ternary::Unknown) if upstream == other => say(Verdict::Healthy, String::new()),
+        (Some(upstream), _) => say(Verdict::Astray, format!("{member} follows {upstream} instead of {other}")),
+        (None, _) => say(Verdict::Astray, format!("{member} follows nobody instead of {other}")),
     }
 }
 

@@ -16,6 +16,7 @@ fn expected(role: Role) -> Expected {
         member: "db1".parse().unwrap(),
         role,
         primary: Some(if role == Role::Primary { "db1" } else { "db2" }.parse().unwrap()),
+        other: (role == Role::Active).then(|| "db2".parse().unwrap()),
     }
 }
 
@@ -150,6 +151,33 @@ fn roles_and_upstreams_are_compared_with_the_stored_topology() {
     assert_eq!(verdict(Role::Replica, &replica(None, Ternary::No)), Verdict::Astray);
     assert_eq!(verdict(Role::Replica, &seen(|_| ())), Verdict::Astray);
     assert_eq!(verdict(Role::Primary, &replica(None, Ternary::No)), Verdict::Astray);
+}
+
+#[test]
+fn a_side_of_a_pair_serves_while_it_is_open_and_follows_the_other() {
+    let side = |upstream: Option<&str>, streaming, open: &str| {
+        seen(|o| {
+            o.engine.role = Some(Role::Active);
+            o.engine.upstream = upstream.map(|u| u.parse().unwrap());
+            o.engine.streaming = streaming;
+            o.engine.set_open(open == "yes");
+        })
+    };
+    let judged = |evidence: &Evidence| verdict(Role::Active, evidence);
+    assert_eq!(judged(&side(Some("db2"), Ternary::Yes, "yes")), Verdict::Healthy);
+    assert_eq!(judged(&side(Some("db2"), Ternary::No, "yes")), Verdict::NotStreaming);
+    assert_eq!(judged(&side(Some("db2"), Ternary::Yes, "no")), Verdict::Astray);
+    assert_eq!(judged(&side(Some("db3"), Ternary::Yes, "yes")), Verdict::Astray);
+    assert_eq!(judged(&side(None, Ternary::Unknown, "yes")), Verdict::Astray);
+    assert_eq!(judged(&seen(|_| ())), Verdict::Astray, "a primary is no side");
+    assert_eq!(verdict(Role::Primary, &side(None, Ternary::Unknown, "yes")), Verdict::Astray);
+    let alone = Expected { other: None, ..expected(Role::Active) };
+    let thresholds = Thresholds { suspect_after: Duration::from_secs(3), startup_grace: Duration::from_secs(10) };
+    for streaming in [Ternary::Yes, Ternary::No, Ternary::Unknown] {
+        let judged = judge(&alone, &side(Some("db2"), streaming, "yes"), &thresholds);
+        assert_eq!(judged.verdict, Verdict::Healthy, "it goes on while the other one has to be brought back");
+    }
+    assert_eq!(judge(&alone, &side(None, Ternary::Unknown, "no"), &thresholds).verdict, Verdict::Astray);
 }
 
 #[test]

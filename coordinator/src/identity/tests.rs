@@ -262,7 +262,14 @@ async fn an_old_token_does_not_bring_back_an_older_enrollment() {
 async fn a_token_for_a_cluster_asks_for_the_membership_once() {
     let fixture = Fixture::new().await;
     let db = ClusterName::new("db").unwrap();
-    fixture.put(keys::cluster(&db), &serde_json::json!({})).await;
+    let mut record = crate::planner::fixtures::cluster();
+    record.mode = "multi-master".to_owned();
+    fixture.put(keys::cluster(&db), &record).await;
+    let wish = TokenWish { cluster: Some(db.clone()), ..TokenWish::default() };
+    let refused = fixture.identities.create_token(wish, "me", false).await;
+    assert_eq!(reason(refused), Reason::NotInThisMode, "a pair has its two sides");
+    record.mode = "primary-replica".to_owned();
+    fixture.put(keys::cluster(&db), &record).await;
     let wish = TokenWish { cluster: Some(db.clone()), ..TokenWish::default() };
     let (token, key) = (fixture.token(wish.clone()).await, KeyPair::generate().unwrap());
     let joined = fixture.identities.join(&fixture.join(&token, "n1", &key)).await.unwrap();

@@ -11,9 +11,10 @@ use regent_common::{
 
 use super::{Identities, IdentityError};
 use crate::{
-    model::token::TokenRecord,
+    model::{cluster::ClusterRecord, token::TokenRecord},
     pki::PkiError,
-    store::{Transaction, keys},
+    planner::pair::{Foreign, foreign},
+    store::{Transaction, get_json, keys},
 };
 
 /// What a token is to be good for.
@@ -76,10 +77,16 @@ impl Identities {
     }
 
     pub(super) async fn require_cluster(&self, cluster: &ClusterName) -> Result<(), IdentityError> {
-        if self.store().get(&keys::cluster(cluster)).await?.is_some() {
-            return Ok(());
+        let Some(stored) = get_json::<ClusterRecord>(self.store(), &keys::cluster(cluster)).await? else {
+            let message = format!("there is no cluster {cluster}: see `regentctl cluster list`; nothing was changed");
+            return Err(IdentityError::refused(Reason::ClusterNotFound, message));
+        };
+        match foreign(&stored.value, Foreign::Add) {
+            None => Ok(()),
+            Some((reason, why)) => {
+                let message = format!("no node can join cluster {cluster}: {why}; nothing was changed");
+                Err(IdentityError::refused(reason, message))
+            }
         }
-        let message = format!("there is no cluster {cluster}: see `regentctl cluster list`; nothing was changed");
-        Err(IdentityError::refused(Reason::ClusterNotFound, message))
     }
 }

@@ -3,7 +3,7 @@
 //! What the members *do* is never stored here; it is heard from their agents.
 //!
 //! **Invariants:** `epoch` and `token` only grow; `primary` and `candidate` are members; member numbers are never used
-//! again; at most one changing operation is named in `operation`.
+//! again; at most one changing operation is named in `operation`; a pair has no primary, no candidate and no reign.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +18,7 @@ use regent_common::{
     lease::Profile,
     mutation::{self, Rule},
     position::Position,
-    topology::{ConnectionFormat, Divergence, Endpoint, Role},
+    topology::{ConnectionFormat, Divergence, Endpoint, Mode, Role},
 };
 use serde::{Deserialize, Serialize};
 
@@ -112,6 +112,9 @@ pub struct ClusterRecord {
     /// An instance that ran before is being taken over: whatever takes the cluster back gives that back as it was found.
     #[serde(default)]
     pub adopting: bool,
+    /// Of a pair: the side that has accepted writes alone since both did, so that the other lacks what it took.
+    #[serde(default)]
+    pub survivor: Option<MemberName>,
 }
 
 /// Where a cluster is in its life.
@@ -291,11 +294,26 @@ impl ClusterRecord {
             allow_list: AllowList::default(),
             access_rules: String::new(),
             adopting: false,
+            survivor: None,
         }
+    }
+
+    /// Whether it is a pair: two sides that both accept writes and follow each other. It has no primary, no candidate and no reign,
+    /// ever; nobody is granted a lease, and there is nothing to fail over.
+    pub fn is_pair(&self) -> bool {
+        Mode::named(&self.mode) == Some(Mode::MultiMaster)
+    }
+
+    /// Of a pair: the side that a member is not.
+    pub fn other_side(&self, member: &MemberName) -> Option<&MemberName> {
+        self.members.keys().find(|other| self.is_pair() && *other != member)
     }
 
     /// The role that the stored topology gives a member.
     pub fn role_of(&self, member: &MemberName) -> Role {
+        if self.is_pair() {
+            return Role::Active;
+        }
         if self.primary.as_ref() == Some(member) { Role::Primary } else { Role::Replica }
     }
 

@@ -293,5 +293,8 @@ pub fn action_label(action: &Kind) -> &'static str {
         Kind::Drain(_) => "drain",
         Kind::UndoDrain(_) => "undo-drain",
         Kind::Adopt(_) => "adopt",
+        Kind::Activate(_) => "activate",
+        Kind::Compare(_) => "compare",
+        Kind::Refill(_) => "refill",
     }
 }

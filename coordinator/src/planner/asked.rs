@@ -9,7 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use regent_common::ids::MemberName;
 use serde::{Deserialize, Serialize};
 
-use super::{Cause, nobody_is_heard, unheard};
+use super::{
+    Cause, nobody_is_heard,
+    pair::{Foreign, foreign},
+    unheard,
+};
 use crate::{
     detector::{Judgement, Succession, Verdict},
     model::cluster::{ClusterRecord, MemberState, Phase},
@@ -49,6 +53,9 @@ pub fn asked(
     succession: &Succession,
     consent: &Consent,
 ) -> Result<Cause, String> {
+    if let Some((_, why)) = foreign(cluster, Foreign::Failover) {
+        return Err(why);
+    }
     if cluster.phase != Phase::Active {
         return Err("the cluster is being made or removed".to_owned());
     }

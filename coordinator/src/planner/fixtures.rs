@@ -60,6 +60,7 @@ pub(crate) fn cluster() -> ClusterRecord {
         allow_list: Default::default(),
         access_rules: String::new(),
         adopting: false,
+        survivor: None,
     }
 }
 

@@ -24,6 +24,7 @@ use crate::{
 pub mod asked;
 pub mod candidate;
 pub mod electorate;
+pub mod pair;
 pub mod planned;
 pub mod removal;
 pub mod resyncing;
@@ -148,6 +149,9 @@ pub fn decide_with(
     match cluster.phase {
         Phase::Creating | Phase::Deleting => return Decision::Nothing,
         Phase::Active => {}
+    }
+    if cluster.is_pair() {
+        return pair::decide(cluster, judgements, upkeep);
     }
     let Some(primary) = &cluster.primary else {
         return without_primary(cluster, judgements, succession);
@@ -359,17 +363,27 @@ fn only_by_a_person(
     ))
 }
 
-/// The first member that has to be mended and can be: what is told first, as it may be what keeps others from coming back.
-fn next_mend(cluster: &ClusterRecord, judgements: &BTreeMap<MemberName, Judgement>, upkeep: &Upkeep) -> Decision {
-    let rests = |member: &MemberName| upkeep.resting.contains(member);
+/// A member that serves and has applied something else than what is stored: it is told again.
+fn tell_again(
+    cluster: &ClusterRecord,
+    judgements: &BTreeMap<MemberName, Judgement>,
+    upkeep: &Upkeep,
+) -> Option<Decision> {
     let told = |member: &&MemberName| {
         let ready = cluster.members.get(*member).is_some_and(|record| record.state == MemberState::Ready);
         let serves = |judgement: &Judgement| matches!(judgement.verdict, Verdict::Healthy | Verdict::NotStreaming);
-        ready && !rests(member) && judgements.get(*member).is_some_and(serves)
+        ready && !upkeep.resting.contains(*member) && judgements.get(*member).is_some_and(serves)
     };
-    if let Some(member) = upkeep.drifted.iter().find(told) {
-        let why = format!("{member} has not applied what was changed while it was away");
-        return Decision::Mend { member: member.clone(), how: Mend::Configure, why };
+    let member = upkeep.drifted.iter().find(told)?;
+    let why = format!("{member} has not applied what was changed while it was away");
+    Some(Decision::Mend { member: member.clone(), how: Mend::Configure, why })
+}
+
+/// The first member that has to be mended and can be: what is told first, as it may be what keeps others from coming back.
+fn next_mend(cluster: &ClusterRecord, judgements: &BTreeMap<MemberName, Judgement>, upkeep: &Upkeep) -> Decision {
+    let rests = |member: &MemberName| upkeep.resting.contains(member);
+    if let Some(told) = tell_again(cluster, judgements, upkeep) {
+        return told;
     }
     for (member, record) in cluster.replicas().filter(|(member, _)| !rests(member)) {
         let Some(judgement) = judgements.get(member) else { continue };
@@ -416,11 +430,13 @@ fn next_mend(cluster: &ClusterRecord, judgements: &BTreeMap<MemberName, Judgemen
 
 /// Whether a member serves in its role by the evidence.
 pub fn serves(cluster: &ClusterRecord, member: &MemberName, judgement: &Judgement) -> bool {
-    judgement.verdict == Verdict::Healthy
-        && match cluster.role_of(member) {
-            Role::Primary => true,
-            Role::Replica => cluster.members.get(member).is_some_and(|record| record.state == MemberState::Ready),
-        }
+    let ready = || cluster.members.get(member).is_some_and(|record| record.state == MemberState::Ready);
+    match (cluster.role_of(member), &judgement.verdict) {
+        (Role::Primary, Verdict::Healthy) => true,
+        // A side of a pair accepts writes also while it hears nothing of the other one.
+        (Role::Replica | Role::Active, Verdict::Healthy) | (Role::Active, Verdict::NotStreaming) => ready(),
+        (Role::Primary | Role::Replica | Role::Active, _) => false,
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use regent_common::{error::Reason, ids::MemberName};
 
+use super::pair::{Foreign, foreign};
 use crate::{
     detector::{Judgement, Succession, Verdict},
     model::cluster::{ClusterRecord, MemberState, Phase, Priority},
@@ -26,6 +27,9 @@ pub fn obstacle(
     succession: &Succession,
     member: &MemberName,
 ) -> Option<(Reason, String)> {
+    if let Some(foreign) = foreign(cluster, Foreign::Promote) {
+        return Some(foreign);
+    }
     let Some(primary) = cluster.primary.as_ref().filter(|_| cluster.phase == Phase::Active) else {
         let why = "nobody is the primary now; `regentctl cluster show` says what is waited for".to_owned();
         return Some((Reason::ClusterHasNoPrimary, why));

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use regent_common::{error::Reason, ids::MemberName};
 
-use super::serves;
+use super::{
+    pair::{Foreign, foreign},
+    serves,
+};
 use crate::{
     detector::Judgement,
     model::cluster::{ClusterRecord, Phase},
@@ -19,6 +22,9 @@ pub fn obstacle(
     member: &MemberName,
     allow_single: bool,
 ) -> Option<(Reason, String)> {
+    if let Some(foreign) = foreign(cluster, Foreign::Remove) {
+        return Some(foreign);
+    }
     if cluster.protected {
         let why = format!("the cluster is protected: `regentctl cluster unprotect {}` first", cluster.name);
         return Some((Reason::ClusterProtected, why));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use regent_common::{error::Reason, ids::MemberName, topology::HostFacts};
 
+use super::pair::{Foreign, foreign};
 use crate::{
     detector::{Judgement, Verdict},
     model::cluster::ClusterRecord,
@@ -19,6 +20,9 @@ pub fn obstacle(
     judgements: &BTreeMap<MemberName, Judgement>,
     member: Option<&MemberName>,
 ) -> Option<(Reason, String)> {
+    if cluster.is_pair() {
+        return obstacle_of_side(cluster, judgements, member);
+    }
     let Some(primary) = &cluster.primary else {
         return Some((Reason::ClusterHasNoPrimary, "the cluster has no primary to restore from".to_owned()));
     };
@@ -38,6 +42,75 @@ pub fn obstacle(
     }
 }
 
+/// What keeps a side of a pair from being filled from the other one: that one need not serve, but its data has to be there and whole.
+fn obstacle_of_side(
+    cluster: &ClusterRecord,
+    judgements: &BTreeMap<MemberName, Judgement>,
+    member: Option<&MemberName>,
+) -> Option<(Reason, String)> {
+    let Some(member) = member else { return foreign(cluster, Foreign::ResyncAll) };
+    let survivor = cluster.other_side(member)?;
+    let judgement = judgements.get(survivor)?;
+    match judgement.verdict {
+        Verdict::Healthy
+        | Verdict::NotStreaming
+        | Verdict::Astray
+        | Verdict::Starting
+        | Verdict::EngineDown
+        | Verdict::WithoutLease
+        | Verdict::Stale => None,
+        Verdict::Suspect
+        | Verdict::EngineHung
+        | Verdict::StorageHung
+        | Verdict::NodeUnreachable
+        | Verdict::NodeLost
+        | Verdict::Partitioned
+        | Verdict::Dirty
+        | Verdict::Lost
+        | Verdict::Quarantined => {
+            let why = format!("{survivor}, whose data would survive, is not there or not whole: {}", judgement.reason);
+            Some((Reason::PrimaryUnhealthy, why))
+        }
+    }
+}
+
+/// What filling a side of a pair would do, a sentence each.
+fn report_of_side(
+    cluster: &ClusterRecord,
+    judgements: &BTreeMap<MemberName, Judgement>,
+    views: &BTreeMap<MemberName, NodeView>,
+    member: &MemberName,
+) -> Vec<String> {
+    let Some(survivor) = cluster.other_side(member) else { return Vec::new() };
+    let seen = |member: &MemberName| views.get(member)?.observation.as_ref();
+    let held = seen(member).map(|seen| seen.engine.data_bytes).filter(|bytes| *bytes > 0);
+    let amount = held.map(|bytes| format!(" ({bytes} bytes)")).unwrap_or_default();
+    let mut report = vec![
+        format!(
+            "{survivor}'s data survives: it takes writes alone, and follows {member} no more, until {member} has taken it"
+        ),
+        format!(
+            "{member}: its data{amount} is put aside and erased in the end; it starts with nothing and takes everything from {survivor}"
+        ),
+        format!("what {member} has and {survivor} has not is lost with it"),
+    ];
+    match judgements.get(survivor).map(|judgement| &judgement.verdict) {
+        Some(Verdict::EngineDown) => {
+            report.push(format!("{survivor} does not run: it is started on the data that it has"))
+        }
+        Some(Verdict::Astray) => report.push(format!("{survivor} lets nobody in now: it does from then on")),
+        Some(_) | None => {}
+    }
+    if cluster.survivor.as_ref() == Some(member) {
+        report.push(format!("warning: {member} took writes last, and {survivor} lacks what it took alone"));
+    }
+    if !views.get(member).is_some_and(|view| view.connected) {
+        report
+            .push(format!("{member}: its node is not heard, and it is waited for; {survivor} takes writes meanwhile"));
+    }
+    report
+}
+
 /// What it would do, a sentence each: what is erased, where the old data goes first, and what only these replicas have.
 pub fn report(
     cluster: &ClusterRecord,
@@ -47,6 +120,9 @@ pub fn report(
     recent_failovers: &[String],
 ) -> Vec<String> {
     let seen = |member: &MemberName| views.get(member)?.observation.as_ref();
+    if let Some(member) = members.first().filter(|_| cluster.is_pair()) {
+        return report_of_side(cluster, judgements, views, member);
+    }
     let mut report = Vec::new();
     let Some(primary) = &cluster.primary else { return report };
     let needed = seen(primary).map(|seen| seen.engine.data_bytes).filter(|bytes| *bytes > 0);

@@ -22,6 +22,7 @@ mod joining;
 mod late_answers;
 mod members;
 mod network;
+mod pair;
 mod planned_restart;
 mod policy;
 mod promote;

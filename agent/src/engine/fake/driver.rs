@@ -250,7 +250,7 @@ impl Driver for FakeDriver {
             streaming: match answering.map(|running| running.role) {
                 Some(Role::Replica) if streaming => Ternary::Yes,
                 Some(Role::Replica) => Ternary::No,
-                Some(Role::Primary) | None => Ternary::Unknown,
+                Some(Role::Primary | Role::Active) | None => Ternary::Unknown,
             },
             upstream: copy.and_then(|copy| copy.upstream.as_ref()).map(|(member, _)| member.clone()),
             replay_lag_bytes: answering.filter(|running| running.role == Role::Replica).map(|_| 0),

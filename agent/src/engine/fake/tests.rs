@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use regent_common::{
     allow_list::AllowList,
     ids::{ClusterName, NodeName},
-    topology::{Peer, Ternary},
+    topology::{Mode, Peer, Ternary},
 };
 
 use super::*;
@@ -61,6 +61,7 @@ impl World for Trio {
             secrets: BTreeMap::new(),
             allow_list: AllowList::default(),
             access_rules: String::new(),
+            mode: Mode::default(),
         }
     }
 

@@ -21,6 +21,8 @@ pub(super) const REPLICATOR: &str = "regent-replicator";
 pub(super) const APPLICATION: &str = "app";
 /// As whom everybody comes who says no name.
 pub(super) const DEFAULT: &str = "default";
+/// The other of two sides that both take writes: its stream.
+pub(super) const SIDE: &str = "regent-side";
 /// Nobody; tells the line.
 pub(super) const TELLER: &str = "regent-line";
 
@@ -40,6 +42,35 @@ const MEMBERS_MAY: &str = "+replconf +ping +info +acl|list";
 /// What they may do with a primary besides. A replica is copied by nobody: the engine of a member that nobody has pointed elsewhere
 /// yet goes on asking the former primary, and would take whatever that has, once it follows the new one, for its own history.
 pub(super) const COPY: &str = "psync";
+
+/// What the other of two sides may ask besides: whether it has a key too.
+const SIDES_MAY: &str = "~* +select +exists";
+/// What its stream may.
+const STREAMS_MAY: &str = "+psync +replconf +ping";
+
+/// Renders the file of one of two sides that both take writes, as it is when it is open or closed, as which every engine starts. A
+/// stream that is turned away at its login goes on from where it was when it is let in again; one that is only refused the copy
+/// forgets where that was.
+pub(super) fn side_acl(server: &Server, secrets: &Secrets, is_open: bool) -> String {
+    let mut text = String::from("user default off\n");
+    let state = |on: bool| if on { "on" } else { "off" };
+    let mut user = |name: &str, on: bool, secret: &SecretString, rights: &str| {
+        let line = format!("user {name} {} #{} {rights}\n", state(on), digest(secret));
+        text.push_str(&line);
+    };
+    user(AGENT, true, &secrets.agent, "~* &* +@all");
+    user(REPLICATOR, true, &secrets.replication, &format!("{SIDES_MAY} {MEMBERS_MAY}"));
+    user(SIDE, is_open, &secrets.replication, STREAMS_MAY);
+    if let Some(secret) = &secrets.application {
+        user(APPLICATION, is_open, secret, &format!("~* &* +@all {}", no_administration(server)));
+    }
+    text
+}
+
+/// Whether one of two sides is open, by its answer to `ACL LIST`.
+pub(super) fn is_open_side(list: &[String]) -> bool {
+    list.iter().any(|user| name_of(user) == SIDE && user.split(' ').nth(2) == Some("on"))
+}
 
 /// Renders the file, as it is for a primary or for a replica, as which every engine starts.
 pub(super) fn users_acl(server: &Server, secrets: &Secrets, line: Option<&Line>, is_primary: bool) -> String {
@@ -136,7 +167,7 @@ pub(super) fn line_told(list: &[String]) -> Option<Line> {
 
 /// Users of the agent's and of the members.
 pub(super) fn is_ours(user: &str) -> bool {
-    [AGENT, REPLICATOR, TELLER].contains(&user)
+    [AGENT, REPLICATOR, SIDE, TELLER].contains(&user)
 }
 
 // === impl Secrets ===
@@ -201,6 +232,30 @@ mod tests {
         assert_eq!(users_acl(&server((7, 0)), &one, None, false).matches("user default").count(), 1);
         let are = |secrets: &Secrets| [DEFAULT, "shop", AGENT, TELLER].map(|user| secrets.is_application(user));
         assert_eq!((are(&none), are(&one)), ([false, true, false, false], [true, true, false, false]));
+    }
+
+    #[test]
+    fn a_closed_side_lets_nobody_in_but_the_agents() {
+        let secrets = Secrets {
+            agent: "a".into(),
+            replication: "r".into(),
+            application: Some("p".into()),
+            adopted: String::new(),
+        };
+        let users = |is_open| -> Vec<String> {
+            side_acl(&server((6, 3)), &secrets, is_open).lines().map(str::to_owned).collect()
+        };
+        let state = |list: &[String], name: &str| {
+            list.iter().find(|user| name_of(user) == name).unwrap().split(' ').nth(2).unwrap().to_owned()
+        };
+        for (is_open, wanted) in [(false, "off"), (true, "on")] {
+            let list = users(is_open);
+            assert_eq!((state(&list, SIDE), state(&list, APPLICATION)), (wanted.to_owned(), wanted.to_owned()));
+            assert_eq!((state(&list, AGENT), state(&list, REPLICATOR)), ("on".to_owned(), "on".to_owned()));
+            assert_eq!(is_open_side(&list), is_open);
+        }
+        assert!(!users(true).iter().any(|user| name_of(user) == REPLICATOR && user.contains("psync")));
+        assert!(!is_open_side(&["user app on".to_owned()]));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
 
 use regent_common::{
     position::Position,
-    topology::{ClusterSpec, Peer},
+    topology::{ClusterSpec, Mode, Peer},
 };
 use ring::rand::SecureRandom;
 use secrecy::{ExposeSecret, SecretString};
@@ -16,11 +16,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Redis,
-    access::{Secrets, is_ours, name_of, users_acl},
+    access::{Secrets, is_ours, name_of, side_acl, users_acl},
     adoption::found::Found,
     config::{self, Place},
     lifecycle::Force,
-    session::Session,
+    session::{BRIEF, Session},
 };
 use crate::engine::{
     DriverError, StartAs, check_port,
@@ -33,6 +33,7 @@ pub(super) struct Wanted {
     pub(super) members: Vec<Peer>,
     pub(super) secrets: Secrets,
     pub(super) settings: BTreeMap<String, String>,
+    pub(super) mode: Mode,
 }
 
 /// The same on the disk, in a file that only we may read.
@@ -45,6 +46,9 @@ struct Stored {
     /// The users of an adopted instance.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     access_rules: String,
+    /// How the members stand to each other.
+    #[serde(default)]
+    mode: Mode,
 }
 
 // === impl Wanted ===
@@ -70,6 +74,7 @@ impl Wanted {
                 adopted: adopted_users(&spec.access_rules)?,
             },
             settings: spec.settings.clone(),
+            mode: spec.mode,
         })
     }
 
@@ -82,7 +87,7 @@ impl Wanted {
             application: secret("application"),
             adopted: stored.access_rules,
         };
-        Some(Self { members: stored.members, secrets, settings: stored.settings })
+        Some(Self { members: stored.members, secrets, settings: stored.settings, mode: stored.mode })
     }
 
     fn store(&self, layout: &Layout) -> Result<(), DriverError> {
@@ -96,6 +101,7 @@ impl Wanted {
             secrets: secrets.into_iter().filter_map(exposed).collect(),
             settings: self.settings.clone(),
             access_rules: adopted.clone(),
+            mode: self.mode,
         };
         layout.write_ours(&layout.wanted(), &serde_json::to_vec(&stored).expect("names and texts are JSON"))
     }
@@ -129,13 +135,23 @@ fn new_secret() -> Result<SecretString, DriverError> {
 impl Redis {
     /// Checks what is wanted, writes the files, and brings a running engine to them.
     pub(super) async fn apply_spec(&self, spec: &ClusterSpec) -> Result<(), DriverError> {
+        if !self.flavor.modes.contains(&spec.mode) {
+            return Err(DriverError::NoSuchMode { mode: spec.mode });
+        }
+        if spec.mode == Mode::MultiMaster && !spec.access_rules.is_empty() {
+            return Err(DriverError::OtherMode { doing: "users of an adopted instance", mode: spec.mode });
+        }
         let agent = match self.known_wanted() {
             Some(known) => known.secrets.agent.clone(),
             None => new_secret()?,
         };
         let wanted = Arc::new(Wanted::of(spec, agent)?);
-        let conf = config::server_conf(&self.place_of_files(), &spec.settings, &wanted.secrets);
-        self.on_disk(|layout| {
+        let conf = config::server_conf(&self.place_of_files(), spec.mode, &spec.settings, &wanted.secrets);
+        let upstream = match spec.mode {
+            Mode::PrimaryReplica => config::upstream_conf(None),
+            Mode::MultiMaster => config::side_conf(None),
+        };
+        self.on_disk(move |layout| {
             layout.claim()?;
             layout.make_folders()?;
             // The engine checks that its folder is there before anything else.
@@ -143,7 +159,7 @@ impl Redis {
             if layout.upstream_conf().exists() {
                 return Ok(());
             }
-            layout.write_for_engine(&layout.upstream_conf(), config::upstream_conf(None).as_bytes())
+            layout.write_for_engine(&layout.upstream_conf(), upstream.as_bytes())
         })
         .await?;
         // What stands there already was accepted when it was written, by a run of the engine's program.
@@ -151,8 +167,7 @@ impl Redis {
         if standing.as_deref() != Some(conf.as_bytes()) {
             config::check(self.flavor, &self.server, &self.agent_program, &self.layout.user, &spec.settings).await?;
         }
-        let (stored, users) =
-            (Arc::clone(&wanted), users_acl(&self.server, &wanted.secrets, self.line().as_ref(), false));
+        let (stored, users) = (Arc::clone(&wanted), self.users_at_start(&wanted));
         self.on_disk(move |layout| {
             for (path, text) in [(layout.server_conf(), conf), (layout.users_acl(), users)] {
                 if fs::read(&path).ok().as_deref() != Some(text.as_bytes()) {
@@ -168,6 +183,14 @@ impl Redis {
             self.apply_to_running(&session, &wanted).await?;
         }
         Ok(())
+    }
+
+    /// The file of users with which the engine starts: it lets nobody in whom a person or the coordinator has not let in since.
+    pub(super) fn users_at_start(&self, wanted: &Wanted) -> String {
+        match wanted.mode {
+            Mode::PrimaryReplica => users_acl(&self.server, &wanted.secrets, self.line().as_ref(), false),
+            Mode::MultiMaster => side_acl(&self.server, &wanted.secrets, false),
+        }
     }
 
     /// What the files depend on, besides the cluster.
@@ -187,11 +210,22 @@ impl Redis {
     /// Brings a running engine to what the files say. What it only takes at a start waits for one.
     async fn apply_to_running(&self, session: &Session, wanted: &Wanted) -> Result<(), DriverError> {
         let failed = |error: super::session::SessionError| error.refused("be configured");
-        let is_primary = self.is_primary().await.map_err(failed)?;
-        let users = users_acl(&self.server, &wanted.secrets, self.line().as_ref(), is_primary);
+        let users = match wanted.mode {
+            Mode::PrimaryReplica => {
+                let is_primary = self.is_primary().await.map_err(failed)?;
+                users_acl(&self.server, &wanted.secrets, self.line().as_ref(), is_primary)
+            }
+            // It stays as open as it is.
+            Mode::MultiMaster => {
+                side_acl(&self.server, &wanted.secrets, session.is_open_side(BRIEF).await.map_err(failed)?)
+            }
+        };
         session.bring_to(&users).await.map_err(failed)?;
-        let password = wanted.secrets.replication.expose_secret();
-        session.tell(&["CONFIG", "SET", "masterauth", password]).await.map_err(failed)?;
+        // A side that is to follow nobody has no password for that.
+        if wanted.mode == Mode::PrimaryReplica || self.following().is_some() {
+            let password = wanted.secrets.replication.expose_secret();
+            session.tell(&["CONFIG", "SET", "masterauth", password]).await.map_err(failed)?;
+        }
         for (name, value) in config::changeable(&wanted.settings) {
             let value = if value == "\"\"" { "" } else { value.as_str() };
             if let Err(error) = session.tell(&["CONFIG", "SET", &name, value]).await {
@@ -218,6 +252,14 @@ impl Redis {
             self.start_as(&StartAs::Primary).await?;
             return Ok(self.find_place().await?.position());
         }
+        self.begin_data().await?;
+        self.become_primary_of(Force::Unfinished).await?;
+        self.finish_data().await?;
+        Ok(self.find_place().await?.position())
+    }
+
+    /// Starts the engine with nothing. What an attempt that was broken off has left goes before.
+    pub(super) async fn begin_data(&self) -> Result<(), DriverError> {
         if self.on_disk(|layout| Ok(layout.initializing().exists())).await? {
             self.kill().await?;
         }
@@ -240,11 +282,13 @@ impl Redis {
         .await?;
         self.forget_line();
         self.write_upstream(None).await?;
-        self.launch(Force::Unfinished).await?;
-        self.become_primary_of(Force::Unfinished).await?;
+        self.launch(Force::Unfinished).await
+    }
+
+    /// What the engine has now is the member's first data.
+    pub(super) async fn finish_data(&self) -> Result<(), DriverError> {
         self.save().await?;
-        self.on_disk(|layout| layout.unmark(&layout.initializing())).await?;
-        Ok(self.find_place().await?.position())
+        self.on_disk(|layout| layout.unmark(&layout.initializing())).await
     }
 
     /// Stops the engine and removes the member's files, or leaves the data in `kept`.

@@ -6,12 +6,15 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, path::Path, process::Stdio, time::Duration};
 
-use regent_common::{ids::MemberName, topology::Peer};
+use regent_common::{
+    ids::MemberName,
+    topology::{Mode, Peer},
+};
 use secrecy::ExposeSecret;
 use tokio::{io::AsyncWriteExt, process::Command, time};
 
 use super::{
-    access::{REPLICATOR, Secrets},
+    access::{REPLICATOR, SIDE, Secrets},
     backlog,
     flavor::{Flavor, Section, Server},
 };
@@ -95,6 +98,16 @@ const OWNED_NAMES: &[&str] = &[
 /// Beginnings of names that are ours.
 const OWNED_BEGINNINGS: &[&str] = &["cluster-", "tls-", "sentinel"];
 
+/// What is other for one of two sides that both take writes. The first two have to come before anything that names an upstream.
+const OF_A_SIDE: &[(&str, &str)] = &[
+    ("active-replica", "yes"),
+    ("multi-master", "yes"),
+    ("replica-read-only", "no"),
+    // It takes writes while what the other side has is merged in, instead of refusing them.
+    ("allow-write-during-load", "yes"),
+    ("repl-diskless-sync-delay", "0"),
+];
+
 /// Names by which several members would be primaries at once, in whichever flavor they are asked for.
 const SEVERAL_PRIMARIES: &[&str] = &["active-replica", "multi-master", "multi-master-no-forward"];
 
@@ -155,7 +168,11 @@ pub(super) fn check_names(flavor: &Flavor, settings: &BTreeMap<String, String>) 
             );
         }
         if SEVERAL_PRIMARIES.contains(&canonical(name).as_str()) {
-            return invalid(name, "a cluster has one primary: members that all take writes are not supported");
+            let problem = match flavor.modes.contains(&Mode::MultiMaster) {
+                true => "whether both members take writes is the cluster's mode, which is chosen when it is created",
+                false => "a cluster has one primary: members that all take writes are not supported",
+            };
+            return invalid(name, problem);
         }
         if is_owned(flavor, name) {
             return invalid(name, "it is set and kept by regent, as replication and failover depend on it");
@@ -246,7 +263,16 @@ async fn try_configuration(
 }
 
 /// Renders `server.conf`.
-pub(super) fn server_conf(place: &Place<'_>, settings: &BTreeMap<String, String>, secrets: &Secrets) -> String {
+pub(super) fn server_conf(
+    place: &Place<'_>,
+    mode: Mode,
+    settings: &BTreeMap<String, String>,
+    secrets: &Secrets,
+) -> String {
+    let (stream, other) = match mode {
+        Mode::PrimaryReplica => (REPLICATOR, [].as_slice()),
+        Mode::MultiMaster => (SIDE, OF_A_SIDE),
+    };
     let mut text = format!(
         "# Written by regent-agent for member {}. Changes made here are lost: change the settings of the cluster.\n",
         place.member
@@ -257,7 +283,7 @@ pub(super) fn server_conf(place: &Place<'_>, settings: &BTreeMap<String, String>
     set(&mut text, "dir", &quoted(&place.layout.data().display().to_string()));
     set(&mut text, "pidfile", &quoted(&place.layout.server_pid().display().to_string()));
     set(&mut text, "aclfile", &quoted(&place.layout.users_acl().display().to_string()));
-    set(&mut text, "masteruser", REPLICATOR);
+    set(&mut text, "masteruser", stream);
     set(&mut text, "masterauth", &quoted(secrets.replication.expose_secret()));
     set(&mut text, "replica-announce-ip", place.host);
     set(&mut text, "replica-announce-port", &place.port.to_string());
@@ -269,7 +295,9 @@ pub(super) fn server_conf(place: &Place<'_>, settings: &BTreeMap<String, String>
     for (name, value) in settings {
         set(&mut text, name, value);
     }
-    for (name, value) in OWNED.iter().chain(place.flavor.owned) {
+    let is_other = |name: &str| other.iter().any(|(own, _)| *own == name);
+    let usual = OWNED.iter().chain(place.flavor.owned).filter(|(name, _)| !is_other(name));
+    for (name, value) in usual.chain(other) {
         // Before release 7 it has another name, and the same value by itself.
         if *name != "busy-reply-threshold" || place.server.release >= (7, 0) {
             set(&mut text, name, value);
@@ -348,6 +376,13 @@ const FOLLOWS: &str = "# follows ";
 /// An address at which nobody listens.
 pub(super) const NOBODY: (&str, u16) = ("127.0.0.1", 1);
 
+/// Renders `upstream.conf` of one of two sides that both take writes: for the agent's memory alone. Its engine follows nobody from a
+/// start on, and so gives its history another id with each: an id that came back with older data would let the other side go on at a
+/// place that has other words in it.
+pub(super) fn side_conf(other: Option<&Peer>) -> String {
+    other.map_or_else(String::new, |other| format!("{FOLLOWS}{}\n", other.member))
+}
+
 /// Renders `upstream.conf`: whom the engine follows from its next start; for `None` an address at which nobody is. While it follows
 /// nobody it also refuses to be copied from, so that an emptied primary that comes back empties nobody.
 pub(super) fn upstream_conf(upstream: Option<&Peer>) -> String {
@@ -403,16 +438,24 @@ mod tests {
             adopted: String::new(),
         };
         let wanted = settings(&[("maxmemory", "1gb"), ("save", ""), ("slave-priority", "5")]);
-        insta::assert_snapshot!(server_conf(&place, &wanted, &secrets));
+        insta::assert_snapshot!(server_conf(&place, Mode::PrimaryReplica, &wanted, &secrets));
 
         let server = Server { program: "/usr/bin/keydb-server".into(), version: "6.3.4".into(), release: (6, 3) };
-        let text = server_conf(&Place { flavor: &KEYDB, server: &server, ..place }, &wanted, &secrets);
+        let place = Place { flavor: &KEYDB, server: &server, ..place };
+        let text = server_conf(&place, Mode::PrimaryReplica, &wanted, &secrets);
         let has = |name: &str| text.lines().any(|line| line.starts_with(name));
         assert!(has("active-replica no") && has("multi-master no"), "{text}");
         assert!(
             !has("busy-reply-threshold") && !has("shutdown-on-sigterm"),
             "it knows them only from release 7 on: {text}"
         );
+        let text = server_conf(&place, Mode::MultiMaster, &wanted, &secrets);
+        let lines = |name: &str| text.lines().filter(|line| line.starts_with(name)).collect::<Vec<_>>();
+        assert_eq!(lines("active-replica"), ["active-replica yes"]);
+        assert_eq!(lines("multi-master"), ["multi-master yes"]);
+        assert_eq!(lines("replica-read-only"), ["replica-read-only no"]);
+        assert_eq!(lines("masteruser"), ["masteruser regent-side"]);
+        assert_eq!(lines("replicaof"), Vec::<&str>::new());
     }
 
     #[test]
@@ -426,8 +469,11 @@ mod tests {
         };
         let text = upstream_conf(Some(&peer));
         assert_eq!(text, "# follows db1\nreplicaof 10.0.0.1 6379\n");
-        assert_eq!(followed(&text), Some(peer.member));
+        assert_eq!(followed(&text), Some(peer.member.clone()));
         assert_eq!(followed(&upstream_conf(None)), None);
+        let peer = Peer { member: cluster.member(2), ..peer };
+        assert_eq!(side_conf(Some(&peer)), "# follows db2\n");
+        assert_eq!((followed(&side_conf(Some(&peer))), followed(&side_conf(None))), (Some(peer.member), None));
     }
 
     #[test]
@@ -445,7 +491,8 @@ mod tests {
             for name in ["active-replica", "multi-master"] {
                 let refused = check_names(flavor, &settings(&[(name, "yes")])).unwrap_err();
                 assert!(matches!(refused, DriverError::InvalidSetting { .. }), "{name}: {refused:?}");
-                assert!(refused.to_string().contains("one primary"), "{name}: {refused}");
+                let why = if *flavor == KEYDB { "the cluster's mode" } else { "one primary" };
+                assert!(refused.to_string().contains(why), "{name}: {refused}");
             }
         }
         for name in ["enable-keydb-fastsync", "storage-provider"] {

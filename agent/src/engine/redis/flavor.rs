@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use regent_common::topology::Mode;
 use serde::Deserialize;
 
 use crate::engine::{DriverError, layout::EngineUser};
@@ -25,6 +26,8 @@ pub(super) struct Flavor {
     pub(super) is_demoted_by_a_start: bool,
     /// Whether instances that run already can be adopted.
     pub(super) is_adopted: bool,
+    /// The modes that it has, the default first.
+    pub(super) modes: &'static [Mode],
 }
 
 pub(super) static REDIS: Flavor = Flavor {
@@ -36,6 +39,7 @@ pub(super) static REDIS: Flavor = Flavor {
     owned_names: &[],
     is_demoted_by_a_start: false,
     is_adopted: true,
+    modes: &[Mode::PrimaryReplica],
 };
 
 pub(super) static VALKEY: Flavor = Flavor {
@@ -47,6 +51,7 @@ pub(super) static VALKEY: Flavor = Flavor {
     owned_names: &[],
     is_demoted_by_a_start: false,
     is_adopted: true,
+    modes: &[Mode::PrimaryReplica],
 };
 
 /// A fork of Redis 6.2, whose features it has by its version. It may have several threads, which take turns under one lock: what is
@@ -76,6 +81,7 @@ pub(super) static KEYDB: Flavor = Flavor {
     is_demoted_by_a_start: true,
     // Its configuration has values that are more than one text.
     is_adopted: false,
+    modes: &[Mode::PrimaryReplica, Mode::MultiMaster],
 };
 
 /// `[engine.NAME]` of the agent's configuration.

@@ -43,6 +43,11 @@ impl Info {
         self.is("role", "master")
     }
 
+    /// Whether it is one of two sides that both take writes, and follows the other.
+    pub(super) fn is_active(&self) -> bool {
+        self.is("role", "active-replica")
+    }
+
     /// Id of its history.
     pub(super) fn id(&self) -> Option<&str> {
         self.text("master_replid").filter(|id| is_id(id))
@@ -55,9 +60,13 @@ impl Info {
         Some((id, self.number("second_repl_offset")?.checked_sub(1)?))
     }
 
-    /// How far its data has come: what a replica has executed.
+    /// How far its data has come: what a replica has executed, and what anybody else has written.
     pub(super) fn offset(&self) -> Option<u64> {
-        if self.is_primary() { self.number("master_repl_offset") } else { self.number("slave_repl_offset") }
+        if self.is_primary() || self.is_active() {
+            self.number("master_repl_offset")
+        } else {
+            self.number("slave_repl_offset")
+        }
     }
 
     /// Whether the stream from the upstream comes in, and is no full synchronization.
@@ -73,6 +82,21 @@ impl Info {
     /// Whether it follows this address.
     pub(super) fn follows(&self, host: &str, port: u16) -> bool {
         self.is("master_host", host) && self.number("master_port") == Some(port.into())
+    }
+
+    /// Whether it has been told of an upstream, whether that answers or not.
+    pub(super) fn has_upstream(&self) -> bool {
+        self.text("master_host").is_some()
+    }
+
+    /// Databases that have keys, and how many, of the section `keyspace`.
+    pub(super) fn keys_by_database(&self) -> BTreeMap<u32, u64> {
+        let database = |(name, value): (&String, &String)| {
+            let number = name.strip_prefix("db")?.parse().ok()?;
+            let keys = value.split(',').find_map(|word| word.strip_prefix("keys=")?.parse().ok())?;
+            Some((number, keys))
+        };
+        self.0.iter().filter_map(database).collect()
     }
 
     /// Whether it remembers what it writes, for replicas that were away.
@@ -140,6 +164,19 @@ mod tests {
         assert_eq!(told("used_memory:1000\r\nused_memory_dataset:300\r\n"), 300);
         assert_eq!(told("used_memory:1000\r\nused_memory_dataset:18446744073709551000\r\n"), 0, "less than none");
         assert_eq!((told("used_memory:1000\r\n"), told("")), (1000, 0));
+    }
+
+    #[test]
+    fn a_side_is_read() {
+        let info = Info::parse(
+            "role:active-replica\r\nmaster_host:10.0.0.1\r\nmaster_port:6379\r\nmaster_link_status:up\r\n\
+             slave_repl_offset:190\r\nmaster_replid:8c4f\r\nmaster_repl_offset:200\r\n",
+        );
+        assert!(info.is_active() && !info.is_primary() && info.streams() && info.has_upstream());
+        assert_eq!(info.offset(), Some(200), "its own, not the other side's");
+        let keyspace =
+            Info::parse("# Keyspace\r\ndb0:keys=12,expires=0,avg_ttl=0\r\ndb3:keys=1,expires=1,avg_ttl=5\r\n");
+        assert_eq!(keyspace.keys_by_database(), BTreeMap::from([(0, 12), (3, 1)]));
     }
 
     #[test]

@@ -11,7 +11,6 @@ use tokio::time;
 
 use super::{
     Redis,
-    access::users_acl,
     config::NOBODY,
     refused,
     session::{BRIEF, SessionError},
@@ -45,6 +44,8 @@ pub(super) enum Force {
     Unfinished,
     /// A swap that is under way.
     Dirty,
+    /// That there is no data, which the engine is to get from the other side.
+    Empty,
 }
 
 /// The process that the server's own file names.
@@ -79,6 +80,7 @@ impl Redis {
             match (layout.has_data(), layout.holds_data()) {
                 (true, _) => Ok(()),
                 (false, true) => Err(DriverError::ForeignData { path, member }),
+                (false, false) if force == Force::Empty => Ok(()),
                 (false, false) => Err(DriverError::NoData { path }),
             }
         })
@@ -135,7 +137,8 @@ impl Redis {
             self.supervisor.kill_all(KILL).await.map_err(|error| refused("start", &error))?;
             check_port(self.section.listen_addresses.as_deref(), self.endpoint.port)?;
             // The data may be another copy than that of the last start.
-            let users = users_acl(&self.server, &wanted.secrets, self.reload_line().as_ref(), false);
+            self.reload_line();
+            let users = self.users_at_start(&wanted);
             self.on_disk(move |layout| {
                 layout.unmark(&layout.server_pid())?;
                 layout.turn_log_over(LOG)?;

@@ -11,6 +11,8 @@
 //! - **A replica whose place the upstream still has goes on from there; else the engine copies everything.** The engine
 //!   decides that by itself, and does not ask whether the copy had something that the upstream has not: so the agent asks
 //!   before, by the line of ids that the data has had ([`position`]).
+//!
+//! KeyDB alone can also be two sides that both take writes ([`pair`]).
 
 use std::{
     path::{Path, PathBuf},
@@ -25,20 +27,23 @@ use async_trait::async_trait;
 use regent_common::{
     ids::MemberName,
     position::Position,
-    topology::{ClusterSpec, ConnectionFormat, Endpoint, EngineObservation, EngineOffer, HeardPosition, Peer},
+    topology::{
+        ClusterSpec, ConnectionFormat, Difference, Endpoint, EngineObservation, EngineOffer, HeardPosition, Peer,
+    },
 };
 use tokio::sync::watch;
 
 use self::{
     bootstrap::Wanted,
+    delivery::Acknowledged,
     flavor::{Flavor, Section, Server},
     position::Line,
     probe::Eyes,
     session::{BRIEF, Session, SessionError},
 };
 use super::{
-    CloneOptions, Cloned, Context, Driver, DriverError, Factory, FoundInstance, Ground, SettingsCheck, StartAs, Stop,
-    Work,
+    Activation, CloneOptions, Cloned, Context, Driver, DriverError, Factory, FoundInstance, Ground, SettingsCheck,
+    StartAs, Stop, Work,
     layout::{Layout, Shape, io_error, offload},
     refused, swap,
 };
@@ -51,11 +56,14 @@ mod bootstrap;
 mod catching_up;
 mod clone;
 mod config;
+mod delivery;
+mod difference;
 mod drain;
 mod fence;
 mod flavor;
 mod info;
 mod lifecycle;
+mod pair;
 mod position;
 mod probe;
 mod replication;
@@ -76,7 +84,7 @@ pub struct RedisFactory {
 pub static REDIS: RedisFactory = RedisFactory { flavor: &flavor::REDIS };
 /// Valkey.
 pub static VALKEY: RedisFactory = RedisFactory { flavor: &flavor::VALKEY };
-/// KeyDB, as a primary with replicas.
+/// KeyDB, as a primary with replicas or as two sides that both take writes.
 pub static KEYDB: RedisFactory = RedisFactory { flavor: &flavor::KEYDB };
 
 /// What a member's folder has besides what all have: nothing. Data is where a snapshot is.
@@ -110,6 +118,8 @@ struct Redis {
     upstream_heard: Mutex<Option<HeardPosition>>,
     /// The line of the data in place, as far as it was known when it was last asked for.
     line: Mutex<Option<Line>>,
+    /// How much of what this side wrote the other one has carried out, as it last said.
+    acknowledged: Mutex<Option<Acknowledged>>,
     /// The line that the upstream told, not kept yet.
     asked_line: Mutex<Option<Line>>,
     facts: Arc<Facts>,
@@ -153,7 +163,7 @@ impl Factory for RedisFactory {
         EngineOffer {
             engine: self.name().to_owned(),
             versions,
-            modes: vec!["primary-replica".to_owned()],
+            modes: self.flavor.modes.iter().map(|mode| mode.label().to_owned()).collect(),
             min_replicas: 0,
             default_replicas: 2,
             max_replicas: 8,
@@ -251,6 +261,7 @@ impl Redis {
             following: Mutex::new(config::followed(&upstream)),
             upstream_heard: Mutex::default(),
             line: Mutex::new(Line::load(&layout.data())),
+            acknowledged: Mutex::default(),
             asked_line: Mutex::default(),
             layout,
             facts,
@@ -352,16 +363,19 @@ impl Driver for Redis {
     }
 
     async fn initialize(&self) -> Result<Position, DriverError> {
+        self.refuse_for_side("initialize")?;
         let _control = self.begin().await;
         Box::pin(self.make_instance()).await
     }
 
     async fn clone_from(&self, source: &Peer, options: CloneOptions, work: &Work) -> Result<Cloned, DriverError> {
+        self.refuse_for_side("clone")?;
         let _cloning = self.cloning.lock().await;
         Box::pin(self.copy_from(source, options, work)).await
     }
 
     async fn swap(&self, upstream: &Peer, keep_old: bool) -> Result<(), DriverError> {
+        self.refuse_for_side("swap")?;
         let _cloning = self.cloning.lock().await;
         let _control = self.begin().await;
         Box::pin(swap::carry_out(self, upstream, keep_old)).await
@@ -373,6 +387,7 @@ impl Driver for Redis {
     }
 
     async fn start(&self, how: StartAs) -> Result<(), DriverError> {
+        self.refuse_for_side("start")?;
         let _control = self.begin().await;
         Box::pin(self.start_as(&how)).await
     }
@@ -396,31 +411,37 @@ impl Driver for Redis {
     }
 
     async fn cut(&self) -> Result<Position, DriverError> {
+        self.refuse_for_side("cut")?;
         let _control = self.begin().await;
         Box::pin(self.cut_stream()).await
     }
 
     async fn drain(&self, successor: &MemberName) -> Result<Position, DriverError> {
+        self.refuse_for_side("drain")?;
         let _control = self.begin().await;
         Box::pin(self.hand_over_to(successor)).await
     }
 
     async fn undo_drain(&self) -> Result<(), DriverError> {
         let _control = self.begin().await;
-        self.admit().await
+        // A side is drained by nobody, and stays as open as it is.
+        if self.is_side() { Ok(()) } else { self.admit().await }
     }
 
     async fn promote(&self) -> Result<Position, DriverError> {
+        self.refuse_for_side("promotion")?;
         let _control = self.begin().await;
         Box::pin(self.become_primary()).await
     }
 
     async fn follow(&self, upstream: &Peer) -> Result<String, DriverError> {
+        self.refuse_for_side("follow")?;
         let _control = self.begin().await;
         Ok(Box::pin(self.follow_upstream(upstream)).await?.sentence())
     }
 
     async fn examine(&self) -> Result<Position, DriverError> {
+        self.refuse_for_side("examine")?;
         let _control = self.begin().await;
         Ok(Box::pin(self.find_place()).await?.position())
     }
@@ -435,6 +456,7 @@ impl Driver for Redis {
     }
 
     async fn adopt(&self, data_directory: &Path, upstream: Option<&Peer>) -> Result<Position, DriverError> {
+        self.refuse_for_side("adoption")?;
         let _control = self.begin().await;
         Box::pin(self.take_over(data_directory, upstream)).await
     }
@@ -442,6 +464,23 @@ impl Driver for Redis {
     async fn give_back(&self) -> Result<bool, DriverError> {
         let _control = self.begin().await;
         Box::pin(self.leave_as_found()).await
+    }
+
+    async fn activate(&self, how: Activation<'_>) -> Result<(), DriverError> {
+        let _cloning = self.cloning.lock().await;
+        let _control = self.begin().await;
+        Box::pin(self.become_side(how)).await
+    }
+
+    async fn compare(&self, other: &Peer, work: &Work) -> Result<Difference, DriverError> {
+        // Beside all others: it changes nothing.
+        Box::pin(self.difference_from(other, work)).await
+    }
+
+    async fn refill(&self, source: &Peer, keep_old: bool) -> Result<(), DriverError> {
+        let _cloning = self.cloning.lock().await;
+        let _control = self.begin().await;
+        Box::pin(self.refill_from(source, keep_old)).await
     }
 
     async fn release(&self, keep_data: bool) -> Result<(), DriverError> {

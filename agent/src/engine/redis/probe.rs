@@ -17,6 +17,7 @@ use super::{
     Redis,
     backlog::Rate,
     info::Info,
+    pair::place_of_side,
     position::{Place, end_of},
     session::SessionError,
     wire,
@@ -74,6 +75,8 @@ enum Answer {
 struct Seen {
     info: Info,
     place: Option<Place>,
+    /// Whether one of two sides is open; `None` for all others.
+    is_open: Option<bool>,
 }
 
 // === impl Redis ===
@@ -135,8 +138,13 @@ impl Redis {
         if !known {
             eyes.written.forget();
         }
-        let Seen { info, place } = seen.unwrap_or_default();
-        let role = known.then(|| if info.is_primary() { Role::Primary } else { Role::Replica });
+        let Seen { info, place, is_open } = seen.unwrap_or_default();
+        let role = known.then(|| match (info.is_primary(), is_open) {
+            (true, None) => Role::Primary,
+            (true, Some(_)) => Role::Active,
+            (false, Some(_)) if info.is_active() => Role::Active,
+            (false, _) => Role::Replica,
+        });
         let received = info.number("slave_read_repl_offset").or_else(|| info.offset());
         if let (Some(Role::Replica), true, Some(place), Some(received)) = (role, info.streams(), &place, received)
             && let Some(member) = self.following()
@@ -149,14 +157,14 @@ impl Redis {
         if known && state == EngineState::Running {
             self.size_backlog(&eyes.written, &info).await;
         }
-        EngineObservation {
+        let mut observation = EngineObservation {
             state,
             role,
             storage_writable,
             position: place.as_ref().map(Place::position),
             streaming: match role {
-                Some(Role::Replica) if info.streams() => Ternary::Yes,
-                Some(Role::Replica) => Ternary::No,
+                Some(Role::Replica | Role::Active) if info.streams() => Ternary::Yes,
+                Some(Role::Replica | Role::Active) => Ternary::No,
                 Some(Role::Primary) | None => Ternary::Unknown,
             },
             upstream: self.following(),
@@ -169,7 +177,11 @@ impl Redis {
             data_bytes: info.data_bytes(),
             // It can: what the upstream has not kept is synchronized in full, by the engine itself.
             stale: String::new(),
+        };
+        if let Some(is_open) = is_open {
+            observation.set_open(is_open);
         }
+        observation
     }
 
     /// The state as far as the process tells it.
@@ -236,8 +248,14 @@ impl Redis {
         };
         // While it loads or synchronizes, what it has is neither the old data nor the new.
         let whole = !info.is("loading", "1") && !info.synchronizes();
+        if self.is_side() {
+            self.note_acknowledgement(&info);
+            let is_open = session.is_open_side(ANSWER).await.ok()?;
+            let place = if whole { place_of_side(&info) } else { None };
+            return Some(Seen { info, place, is_open: Some(is_open) });
+        }
         let place = if whole { time::timeout(ANSWER, self.place_seen(&info)).await.ok()?.ok() } else { None };
-        Some(Seen { info, place })
+        Some(Seen { info, place, is_open: None })
     }
 }
 
@@ -297,7 +315,7 @@ fn details(rate: Option<u64>, info: &Info) -> BTreeMap<String, String> {
     }
     let Some(offset) = info.offset() else { return details };
     details.insert("offset".to_owned(), offset.to_string());
-    if let Some(rate) = rate.filter(|_| info.is_primary()) {
+    if let Some(rate) = rate.filter(|_| info.is_primary() || info.is_active()) {
         details.insert("log_bytes_per_second".to_owned(), rate.to_string());
     }
     for replica in info.downstreams() {
@@ -308,13 +326,16 @@ fn details(rate: Option<u64>, info: &Info) -> BTreeMap<String, String> {
     details
 }
 
-/// Why a primary refuses every write that needs memory; `None` when it does not, or is none.
+/// Why who takes writes refuses every one that needs memory; `None` when it does not.
 fn why_it_refuses_writes(info: &Info) -> Option<String> {
     let number = |name| info.number(name).unwrap_or(0);
     let limit = number("maxmemory");
     // As the engine counts: what is on its way to replicas is not data.
     let used = number("used_memory").saturating_sub(number("mem_not_counted_for_evict"));
-    let full = info.is_primary() && limit > 0 && used + SENT > limit && info.is("maxmemory_policy", "noeviction");
+    let full = (info.is_primary() || info.is_active())
+        && limit > 0
+        && used + SENT > limit
+        && info.is("maxmemory_policy", "noeviction");
     full.then(|| {
         format!(
             "{used} bytes of memory are used, maxmemory is {limit}, and with the policy noeviction nothing goes to make room: remove data, \

@@ -23,11 +23,11 @@ use super::{
 use crate::engine::DriverError;
 
 /// Between two looks at a stream that comes up.
-const POLL: Duration = Duration::from_millis(5);
+pub(super) const POLL: Duration = Duration::from_millis(5);
 /// How long writes wait at most, in milliseconds, until a new primary remembers them for its replicas.
 const HOLD: &str = "5000";
 /// How long a stream may take to come up, and a full synchronization to bring more.
-const STREAM: Duration = Duration::from_secs(60);
+pub(super) const STREAM: Duration = Duration::from_secs(60);
 /// How often the line of another member is asked for, when it changes its id meanwhile.
 const TRIES: u32 = 5;
 
@@ -74,7 +74,7 @@ impl Line {
 impl Redis {
     /// Writes whom this member follows; in force from the next start.
     pub(super) async fn write_upstream(&self, upstream: Option<&Peer>) -> Result<(), DriverError> {
-        let text = config::upstream_conf(upstream);
+        let text = if self.is_side() { config::side_conf(upstream) } else { config::upstream_conf(upstream) };
         *self.following.lock().unwrap_or_else(PoisonError::into_inner) = upstream.map(|peer| peer.member.clone());
         if upstream.is_some() {
             *self.upstream_heard.lock().unwrap_or_else(PoisonError::into_inner) = None;

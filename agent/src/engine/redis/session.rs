@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time;
 
 use super::{
-    access::{AGENT, COPY, REPLICATOR, commands},
+    access::{AGENT, COPY, REPLICATOR, commands, is_open_side},
     info::Info,
 };
 use crate::engine::DriverError;
@@ -107,6 +107,28 @@ impl Session {
     pub(super) async fn let_copy(&self, may: bool) -> Result<(), SessionError> {
         let sign = if may { '+' } else { '-' };
         self.tell(&["ACL", "SETUSER", REPLICATOR, &format!("{sign}{COPY}")]).await
+    }
+
+    /// Whether this is one of two sides that lets applications, and the other side, in.
+    pub(super) async fn is_open_side(&self, limit: Duration) -> Result<bool, SessionError> {
+        let users: Vec<String> = self.ask(Cmd::new().arg("ACL").arg("LIST"), limit).await?;
+        Ok(is_open_side(&users))
+    }
+
+    /// Which of these keys it has.
+    pub(super) async fn exist(&self, keys: &[Vec<u8>]) -> Result<Vec<bool>, SessionError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut together = Pipeline::new();
+        for key in keys {
+            together.cmd("EXISTS").arg(key);
+        }
+        let mut connection = self.connection.clone();
+        match time::timeout(BRIEF, together.query_async::<Vec<bool>>(&mut connection)).await {
+            Err(_) => Err(SessionError::Silent(BRIEF)),
+            Ok(answer) => answer.map_err(|error| SessionError::of(&error)),
+        }
     }
 
     /// Brings its users to those of the file.

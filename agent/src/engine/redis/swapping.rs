@@ -28,8 +28,8 @@ impl Swapped for Redis {
     }
 
     async fn end_old_copy(&self, keep: bool) -> Result<(), DriverError> {
-        // What is thrown away needs no snapshot.
-        if keep { self.stop_fast().await } else { Redis::kill(self).await }
+        // What is thrown away needs no snapshot. What a side had is put back when it is not filled.
+        if keep || self.is_side() { self.stop_fast().await } else { Redis::kill(self).await }
     }
 
     async fn kill(&self) -> Result<(), DriverError> {
@@ -37,12 +37,18 @@ impl Swapped for Redis {
     }
 
     async fn start_new_copy(&self, upstream: &Peer) -> Result<(), DriverError> {
+        if self.is_side() {
+            return Box::pin(self.fill_from(upstream)).await;
+        }
         self.write_upstream(None).await?;
         self.launch(Force::Dirty).await?;
         self.stream_from(upstream).await.map(drop)
     }
 
     async fn start_old_copy(&self, upstream: &Peer) -> Result<(), DriverError> {
+        if self.is_side() {
+            return self.launch(Force::No).await;
+        }
         Box::pin(self.start_as(&StartAs::Replica(upstream.clone()))).await
     }
 }

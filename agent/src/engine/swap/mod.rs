@@ -107,6 +107,18 @@ fn put_in_place(layout: &Layout, journal: &Journal) -> Result<(), DriverError> {
     layout.unmark(&layout.incoming_complete())
 }
 
+/// Makes a swap that puts nothing in the data's place, or goes on with the one that is under way.
+pub(in crate::engine) fn begin_empty(layout: &Layout) -> Result<(), DriverError> {
+    settle(layout)?;
+    if layout.swap_journal().exists() {
+        return Ok(());
+    }
+    layout.unmark(&layout.incoming_complete())?;
+    layout.remove_tree(&layout.incoming())?;
+    layout.make_folder(&layout.incoming(), 0o700, true)?;
+    layout.write_ours(&layout.incoming_complete(), b"")
+}
+
 /// Ends a swap that nobody came back to, before a new clone begins: what is in `data` stays, what is in `kept` too.
 pub(in crate::engine) fn conclude(layout: &Layout) -> Result<(), DriverError> {
     settle(layout)?;

@@ -15,7 +15,7 @@ use std::{
 use regent_common::{
     ids::{Epoch, MemberName},
     lease::{HeardLease, margin},
-    topology::{EngineObservation, EngineState, Observation, Peer, Role, Ternary},
+    topology::{EngineObservation, EngineState, Mode, Observation, Peer, Role, Ternary},
 };
 
 use super::Words;
@@ -107,6 +107,12 @@ pub enum Refusal {
     Quarantined {
         /// Why.
         reason: String,
+    },
+    /// There is no primary in its cluster.
+    #[error("{member} is an active side: both sides take writes, and neither is a primary; there is nothing to force")]
+    BothSides {
+        /// The member.
+        member: MemberName,
     },
     /// There is no driver.
     #[error("the engine of {member} cannot be used ({problem}): mend that, restart the agent, and ask again")]
@@ -265,6 +271,9 @@ fn names(members: &BTreeSet<MemberName>) -> String {
 /// Decides.
 pub fn judge(facts: &Facts, words: &Words) -> Result<Plan, Vec<Refusal>> {
     let Some(membership) = &facts.ledger.membership else { return Err(vec![Refusal::NotAMember]) };
+    if membership.spec.mode == Mode::MultiMaster {
+        return Err(vec![Refusal::BothSides { member: membership.member.clone() }]);
+    }
     let mut refusals = of_member(facts, membership);
     let confirmed_off = of_words(membership, words, &mut refusals);
     of_authority(facts, membership, &mut refusals);
@@ -440,6 +449,7 @@ impl Refusal {
         match self {
             Self::NotAMember => "not_a_member",
             Self::Quarantined { .. } => "quarantined",
+            Self::BothSides { .. } => "both_sides",
             Self::EngineUnusable { .. } => "engine_unusable",
             Self::NoData { .. } => "no_data",
             Self::DataNotWhole { .. } => "data_not_whole",
@@ -466,6 +476,7 @@ impl Refusal {
             Self::ConfirmWrong { .. } | Self::NobodyCalledSo { .. } | Self::NotNamedOff { .. } => true,
             Self::NotAMember
             | Self::Quarantined { .. }
+            | Self::BothSides { .. }
             | Self::EngineUnusable { .. }
             | Self::NoData { .. }
             | Self::DataNotWhole { .. }

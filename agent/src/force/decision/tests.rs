@@ -125,6 +125,14 @@ fn said_again_it_goes_on_at_the_same_epoch_and_is_done_when_it_is_done() {
 }
 
 #[test]
+fn a_side_of_two_is_no_primary_and_is_made_none() {
+    let mut facts = facts();
+    member(&mut facts).spec.mode = Mode::MultiMaster;
+    let refused = judge(&facts, &words()).unwrap_err();
+    assert_eq!(refused, [Refusal::BothSides { member: name("db1") }]);
+}
+
+#[test]
 fn every_reason_is_found_alone() {
     type Change = fn(&mut Facts, &mut Words);
     fn other(facts: &mut Facts, of: Other) {

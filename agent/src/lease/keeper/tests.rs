@@ -66,6 +66,7 @@ fn reigning(recorded: Option<Electorate>) -> Ledger {
             members: vec![peer("db1"), peer("db2")],
             settings: Default::default(),
             access_rules: String::new(),
+            mode: regent_common::topology::Mode::default(),
         },
         configured: true,
         configuration: String::new(),

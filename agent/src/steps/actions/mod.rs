@@ -4,10 +4,12 @@
 //! be on disk *before* the engine changes go through `StepContext::mark`; what is true only *after* it goes into the
 //! ledger together with the result (`Done`).
 
+mod activate;
 mod adopt;
 mod assign;
 mod checkpoint;
 mod clone;
+mod compare;
 mod configure;
 mod discard_kept;
 pub mod drain;
@@ -18,6 +20,7 @@ mod force_primary;
 mod initialize;
 mod prepare;
 mod promote;
+mod refill;
 mod release;
 mod rewind;
 mod swap;
@@ -49,6 +52,9 @@ pub(super) async fn run(context: &StepContext, action: Action) -> Result<Done, S
         Action::Drain { successor, within, hold } => drain::run(context, successor, within, hold).await,
         Action::UndoDrain => drain::undo(context).await,
         Action::Adopt { data_directory, upstream } => adopt::run(context, &data_directory, upstream).await,
+        Action::Activate { other, open, first } => activate::run(context, other, open, first).await,
+        Action::Compare { other } => compare::run(context, other).await,
+        Action::Refill { source, keep_old } => refill::run(context, source, keep_old).await,
         Action::ForcePrimary { forced } => force_primary::run(context, forced).await,
     }
 }

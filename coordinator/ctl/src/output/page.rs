@@ -43,15 +43,19 @@ pub fn cluster(cluster: &wire::Cluster, running: Option<&wire::Operation>, now: 
 
 fn head(cluster: &wire::Cluster, running: Option<&wire::Operation>, now: Timestamp) -> Vec<String> {
     let mut lines =
-        vec![format!("Cluster {}  {}", short(&cluster.name), words::health_sentence(cluster.health)), String::new()];
+        vec![format!("Cluster {}  {}", short(&cluster.name), words::health_sentence(cluster)), String::new()];
     let mut fact = |name: &str, value: String| lines.push(format!("  {name:<12}{value}"));
     let engine = format!("{} {}", or_dash(&cluster.engine), or_dash(&cluster.version));
     fact("engine", if cluster.mode.is_empty() { engine } else { format!("{engine}, {}", cluster.mode) });
     if !cluster.situation.is_empty() {
         fact("now", cluster.situation.clone());
     }
-    fact("primary", primary(cluster));
-    fact("epoch", format!("{} (raised at each change of primary)", cluster.epoch));
+    if words::is_pair(cluster) {
+        fact("writes", sides(cluster));
+    } else {
+        fact("primary", primary(cluster));
+        fact("epoch", format!("{} (raised at each change of primary)", cluster.epoch));
+    }
     fact("created", created(cluster, now));
     fact("protected", if cluster.protected { "yes: deletion is refused" } else { "no" }.to_owned());
     // An older coordinator says nothing of it.
@@ -101,6 +105,16 @@ fn primary(cluster: &wire::Cluster) -> String {
     format!("{}{place}", short(&cluster.primary))
 }
 
+/// Where a pair takes writes.
+fn sides(cluster: &wire::Cluster) -> String {
+    let serving =
+        cluster.members.iter().filter(|member| cluster.serving.iter().any(|serving| serving == short(&member.name)));
+    let places: Vec<_> = serving
+        .map(|member| format!("{} on {} at {}", short(&member.name), short(&member.node), endpoint(member)))
+        .collect();
+    if places.is_empty() { "none: nothing accepts writes".to_owned() } else { words::all_of(&places) }
+}
+
 fn created(cluster: &wire::Cluster, now: Timestamp) -> String {
     let mut text = when(cluster.create_time.as_ref(), now);
     if !cluster.created_by.is_empty() {
@@ -148,7 +162,8 @@ fn members(cluster: &wire::Cluster) -> String {
 fn lag(member: &wire::Member) -> String {
     match member.lag_bytes {
         Some(lag) => bytes(lag),
-        None if member.role() == types::Role::Primary => "-".to_owned(),
+        // Sides of a pair count each for itself.
+        None if matches!(member.role(), types::Role::Primary | types::Role::Active) => "-".to_owned(),
         None => "unknown".to_owned(),
     }
 }
@@ -255,6 +270,14 @@ fn action_line(what: &str, action: &wire::AvailableAction) -> String {
 
 /// What is done without a person: lease, electorate, and what may be lost.
 fn succession(cluster: &wire::Cluster) -> String {
+    if words::is_pair(cluster) {
+        let paused = if cluster.paused { "; nobody is brought back while decisions are paused" } else { "" };
+        let facts = [
+            ("writes", "go on at the other side; clients have to be led there".to_owned()),
+            ("return", format!("by itself, compared with the other side before it is let in{paused}")),
+        ];
+        return facts.iter().map(|(name, value)| format!("{name:<12}{value}\n")).collect();
+    }
     let facts = [
         ("profile", words::profile(&cluster.profile)),
         ("lease", super::lease::lease(cluster)),

@@ -56,7 +56,7 @@ pub fn clusters(clusters: &[wire::Cluster], now: Timestamp) -> String {
                 short(&cluster.name).to_owned(),
                 or_dash(format!("{} {}", cluster.engine, cluster.version).trim()),
                 words::health(cluster.health),
-                or_dash(&cluster.primary),
+                or_dash(&if words::is_pair(cluster) { cluster.serving.join(",") } else { cluster.primary.clone() }),
                 format!("{ready}/{}", cluster.members.len()),
                 cluster.epoch.to_string(),
                 yes_no(cluster.protected),

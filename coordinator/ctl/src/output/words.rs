@@ -1,7 +1,7 @@
 //! Enums of the wire as words for people. Foreign numbers become "unknown(N)": a newer coordinator must not break an
 //! older command.
 
-use regent_common::lease::Profile;
+use regent_common::{lease::Profile, topology::Mode};
 use regent_proto::{coordinator::v1 as wire, types::v1 as types};
 
 /// A name of the wire without its prefix, lower-case, with hyphens; "unknown" for the unspecified value.
@@ -21,9 +21,16 @@ pub fn health(number: i32) -> String {
     word(wire::Health::try_from(number).ok().map(|value| value.as_str_name()), number, "HEALTH_")
 }
 
-/// What a health means, in a sentence.
-pub fn health_sentence(number: i32) -> &'static str {
-    match wire::Health::try_from(number) {
+/// Whether a cluster is a pair: two sides that both take writes, without a primary.
+pub fn is_pair(cluster: &wire::Cluster) -> bool {
+    Mode::named(&cluster.mode) == Some(Mode::MultiMaster)
+}
+
+/// What the health of a cluster means, in a sentence.
+pub fn health_sentence(cluster: &wire::Cluster) -> &'static str {
+    match wire::Health::try_from(cluster.health) {
+        Ok(wire::Health::Degraded) if is_pair(cluster) => "degraded: writes are taken, but not all is as it should be",
+        Ok(wire::Health::Down) if is_pair(cluster) => "DOWN: neither side takes writes",
         Ok(wire::Health::Healthy) => "healthy: every member is as it should be",
         Ok(wire::Health::Degraded) => "degraded: the primary serves, but something else is amiss",
         Ok(wire::Health::Down) => "DOWN: no primary accepts writes",

@@ -12,10 +12,11 @@ use regent_common::{
 use regent_proto::coordinator::v1::{HealingMode, UpdateClusterRequest};
 use tonic::Status;
 
-use super::member_named;
+use super::{member_named, not_of_a_pair};
 use crate::{
     api::create,
     model::cluster::{ClusterRecord, Healing, Phase, Priority},
+    planner::pair::Foreign,
 };
 
 /// A request that has been checked.
@@ -32,6 +33,14 @@ impl<'a> Changes<'a> {
     /// Checks a request against the cluster as it is.
     pub(super) fn read(request: &'a UpdateClusterRequest, record: &ClusterRecord) -> Result<Self, Status> {
         let profile = if request.profile.is_empty() { None } else { Some(create::profile(&request.profile)?) };
+        let of_failovers = request.automatic_failover.is_some()
+            || request.max_lag_on_failover.is_some()
+            || request.restart_budget.is_some()
+            || request.healing != i32::from(HealingMode::Unspecified)
+            || !request.priorities.is_empty();
+        if of_failovers {
+            not_of_a_pair(record, Foreign::Policy)?;
+        }
         let healing = match HealingMode::try_from(request.healing) {
             Ok(HealingMode::Unspecified) => None,
             Ok(HealingMode::PromoteReplica) => Some(Healing::PromoteReplica),
@@ -51,7 +60,8 @@ impl<'a> Changes<'a> {
     /// Makes the changes; none of them where one is refused.
     pub(super) fn apply(&self, record: &mut ClusterRecord) -> Result<(), Status> {
         // A failover's waits are those of the profile that it began with.
-        if self.profile.is_some() && record.primary.is_none() && record.phase == Phase::Active {
+        let failing_over = record.primary.is_none() && !record.is_pair() && record.phase == Phase::Active;
+        if self.profile.is_some() && failing_over {
             let message = "the cluster is failing over: its profile can be changed after that; nothing was changed";
             return Err(refuse(Reason::ClusterBusy, message));
         }

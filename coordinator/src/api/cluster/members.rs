@@ -6,13 +6,13 @@ use regent_common::error::{Reason, bad_field, refuse};
 use regent_proto::coordinator::v1::{AddMemberRequest, Operation, PromoteMemberRequest, RemoveMemberRequest};
 use tonic::{Response, Status};
 
-use super::{ClusterApi, allow_list::possible_on, asked_for, at_etag, confirm, member_named};
+use super::{ClusterApi, allow_list::possible_on, asked_for, at_etag, confirm, member_named, not_of_a_pair};
 use crate::{
     api::{create, failed_store},
     cluster::judging::{judge_all, views},
     model::{cluster::Phase, node::NodeRecord},
     operation::kinds::{add_member, failover, promote as promotion, remove_member},
-    planner::{Cause, asked::Consent, planned, removal},
+    planner::{Cause, asked::Consent, pair::Foreign, planned, removal},
     store::{get_json, keys},
 };
 
@@ -29,6 +29,7 @@ pub(super) async fn add(
     }
     let (actor, record) = api.find(&request.name)?;
     let mut transaction = at_etag(&request.etag, &actor.cluster).await?;
+    not_of_a_pair(&record, Foreign::Add)?;
     let Some(primary) = record.primary.as_ref().filter(|_| record.phase == Phase::Active) else {
         let message = format!("cluster {} has no primary to copy from; nothing was changed", record.name);
         return Err(refuse(Reason::ClusterHasNoPrimary, message));

@@ -49,6 +49,7 @@ use crate::{
     planner::{
         Cause,
         asked::{Consent, asked},
+        pair::{Foreign, foreign},
         resyncing,
     },
     secrets::generate_password,
@@ -271,6 +272,17 @@ async fn at_etag(etag: &str, cluster: &ClusterHandle) -> Result<Transaction, Sta
     }
 }
 
+/// Refuses what is a primary's or a replica's where both sides take writes.
+fn not_of_a_pair(record: &ClusterRecord, what: Foreign) -> Result<(), Status> {
+    match foreign(record, what) {
+        None => Ok(()),
+        Some((reason, why)) => {
+            let message = format!("this is not done to cluster {}: {why}; nothing was changed", record.name);
+            Err(refuse(reason, message))
+        }
+    }
+}
+
 /// An operation that a caller has asked for.
 fn asked_for(kind: &'static dyn Kind, parameters: &impl Serialize, caller: &str) -> NewOperation {
     NewOperation::new(kind, parameters, caller, "asked for".to_owned())
@@ -386,8 +398,9 @@ impl ClusterService for ClusterApi {
         let (judgements, _) = judge_all(environment, &record);
         let members = resync_members(&request, &record)?;
         let obstacle = |member| resyncing::obstacle(&record, &judgements, member);
-        if let Some((reason, why)) = members.iter().find_map(|member| obstacle(Some(member))).or_else(|| obstacle(None))
-        {
+        let of_member = members.iter().find_map(|member| obstacle(Some(member)));
+        let in_the_way = of_member.or_else(|| obstacle(None).filter(|_| !record.is_pair()));
+        if let Some((reason, why)) = in_the_way {
             let message = format!("cluster {} cannot be resynced: {why}; nothing was erased", record.name);
             return Err(refuse(reason, message));
         }
@@ -418,6 +431,7 @@ impl ClusterService for ClusterApi {
         }
         let (actor, record) = self.find(&request.name)?;
         let unchanged = at_etag(&request.etag, &actor.cluster).await?;
+        not_of_a_pair(&record, Foreign::Failover)?;
         let environment = self.0.directory.environment();
         let (judgements, succession) = judge_all(environment, &record);
         let off = request.confirm_off.iter().map(|text| member_named(&record, text)).collect::<Result<_, _>>()?;
@@ -481,7 +495,14 @@ impl ClusterService for ClusterApi {
         };
         let known: Vec<(String, String)> =
             record.members.keys().filter_map(|m| hosts(m).map(|h| (m.to_string(), h))).collect();
-        let all = known.iter().map(|(_, host)| host.as_str()).collect::<Vec<_>>().join(",");
+        // Clients of a pair take the first host that answers: one that lacks something, or that lets nobody in, is not named to them.
+        let (judgements, _) = judge_all(self.0.directory.environment(), &record);
+        let serving = view::serving(&record, &judgements);
+        let named = |member: &str| {
+            !record.is_pair() || serving.is_empty() || serving.iter().any(|name| name.as_str() == member)
+        };
+        let all = known.iter().filter(|(member, _)| named(member)).map(|(_, host)| host.as_str());
+        let all = all.collect::<Vec<_>>().join(",");
         let mut connection_strings: BTreeMap<String, String> =
             known.iter().map(|(member, host)| (member.clone(), fill(&format.any, host))).collect();
         connection_strings.insert("any".to_owned(), fill(&format.any, &all));
@@ -542,8 +563,15 @@ fn member_named(record: &ClusterRecord, text: &str) -> Result<MemberName, Status
     })
 }
 
-/// The members that are meant; all replicas when none is named.
+/// The members that are meant; all replicas when none is named. Of a pair it is one side.
 fn resync_members(request: &ResyncClusterRequest, record: &ClusterRecord) -> Result<Vec<MemberName>, Status> {
+    if request.members.len() != 1 {
+        not_of_a_pair(record, Foreign::ResyncAll)?;
+    }
+    if record.is_pair() && request.max_bytes_per_second > 0 {
+        let problem = "a side of a pair takes everything by the engine's own synchronization, which nothing holds back";
+        return Err(bad_field("max_bytes_per_second", format!("{problem}; nothing was changed")));
+    }
     if request.members.is_empty() {
         return Ok(record.replicas().map(|(member, _)| member.clone()).collect());
     }

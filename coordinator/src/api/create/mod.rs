@@ -9,7 +9,7 @@ use regent_common::{
     error::{Reason, bad_field, refuse},
     ids::{ClusterId, ClusterName, NodeName},
     lease::Profile,
-    topology::EngineOffer,
+    topology::{EngineOffer, Mode},
 };
 use regent_proto::coordinator::v1::CreateClusterRequest;
 use tonic::Status;
@@ -70,15 +70,15 @@ pub fn check(
 ) -> Result<ClusterRecord, Status> {
     let name = new_name(&request.cluster, taken)?;
     let offers = offers(&request.engine, nodes)?;
-    let mode = mode(request, &offers)?;
-    let chosen = choose_nodes(request, nodes, &offers)?;
+    let (name_of_mode, mode) = mode(request, &offers)?;
+    let chosen = choose_nodes(request, nodes, &offers, mode)?;
     let version = version(request, &chosen, &offers)?;
     let profile = if request.profile.is_empty() { asker.profile } else { profile(&request.profile)? };
     let port = u16::try_from(request.port).map_err(|_| bad_field("port", "must be between 0 and 65535"))?;
     let mut record = ClusterRecord {
         engine: request.engine.clone(),
         version,
-        mode,
+        mode: name_of_mode,
         labels: request.labels.clone(),
         protected: request.protected,
         settings: request.settings.clone(),
@@ -109,19 +109,19 @@ pub(super) fn offers<'a>(
     Ok(found)
 }
 
-fn mode(request: &CreateClusterRequest, offers: &BTreeMap<&NodeName, &EngineOffer>) -> Result<String, Status> {
-    let offer = offers.values().next().expect("checked not to be empty");
-    if request.mode.is_empty() {
-        return Ok(offer.modes.first().cloned().unwrap_or_default());
+/// The mode that is asked for, or the engine's own, by its name and as what it means here.
+fn mode(request: &CreateClusterRequest, offers: &BTreeMap<&NodeName, &EngineOffer>) -> Result<(String, Mode), Status> {
+    // Agents of two versions may offer different ones: whether those that are taken have it is seen when they are chosen.
+    let offered: BTreeSet<&str> = offers.values().flat_map(|offer| offer.modes.iter().map(String::as_str)).collect();
+    let first = || offers.values().next().and_then(|offer| offer.modes.first()).cloned().unwrap_or_default();
+    let name = if request.mode.is_empty() { first() } else { request.mode.clone() };
+    match Mode::named(&name).filter(|_| offered.contains(name.as_str())) {
+        Some(mode) => Ok((name, mode)),
+        None => Err(refuse(
+            Reason::UnknownMode,
+            format!("engine {} has no mode {name:?}; known: {}", request.engine, join(offered)),
+        )),
     }
-    if offer.modes.contains(&request.mode) {
-        return Ok(request.mode.clone());
-    }
-    let known = join(offer.modes.iter().map(String::as_str));
-    Err(refuse(
-        Reason::UnknownMode,
-        format!("engine {} has no mode {:?}; known: {known}", request.engine, request.mode),
-    ))
 }
 
 /// Why a node cannot be used; `None` when it can.
@@ -152,10 +152,18 @@ fn choose_nodes(
     request: &CreateClusterRequest,
     nodes: &BTreeMap<NodeName, Candidate>,
     offers: &BTreeMap<&NodeName, &EngineOffer>,
+    mode: Mode,
 ) -> Result<Vec<NodeName>, Status> {
     let any = offers.values().next().expect("checked not to be empty");
-    let chosen =
-        if request.nodes.is_empty() { spares(request, nodes, offers)? } else { named(request, nodes, offers)? };
+    match mode {
+        Mode::MultiMaster => return choose_sides(request, nodes, offers),
+        Mode::PrimaryReplica => {}
+    }
+    let chosen = if request.nodes.is_empty() {
+        spares(nodes, offers, request.replicas.unwrap_or(any.default_replicas))?
+    } else {
+        named(request, nodes, offers)?
+    };
     let replicas = u32::try_from(chosen.len()).unwrap_or(u32::MAX).saturating_sub(1);
     if replicas < any.min_replicas || replicas > any.max_replicas {
         let (min, max) = (any.min_replicas, any.max_replicas);
@@ -163,6 +171,36 @@ fn choose_nodes(
             "nodes",
             format!("{} takes {min} to {max} replicas, {replicas} were asked for", request.engine),
         ));
+    }
+    Ok(chosen)
+}
+
+/// The two nodes of a pair.
+fn choose_sides(
+    request: &CreateClusterRequest,
+    nodes: &BTreeMap<NodeName, Candidate>,
+    offers: &BTreeMap<&NodeName, &EngineOffer>,
+) -> Result<Vec<NodeName>, Status> {
+    if request.replicas.is_some_and(|replicas| replicas != 1) {
+        return Err(bad_field(
+            "replicas",
+            "a pair has two sides, and no replica besides: leave it out, or name two nodes",
+        ));
+    }
+    let chosen = if request.nodes.is_empty() {
+        let able = |name: &NodeName| offers.get(name).is_some_and(|offer| offer.modes.contains(&request.mode));
+        let offers = offers.iter().filter(|(name, _)| able(name)).map(|(name, offer)| (*name, *offer)).collect();
+        spares(nodes, &offers, 1)?
+    } else {
+        named(request, nodes, offers)?
+    };
+    if chosen.len() != 2 {
+        return Err(bad_field("nodes", format!("a pair has two sides, {} nodes were named", chosen.len())));
+    }
+    let unable = chosen.iter().find(|name| !offers.get(name).is_some_and(|offer| offer.modes.contains(&request.mode)));
+    if let Some(name) = unable {
+        let message = format!("the agent of node {name} does not offer mode {:?}: upgrade it", request.mode);
+        return Err(refuse(Reason::EngineMissing, message));
     }
     Ok(chosen)
 }
@@ -249,12 +287,11 @@ pub fn added(cluster: &ClusterRecord, node: &str, nodes: &BTreeMap<NodeName, Can
 }
 
 fn spares(
-    request: &CreateClusterRequest,
     nodes: &BTreeMap<NodeName, Candidate>,
     offers: &BTreeMap<&NodeName, &EngineOffer>,
+    replicas: u32,
 ) -> Result<Vec<NodeName>, Status> {
-    let any = offers.values().next().expect("checked not to be empty");
-    let wanted = request.replicas.unwrap_or(any.default_replicas) as usize + 1;
+    let wanted = replicas as usize + 1;
     let usable: Vec<NodeName> = nodes
         .iter()
         .filter(|(name, node)| {
@@ -268,7 +305,7 @@ fn spares(
     }
     if usable.len() < wanted {
         let (found, wanted) = (usable.len(), wanted);
-        let message = format!("{wanted} spare nodes are needed (a primary and its replicas) and {found} can be used");
+        let message = format!("{wanted} spare nodes are needed, one for each member, and {found} can be used");
         return Err(refuse(Reason::NotEnoughSpares, message));
     }
     Ok(usable)

@@ -139,6 +139,37 @@ fn bad_requests_are_refused_with_their_reason() {
 }
 
 #[test]
+fn a_pair_is_made_of_two_nodes_that_offer_it() {
+    let pair = |change: &dyn Fn(&mut CreateClusterRequest)| {
+        request(|r| {
+            r.mode = "multi-master".to_owned();
+            change(r);
+        })
+    };
+    let named = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let mut able = nodes();
+    for node in ["b", "c", "d"] {
+        let node = able.get_mut(&node.parse::<NodeName>().unwrap()).unwrap();
+        node.view.engines[0].modes.push("multi-master".to_owned());
+    }
+    let made = outcome(&pair(&|_| ()), &able).unwrap();
+    let members: Vec<_> = made.members.iter().map(|(m, r)| (m.as_str(), r.node.as_str())).collect();
+    assert_eq!((members, made.is_pair()), (vec![("db1", "b"), ("db2", "c")], true), "spares that offer it");
+    assert!(outcome(&pair(&|r| r.nodes = named(&["d", "b"])), &able).is_ok());
+    assert!(outcome(&pair(&|r| r.replicas = Some(1)), &able).is_ok());
+    for (reason, request) in [
+        (Reason::InvalidField, pair(&|r| r.nodes = named(&["b"]))),
+        (Reason::InvalidField, pair(&|r| r.nodes = named(&["b", "c", "d"]))),
+        (Reason::InvalidField, pair(&|r| r.replicas = Some(0))),
+        (Reason::InvalidField, pair(&|r| r.replicas = Some(2))),
+        (Reason::EngineMissing, pair(&|r| r.nodes = named(&["a", "b"]))),
+    ] {
+        assert_eq!(outcome(&request, &able), Err(Some(reason)), "{request:?}");
+    }
+    assert_eq!(outcome(&pair(&|_| ()), &nodes()), Err(Some(Reason::UnknownMode)), "no engine here has it");
+}
+
+#[test]
 fn nodes_that_cannot_be_used_are_refused_with_their_reason() {
     type Spoil = fn(&mut Candidate);
     let cases: [(Reason, Spoil); 6] = [

@@ -22,6 +22,8 @@ use crate::{
     planner::Decision,
 };
 
+mod pair;
+
 /// Why nothing is granted and nothing fails over (rule T4).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frozen {
@@ -102,6 +104,9 @@ pub fn sentence(facts: &ClusterFacts<'_>, decision: &Decision) -> String {
         Phase::Active => {}
     }
     let running = record.operation.map(|id| format!("`regentctl operation watch {id}` follows it"));
+    if record.is_pair() {
+        return pair::sentence(facts, decision, running);
+    }
     if let (None, Some(follow)) = (&record.primary, &running) {
         return match &record.candidate {
             Some(candidate) => format!("failing over: {candidate} is being made the primary; {follow}"),

@@ -310,3 +310,76 @@ fn a_restart_of_the_primarys_agent_is_told_apart_from_a_node_that_is_lost() {
     scene.succession.gated = false;
     assert!(scene.said().contains("no gate that closes by itself"), "{}", scene.said());
 }
+
+/// db1 and db2 follow each other, and both are open.
+fn pair(verdicts: [(Verdict, &str); 2]) -> Scene {
+    let mut scene = Scene::new();
+    scene.record.mode = "multi-master".to_owned();
+    (scene.record.primary, scene.record.reign, scene.record.established) = (None, None, false);
+    let judgement = |(verdict, reason): (Verdict, &str)| Judgement { verdict, reason: reason.to_owned() };
+    scene.judgements = (1..).map(name).zip(verdicts.map(judgement)).collect();
+    scene.succession = Succession::default();
+    scene
+}
+
+#[test]
+fn a_pair_says_who_takes_writes_and_what_becomes_of_the_other() {
+    let down = || (Verdict::EngineDown, "the engine of db2 has ended by itself");
+    let deaf = || (Verdict::NotStreaming, "db1 receives nothing from db2: refused");
+    let well = || (Verdict::Healthy, "");
+    let state = |state: MemberState, second: (Verdict, &'static str)| {
+        let mut scene = pair([(Verdict::Healthy, ""), second]);
+        scene.record.set_state(&name(2), state);
+        scene
+    };
+    let mut paused = pair([deaf(), down()]);
+    paused.record.policy.paused = true;
+    let mut running = state(MemberState::NeedsRejoin, (Verdict::Astray, "db2 runs and lets nobody in"));
+    running.record.operation = Some(regent_common::ids::OperationId::generate());
+    let needs_resync = MemberState::NeedsResync { why: "db2 has 2 entries that db1 has not".to_owned() };
+    let silent = || (Verdict::NodeUnreachable, "the agent of db2 is silent");
+    let mut waits = pair([(Verdict::EngineDown, "the engine of db1 is stopped"), silent()]);
+    waits.record.survivor = Some(name(2));
+    let lost = (Verdict::Lost, "there is no data of db2 on its node");
+    use wire::Health::{Degraded, Down, Healthy};
+    for (scene, health, serving, expected) in [
+        (pair([well(), well()]), Healthy, 2, "db1 and db2 both take writes; if one is lost, the other goes on"),
+        (pair([deaf(), deaf()]), Degraded, 2, "do not hear each other"),
+        (pair([deaf(), well()]), Degraded, 2, "what is written to db2 does not reach db1 now"),
+        (
+            pair([deaf(), down()]),
+            Degraded,
+            1,
+            "db1 takes writes alone; the engine of db2 has ended by itself; it is joined again",
+        ),
+        (pair([deaf(), silent()]), Degraded, 1, "by itself when its agent is heard"),
+        (pair([deaf(), lost]), Degraded, 1, "`regentctl cluster resync db db2 --confirm db2` fills it anew"),
+        (paused, Degraded, 1, "`regentctl cluster resume db`"),
+        (running, Degraded, 1, "it is being joined again: `regentctl operation watch "),
+        (
+            state(needs_resync, (Verdict::Astray, "-")),
+            Degraded,
+            1,
+            "db1 takes writes alone; db2 has 2 entries that db1 has not",
+        ),
+        (state(MemberState::Resyncing, down()), Degraded, 1, "db2 is emptied and takes everything from it"),
+        (
+            pair([(Verdict::EngineDown, "db1 is down"), down()]),
+            Down,
+            0,
+            "db1 is brought back by itself, and the other one after it",
+        ),
+        (waits, Down, 0, "db2 took writes last, and db1 lacks what it took alone"),
+        (pair([(Verdict::Suspect, "-"), well()]), Degraded, 2, "both take writes"),
+    ] {
+        let said = scene.said();
+        assert!(said.contains(expected), "{expected:?} is not in {said:?}");
+        let shown = scene.with(view::cluster);
+        assert_eq!((shown.health(), shown.serving.len(), shown.primary.as_str()), (health, serving, ""), "{said}");
+        assert_eq!(shown.members[0].role(), types::Role::Active);
+        for action in ["failover", "add-member"] {
+            let action = shown.available_actions.iter().find(|found| found.action == action).unwrap();
+            assert!(!action.available && action.reason.starts_with("it is a pair"), "{action:?}");
+        }
+    }
+}

@@ -3,7 +3,11 @@
 //! The loop chooses an [`Input`] and then applies it; waiting is cancel-safe, acting is not interrupted. Nothing waits for
 //! a poll: a changed word of a node wakes the actor at once. The period only bounds how late something forgotten is seen.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use regent_common::{
     error::ErrorChain,
@@ -38,6 +42,7 @@ mod electorate;
 mod failing_over;
 mod hand_over;
 mod old_store;
+mod pair;
 mod quarantine;
 mod upkeep;
 
@@ -106,6 +111,8 @@ pub struct Actor {
     budget: Arc<Budget>,
     /// Why the primary does not serve although its words arrive, and since when.
     idle_since: Option<(Verdict, Duration)>,
+    /// Which sides of a pair take writes, as it was told last.
+    serving: Option<BTreeSet<MemberName>>,
     /// What was told of nodes in quarantine, by member, so that it is told once (rule T5).
     quarantined: BTreeMap<MemberName, String>,
     /// Why nothing is granted and nothing fails over (rule T4).
@@ -157,6 +164,7 @@ pub fn spawn(
         told: None,
         budget,
         idle_since: None,
+        serving: None,
         quarantined: BTreeMap::new(),
         frozen: None,
         // No store is older than a cluster that was made in it just now, whatever its nodes have seen before.
@@ -323,6 +331,8 @@ impl Actor {
         self.tell_of_quarantine(&record, &views).await;
         self.look_for_idleness(&record, &mut judgements, &succession);
         let record = self.keep_electorate(record, &judgements, &views).await;
+        let record = self.keep_survivor(record, &judgements).await;
+        self.tell_who_serves(&record, &judgements).await;
         self.keep_hand_over(&record, &views).await;
         self.look_when_silent(&record, &views);
         let now = self.environment.clock.boottime();
@@ -354,9 +364,14 @@ impl Actor {
     /// Silence brings no event: looks again at the moment at which it becomes worth a word.
     fn look_when_silent(&mut self, record: &ClusterRecord, views: &BTreeMap<MemberName, NodeView>) {
         let suspect_after = record.policy.profile.timing().suspect_after;
-        let primary = record.primary.as_ref().and_then(|primary| views.get(primary));
-        if let Some(last) = primary.and_then(|view| view.last_contact) {
-            self.look_at = self.look_at.min(last + suspect_after + LEAST);
+        let serves = |member: &MemberName| record.is_pair() || record.primary.as_ref() == Some(member);
+        let now = self.environment.clock.boottime();
+        for last in views.iter().filter(|(member, _)| serves(member)).filter_map(|(_, view)| view.last_contact) {
+            let due = last + suspect_after + LEAST;
+            // A side that stays away is no reason to look all the time.
+            if !record.is_pair() || due >= now {
+                self.look_at = self.look_at.min(due);
+            }
         }
     }
 

@@ -38,6 +38,7 @@ use crate::{
     store::{Store, Transaction, memory::MemoryStore},
 };
 
+mod pair;
 mod world;
 
 /// A cluster, its world, and an operation of one kind about to begin.
@@ -100,6 +101,48 @@ fn record(creating: bool) -> ClusterRecord {
         allow_list: Default::default(),
         access_rules: String::new(),
         adopting: false,
+        survivor: None,
+    }
+}
+
+/// A kind of operation, and what it runs on.
+#[derive(Clone, Copy)]
+struct Play {
+    kind: &'static dyn Kind,
+    scene: Scene,
+}
+
+/// What an operation runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scene {
+    /// A primary with two replicas.
+    Trio,
+    /// A pair, one side of which is down where that is what the operation is for.
+    Pair,
+    /// A pair, both sides of which are down.
+    Down,
+}
+
+/// Every kind on a primary with its replicas, and those that a pair knows on a pair.
+fn plays() -> Vec<Play> {
+    let all = KINDS.iter().map(|kind| Play::of(*kind));
+    all.chain(pair::plays()).collect()
+}
+
+impl Play {
+    fn of(kind: &'static dyn Kind) -> Self {
+        Self { kind, scene: Scene::Trio }
+    }
+
+    fn name(self) -> String {
+        format!("{} of {:?}", self.kind.name(), self.scene)
+    }
+
+    async fn bench(self) -> Bench {
+        match self.scene {
+            Scene::Trio => bench(self.kind).await,
+            Scene::Pair | Scene::Down => pair::bench(self.kind, self.scene).await,
+        }
     }
 }
 
@@ -147,6 +190,16 @@ async fn bench(kind: &'static dyn Kind) -> Bench {
         }
         _ => json!({}),
     };
+    assemble(kind, record(creating), world, parameters).await
+}
+
+/// The operation about to begin on this cluster.
+async fn assemble(
+    kind: &'static dyn Kind,
+    record: ClusterRecord,
+    world: Arc<World>,
+    parameters: serde_json::Value,
+) -> Bench {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
     let clock = Arc::new(ManualClock::default());
     let environment = Environment {
@@ -164,7 +217,6 @@ async fn bench(kind: &'static dyn Kind) -> Bench {
         brake: Arc::default(),
         own_machine: Default::default(),
     };
-    let record = record(creating);
     let key = crate::store::keys::cluster(&record.name);
     let version = store.commit(Transaction::default().put_json(key, &record)).await.unwrap();
     let cluster = Arc::new(ClusterHandle::new(store, record, version.0));
@@ -207,6 +259,10 @@ impl Bench {
             assert!(nodes.values().all(given_back), "{place}: {nodes:?}");
             return;
         };
+        if record.is_pair() {
+            assert_eq!(record.operation, None, "{place}");
+            return pair::check(&record, &nodes, outcome, place);
+        }
         if self.kind.name() == "adopt_cluster" {
             assert_eq!(outcome, Outcome::Succeeded, "{place}: what is not adopted is given back");
             assert!(!record.adopting, "{place}");
@@ -237,26 +293,26 @@ impl Bench {
 }
 
 /// How many calls a whole run makes.
-async fn calls_of(kind: &'static dyn Kind) -> usize {
-    let bench = bench(kind).await;
+async fn calls_of(play: Play) -> usize {
+    let bench = play.bench().await;
     let operation = bench.begin().await;
-    assert_eq!(bench.run(&operation, false).await, Outcome::Succeeded, "{}", kind.name());
-    bench.check(Outcome::Succeeded, kind.name());
-    assert_eq!(bench.executed_twice(), [], "{}", kind.name());
+    assert_eq!(bench.run(&operation, false).await, Outcome::Succeeded, "{}", play.name());
+    bench.check(Outcome::Succeeded, &play.name());
+    assert_eq!(bench.executed_twice(), [], "{}", play.name());
     *bench.world.calls.lock().unwrap()
 }
 
 #[tokio::test]
 async fn every_kind_succeeds_without_trouble() {
-    for kind in KINDS {
-        assert!(calls_of(*kind).await > 0, "{} did nothing", kind.name());
+    for play in plays() {
+        assert!(calls_of(play).await > 0, "{} did nothing", play.name());
     }
 }
 
 #[tokio::test]
 async fn every_step_can_be_run_twice() {
-    for kind in KINDS {
-        let bench = bench(*kind).await;
+    for play in plays() {
+        let bench = play.bench().await;
         let operation = bench.begin().await;
         let (progress, _) = watch::channel(Progress::default());
         let mut runner = Runner::load(&bench.environment, &bench.cluster, &operation, progress).await.unwrap();
@@ -266,18 +322,18 @@ async fn every_step_can_be_run_twice() {
             let again = runner.run_step(step).await;
             runner.step_ended(step, again).await.unwrap();
         }
-        bench.check(Outcome::Succeeded, kind.name());
-        assert_eq!(bench.executed_twice(), [], "{}", kind.name());
+        bench.check(Outcome::Succeeded, &play.name());
+        assert_eq!(bench.executed_twice(), [], "{}", play.name());
     }
 }
 
 #[tokio::test]
 async fn a_crash_at_every_call_is_resumed_and_nothing_is_executed_twice() {
-    for kind in KINDS {
-        for call in 1..=calls_of(*kind).await {
+    for play in plays() {
+        for call in 1..=calls_of(play).await {
             for done in [false, true] {
-                let place = format!("{} call {call} done {done}", kind.name());
-                let bench = bench(*kind).await;
+                let place = format!("{} call {call} done {done}", play.name());
+                let bench = play.bench().await;
                 *bench.world.hang_call.lock().unwrap() = Some((call, done));
                 let operation = bench.begin().await;
                 let (_interrupt, interrupted) = watch::channel(None);
@@ -302,10 +358,10 @@ async fn a_crash_at_every_call_is_resumed_and_nothing_is_executed_twice() {
 
 #[tokio::test]
 async fn a_failure_at_every_call_ends_in_a_correct_state() {
-    for kind in KINDS {
-        for call in 1..=calls_of(*kind).await {
-            let place = format!("{} call {call}", kind.name());
-            let bench = bench(*kind).await;
+    for play in plays() {
+        for call in 1..=calls_of(play).await {
+            let place = format!("{} call {call}", play.name());
+            let bench = play.bench().await;
             *bench.world.fail_call.lock().unwrap() = Some(call);
             let operation = bench.begin().await;
             let outcome = bench.run(&operation, false).await;
@@ -316,8 +372,8 @@ async fn a_failure_at_every_call_ends_in_a_correct_state() {
 
 #[tokio::test]
 async fn a_cancelled_operation_ends_in_a_correct_state() {
-    for kind in KINDS.iter().filter(|kind| kind.cancellable()) {
-        let bench = bench(*kind).await;
+    for play in plays().into_iter().filter(|play| play.kind.cancellable()) {
+        let bench = play.bench().await;
         *bench.world.hang_call.lock().unwrap() = Some((1, false));
         let operation = bench.begin().await;
         let (interrupt, interrupted) = watch::channel(None);
@@ -329,8 +385,8 @@ async fn a_cancelled_operation_ends_in_a_correct_state() {
             interrupt.send_replace(Some(failure));
         };
         let (outcome, ()) = tokio::join!(run, cancel);
-        assert_eq!(outcome.unwrap(), Outcome::Cancelled, "{}", kind.name());
-        bench.check(Outcome::Cancelled, kind.name());
+        assert_eq!(outcome.unwrap(), Outcome::Cancelled, "{}", play.name());
+        bench.check(Outcome::Cancelled, &play.name());
     }
 }
 
@@ -515,7 +571,7 @@ async fn a_replica_that_has_become_the_primary_is_not_resynced_from_itself() {
 
 #[tokio::test]
 async fn a_failover_never_waits_for_a_node_that_is_being_added() {
-    let calls = calls_of(&super::kinds::add_member::AddMember).await;
+    let calls = calls_of(Play::of(&super::kinds::add_member::AddMember)).await;
     for call in 1..=calls {
         let bench = bench(&super::kinds::add_member::AddMember).await;
         *bench.world.hang_call.lock().unwrap() = Some((call, true));

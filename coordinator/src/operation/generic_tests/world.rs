@@ -17,8 +17,8 @@ use regent_common::{
 };
 use regent_proto::{
     agent::v1::{
-        CheckAllowListRequest, CheckAllowListResponse, CheckSettingsRequest, StepResult, SurveyInstancesResponse,
-        action::Action,
+        CheckAllowListRequest, CheckAllowListResponse, CheckSettingsRequest, Difference, StepResult,
+        SurveyInstancesResponse, action::Action,
     },
     types::v1::{Endpoint, EngineOffer, HeardPosition},
 };
@@ -55,6 +55,16 @@ pub(super) struct Node {
     pub(super) diverged: u64,
     /// Its engine is one that loses by a crash what it had acknowledged.
     pub(super) forgets: bool,
+    /// It is a side of a pair.
+    pub(super) active: bool,
+    /// Applications, and the other side, are let in to a side of a pair.
+    pub(super) open: bool,
+    /// It does not answer.
+    pub(super) hangs: bool,
+    /// What the side that it follows writes reaches it.
+    pub(super) attached: bool,
+    /// What a side of a pair has.
+    pub(super) entries: BTreeSet<String>,
 }
 
 /// An instance that is nobody's, or was.
@@ -81,6 +91,8 @@ pub(super) struct World {
     pub(super) hung: Mutex<BTreeSet<NodeName>>,
     /// Nodes whose agents were not heard yet, and answer all the same.
     pub(super) unheard: Mutex<BTreeSet<NodeName>>,
+    /// Nodes that are known to be away.
+    pub(super) away: Mutex<BTreeSet<NodeName>>,
     /// The cluster, whose electorate a primary acknowledges as soon as it is stored.
     pub(super) cluster: OnceLock<Arc<ClusterHandle>>,
 }
@@ -108,6 +120,17 @@ impl World {
         let common = changes(node.position);
         let common = common.origins().map(|(origin, ends)| (origin.to_owned(), ends.clone()));
         Position::new(common.chain([("y".to_owned(), own)]), "")
+    }
+
+    /// What an open side of a pair has reaches whoever follows it, whatever that one has deleted.
+    fn spread(nodes: &mut BTreeMap<NodeName, Node>) {
+        let open = |node: &&Node| node.active && node.running && node.open;
+        let has: BTreeMap<_, _> =
+            nodes.values().filter(open).filter_map(|node| Some((node.member.clone()?, node.entries.clone()))).collect();
+        for node in nodes.values_mut().filter(|node| node.active && node.running && node.attached) {
+            let heard = node.upstream.as_ref().and_then(|upstream| has.get(upstream));
+            node.entries.extend(heard.into_iter().flatten().cloned());
+        }
     }
 
     fn act(
@@ -167,7 +190,8 @@ impl World {
                 (result.drained, node.drained) = (node.drained, false);
                 drained = result.drained;
                 result.writable_epoch = node.writable_epoch;
-                (node.running, node.writable) = (false, false);
+                (node.running, node.writable, node.open, node.hangs) = (false, false, false, false);
+                node.attached = false;
             }
             Action::Prepare(_) | Action::Examine(_) => {
                 if !node.has_data {
@@ -210,14 +234,60 @@ impl World {
                 (node.has_data, node.running, node.writable) = (true, true, upstream.is_none());
                 node.upstream = upstream;
             }
+            Action::Activate(activate) => {
+                if !node.has_data && !activate.first {
+                    return Err((Reason::EngineFailed, "no data".to_owned()));
+                }
+                assert!(!node.hangs, "a hung engine does nothing");
+                let other = activate.other.as_ref().map(|other| other.member.clone());
+                let theirs = other.as_deref().and_then(|other| source(&snapshot, other));
+                let was_open = node.running && node.open;
+                if !(node.running && node.attached) {
+                    node.attached = false;
+                }
+                (node.has_data, node.running, node.active, node.open) = (true, true, true, activate.open);
+                node.upstream.clone_from(&other);
+                // What was loaded from the disk is merged with nobody's: it is replaced when it is opened beside another one.
+                let is_old = !node.attached && !was_open && !node.entries.is_empty();
+                match theirs {
+                    None => node.attached = false,
+                    Some(_) if !is_old => node.attached = true,
+                    Some(theirs) if activate.open && theirs.running && theirs.open => {
+                        node.entries.clear();
+                        node.attached = true;
+                    }
+                    Some(_) => {}
+                }
+            }
+            Action::Compare(compare) => {
+                let other = source(&snapshot, &compare.other.as_ref().expect("set").member).expect("a side");
+                if !(node.running && other.running) {
+                    return Err((Reason::EngineFailed, "it does not run".to_owned()));
+                }
+                let own: Vec<_> = node.entries.difference(&other.entries).cloned().collect();
+                let (compared, only_here) = (node.entries.len() as u64, own.len() as u64);
+                result.difference = Some(Difference { compared, only_here, examples: own, delivered: false });
+            }
+            Action::Refill(refill) => {
+                let survivor = source(&snapshot, &refill.source.as_ref().expect("set").member).expect("a side");
+                if survivor.token != node.token || !(survivor.running && survivor.open) {
+                    return Err((Reason::CopyNotWhole, "nobody vouches for the copy that survives".to_owned()));
+                }
+                assert!(!node.open, "it is open, and its old data reaches whoever follows it");
+                node.entries.clear();
+                (node.has_data, node.running, node.active, node.open, node.attached) = (true, true, true, false, true);
+                node.upstream = refill.source.as_ref().map(|source| source.member.clone());
+            }
             Action::Release(release) => {
                 if let Some(found) = &mut node.found {
                     assert!(release.give_back, "a running instance was taken away");
                     found.adopted = false;
                 }
                 (node.member, node.has_data, node.running, node.writable) = (None, false, false, false);
+                (node.active, node.open) = (false, false);
             }
         }
+        Self::spread(nodes);
         let node = &nodes[name];
         // A fence does not wait for the disk: what the dead engine had written is not known from it.
         if drained || !matches!(action, Action::Fence(_)) {
@@ -237,6 +307,9 @@ impl Agents for World {
         if self.unheard.lock().unwrap().contains(node) {
             return NodeView::default();
         }
+        if self.away.lock().unwrap().contains(node) {
+            return NodeView { last_contact: Some(Duration::ZERO), problem: "away".to_owned(), ..NodeView::default() };
+        }
         let nodes = self.nodes.lock().unwrap();
         let Some(node) = nodes.get(node) else { return NodeView::default() };
         let observation = node.member.as_ref().map(|member| Observation {
@@ -253,8 +326,16 @@ impl Agents for World {
             allow_list: None,
             authority: Authority { electorate: self.electorate().filter(|_| node.writable), ..Authority::default() },
             engine: EngineObservation {
-                state: if node.running { EngineState::Running } else { EngineState::Crashed },
-                role: Some(if node.writable { Role::Primary } else { Role::Replica }),
+                state: match (node.hangs, node.running) {
+                    (true, _) => EngineState::Hung,
+                    (false, true) => EngineState::Running,
+                    (false, false) => EngineState::Crashed,
+                },
+                role: Some(match (node.active, node.writable) {
+                    (true, _) => Role::Active,
+                    (false, true) => Role::Primary,
+                    (false, false) => Role::Replica,
+                }),
                 storage_writable: Ternary::Yes,
                 position: Some(Self::position(node)),
                 streaming: Ternary::Yes,
@@ -263,7 +344,7 @@ impl Agents for World {
                 pid: None,
                 version: "1".to_owned(),
                 reason: String::new(),
-                details: BTreeMap::new(),
+                details: [("open".to_owned(), if node.open { "yes" } else { "no" }.to_owned())].into(),
                 data_bytes: 0,
                 stale: String::new(),
             },

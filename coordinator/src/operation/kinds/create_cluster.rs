@@ -3,6 +3,8 @@
 //! The cluster's record with its members in state Creating is committed together with the operation. Nothing is decided
 //! about the cluster by itself before the last step. A failure releases every node again and removes the record; a node
 //! that cannot be reached then is emptied when it returns, by the tombstone.
+//!
+//! A pair has no first primary: both sides are made empty and then follow each other ([`pair`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +20,7 @@ use regent_common::{
 use regent_proto::agent::v1::{self as wire, action::Action};
 use serde_json::Value;
 
-use super::{all_or_first_error, clone_members, configure, listed, swap_members};
+use super::{all_or_first_error, clone_members, configure, listed, pair, swap_members};
 use crate::{
     model::{
         cluster::{ClusterRecord, MemberState, Phase},
@@ -44,6 +46,10 @@ impl Kind for CreateCluster {
 
     fn plan(&self, cluster: &ClusterRecord, _: &Value) -> Vec<PlannedStep> {
         let all: Vec<MemberName> = cluster.members.keys().cloned().collect();
+        if cluster.is_pair() {
+            let (assign, verify) = (PlannedStep::new("assign", all.clone()), PlannedStep::new("verify", all.clone()));
+            return [assign].into_iter().chain(pair::creation(&all)).chain([verify]).collect();
+        }
         let first = cluster.candidate.clone();
         let replicas: Vec<_> = all.iter().filter(|member| Some(*member) != first.as_ref()).cloned().collect();
         let mut steps = vec![
@@ -61,7 +67,7 @@ impl Kind for CreateCluster {
 
     fn begin(&self, cluster: &mut ClusterRecord, _: &Value) {
         cluster.epoch = Epoch(1);
-        if let Some(first) = cluster.members.keys().next().cloned() {
+        if let Some(first) = cluster.members.keys().next().filter(|_| !cluster.is_pair()).cloned() {
             cluster.begin_reign(first, BTreeSet::new(), false);
         }
         cluster.phase = Phase::Creating;
@@ -70,6 +76,7 @@ impl Kind for CreateCluster {
     async fn run(&self, step: &PlannedStep, context: &StepContext<'_>) -> Result<StepDone, StepError> {
         match step.name.as_str() {
             "assign" => assign(context, &step.members).await,
+            "first" | "open" | "follow" | "join" => pair::create(context, step, PATIENCE).await,
             "initialize" => initialize(context, &step.members).await,
             "configure" => {
                 let action = configure(context)?;

@@ -11,6 +11,7 @@ pub mod configure;
 pub mod create_cluster;
 pub mod delete_cluster;
 pub mod failover;
+mod pair;
 pub mod promote;
 pub mod rejoin;
 pub mod remove_member;

@@ -3,6 +3,8 @@
 //! The way is chosen by position, never by time or timeline number: an ancestor of the primary follows; a copy that has
 //! something the primary has not has diverged. What it had is stored as a divergence report *before* anything of it is
 //! erased; then it is rewound, and cloned when rewinding cannot work.
+//!
+//! A side of a pair comes back in steps of its own ([`pair`]).
 
 use std::time::Duration;
 
@@ -17,7 +19,7 @@ use regent_proto::agent::v1::{self as wire, action::Action};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{clone_members, configure, in_addition, position_of, primary_of, swap_members};
+use super::{clone_members, configure, in_addition, pair, position_of, primary_of, swap_members};
 use crate::{
     model::{
         cluster::{ClusterRecord, MemberState},
@@ -59,6 +61,9 @@ impl Kind for Rejoin {
 
     fn plan(&self, cluster: &ClusterRecord, parameters: &Value) -> Vec<PlannedStep> {
         let Parameters { member } = read(parameters);
+        if cluster.is_pair() {
+            return pair::returning(cluster, &member);
+        }
         vec![
             PlannedStep::new("configure", cluster.primary.clone()),
             PlannedStep::new("examine", [member.clone()]),
@@ -75,6 +80,9 @@ impl Kind for Rejoin {
 
     async fn run(&self, step: &PlannedStep, context: &StepContext<'_>) -> Result<StepDone, StepError> {
         let member = context.parameters::<Parameters>().member;
+        if context.cluster()?.is_pair() {
+            return pair::bring_back(context, step, &member).await;
+        }
         match step.name.as_str() {
             "configure" => {
                 context.call(&primary_of(context)?, configure(context)?, PATIENCE).await?;

@@ -3,6 +3,8 @@
 //! A batch is taken out of the candidates by a commit before its first byte changes; the copy goes into a side directory
 //! where space allows, so that the replica serves its old data until the swap. A member is ready again only when its new
 //! copy streams. What a failure or a failover leaves behind is marked, and the planner brings it back.
+//!
+//! One side of a pair is filled from the other in steps of its own ([`pair`]).
 
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ use regent_proto::agent::v1::{self as wire, action::Action};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{all_or_first_error, assign_again, clone_members, configure, listed, primary_of, swap_members};
+use super::{all_or_first_error, assign_again, clone_members, configure, listed, pair, primary_of, swap_members};
 use crate::{
     model::{
         cluster::{ClusterRecord, MemberState},
@@ -46,6 +48,9 @@ impl Kind for Resync {
 
     fn plan(&self, cluster: &ClusterRecord, parameters: &Value) -> Vec<PlannedStep> {
         let parameters: Parameters = read(parameters);
+        if let Some(member) = parameters.members.first().filter(|_| cluster.is_pair()) {
+            return pair::filling(cluster, member);
+        }
         let mut steps = vec![PlannedStep::new("check", cluster.primary.clone())];
         for batch in parameters.members.chunks(parameters.parallel.max(1)) {
             for name in ["withdraw", "clone", "swap", "discard"] {
@@ -55,10 +60,21 @@ impl Kind for Resync {
         steps
     }
 
-    fn begin(&self, _: &mut ClusterRecord, _: &Value) {}
+    fn begin(&self, cluster: &mut ClusterRecord, parameters: &Value) {
+        let Parameters { members, .. } = read(parameters);
+        // A person has said whose data survives.
+        if let Some(survivor) = members.first().and_then(|member| cluster.other_side(member)).cloned() {
+            cluster.survivor = Some(survivor);
+        }
+    }
 
     async fn run(&self, step: &PlannedStep, context: &StepContext<'_>) -> Result<StepDone, StepError> {
         let members = step.members.clone();
+        if context.cluster()?.is_pair() {
+            let parameters: Parameters = context.parameters();
+            let Some(member) = parameters.members.first() else { return Ok(StepDone::new()) };
+            return pair::fill(context, step, member).await;
+        }
         match step.name.as_str() {
             "check" => check(context).await,
             "withdraw" => Ok(StepDone::new().change(move |cluster| {

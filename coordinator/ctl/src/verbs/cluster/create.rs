@@ -23,7 +23,7 @@ pub struct Arguments {
     /// Mode, as `engine list` names it [default: the engine's own]
     #[arg(long, default_value = "", hide_default_value = true)]
     mode: String,
-    /// Nodes, the first becomes the primary
+    /// Nodes, the first becomes the primary; of a pair (mode multi-master) two
     #[arg(long, value_delimiter = ',', value_name = "NODE,...", conflicts_with = "replicas")]
     nodes: Vec<String>,
     /// Replicas to make from spares; 0 for a single node [default: the engine's own, when no nodes are named]

@@ -9,12 +9,12 @@ use crate::{
     watch::{self, Waiting},
 };
 
-/// Wipe replicas and restore them from the primary
+/// Wipe replicas and restore them from the primary, or one side of a pair from the other
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Name of the cluster
     name: String,
-    /// Members to resync [default: all replicas, one after another]
+    /// Members to resync [default: all replicas, one after another]; of a pair the side whose data is given up
     #[arg(value_name = "MEMBER")]
     members: Vec<String>,
     /// The name of the cluster again, or that of the member when one is meant

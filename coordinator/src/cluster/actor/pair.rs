@@ -1,0 +1,86 @@
+//! An actor's care for a pair: which side has taken writes alone is stored while the other lacks them, and who takes writes is told
+//! whenever that changes, so that names can be moved. It decides nothing: who is brought back is the planner's.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use regent_common::{error::ErrorChain, ids::MemberName};
+
+use super::Actor;
+use crate::{
+    detector::{Judgement, Verdict},
+    model::cluster::{ClusterRecord, Phase},
+    planner::pair::{serving, survivor},
+    store::Transaction,
+};
+
+// === impl Actor ===
+
+impl Actor {
+    /// Stores who has taken writes alone, before anything is decided by it.
+    pub(super) async fn keep_survivor(
+        &self,
+        record: Arc<ClusterRecord>,
+        judgements: &BTreeMap<MemberName, Judgement>,
+    ) -> Arc<ClusterRecord> {
+        if !record.is_pair() || record.phase != Phase::Active {
+            return record;
+        }
+        let survivor = survivor(&record, judgements);
+        if survivor == record.survivor {
+            return record;
+        }
+        let (before, operation) = (record.survivor.clone(), record.operation);
+        let stored = self.cluster.change(|record| {
+            // What an operation has found since is newer than this look.
+            if record.survivor == before && record.operation == operation {
+                record.survivor.clone_from(&survivor);
+            }
+            Ok(Transaction::default())
+        });
+        match stored.await {
+            Ok(stored) => {
+                tracing::info!(survivor = ?stored.survivor, "which side of the pair takes writes alone");
+                stored
+            }
+            Err(error) => {
+                tracing::warn!(error = %ErrorChain(&error), "which side goes on alone could not be stored; it is tried again");
+                record
+            }
+        }
+    }
+
+    /// Tells the platform which sides take writes, when it is not what was told before.
+    pub(super) async fn tell_who_serves(
+        &mut self,
+        record: &ClusterRecord,
+        judgements: &BTreeMap<MemberName, Judgement>,
+    ) {
+        let uncertain = judgements.values().any(|judgement| judgement.verdict == Verdict::Suspect);
+        if !record.is_pair() || record.phase != Phase::Active || uncertain {
+            return;
+        }
+        let now: BTreeSet<MemberName> = serving(record, judgements).into_iter().cloned().collect();
+        let before = self.serving.replace(now.clone());
+        // What an earlier coordinator has told is not known: a pair that is whole is no news.
+        let news = before.map_or(now.len() != record.members.len(), |before| before != now);
+        if !news {
+            return;
+        }
+        let names = now.iter().map(MemberName::as_str).collect::<Vec<_>>().join(",");
+        let mut parts = vec![match now.len() {
+            0 => "no side takes writes".to_owned(),
+            1 => format!("{names} takes writes alone"),
+            _ => format!("{} both take writes", names.replace(',', " and ")),
+        }];
+        let ill =
+            judgements.iter().filter(|(member, judgement)| !now.contains(*member) && !judgement.reason.is_empty());
+        parts.extend(ill.map(|(_, judgement)| judgement.reason.clone()));
+        let message = parts.join("; ");
+        let facts = BTreeMap::from([("serving".to_owned(), names)]);
+        self.write_down("SIDES_CHANGED", &record.name.resource(), "decided", &message).await;
+        self.tell("SIDES_CHANGED", &record.name.resource(), &message, facts).await;
+    }
+}
