@@ -121,7 +121,7 @@ impl Redis {
         }
         self.attach(other).await?;
         match lets_in {
-            Ok(true) => self.wait_streaming(other).await,
+            Ok(true) => self.wait_streaming(other).await.map(drop),
             Ok(false) => {
                 tracing::info!(other = %other.member, "the other side is closed: it is followed as soon as it is opened");
                 Ok(())
