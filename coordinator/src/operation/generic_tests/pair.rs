@@ -176,9 +176,17 @@ async fn either_sides_data_is_taken_on_a_persons_word() {
             let closed = nodes.get_mut(&node(2)).unwrap();
             (closed.open, closed.attached) = (false, false);
         }
+        let change = |record: &mut ClusterRecord| {
+            record.set_state(&member(2), MemberState::NeedsResync { why: "it has something of its own".to_owned() });
+            record.survivor = Some(member(1));
+            Ok(crate::store::Transaction::default())
+        };
+        bench.cluster.change(change).await.unwrap();
         let operation = bench.begin().await;
         assert_eq!(bench.cluster.record().unwrap().survivor, Some(member(kept)));
         assert_eq!(bench.run(&operation, false).await, Outcome::Succeeded);
+        let ready = |stored: &crate::model::cluster::MemberRecord| stored.state == MemberState::Ready;
+        assert!(bench.cluster.record().unwrap().members.values().all(ready), "{kept} was kept");
         let nodes = bench.world.nodes.lock().unwrap();
         let wanted: BTreeSet<String> = match kept {
             1 => [SHARED.to_owned()].into(),

@@ -163,8 +163,7 @@ pub(super) async fn bring_back(
         ("open", Way::Beside(_)) => {
             context.call(member, activate(context, Some(&other), true, false)?, PATIENCE).await?;
             let sentence = format!("{member} is back: it has taken everything from {other}, and takes writes");
-            let member = member.clone();
-            Ok(StepDone::new().say(sentence).change(move |cluster| joined(cluster, &member)))
+            Ok(StepDone::new().say(sentence).change(joined))
         }
         ("open", Way::Alone) => {
             context.call(member, activate(context, None, true, false)?, PATIENCE).await?;
@@ -230,9 +229,7 @@ pub(super) async fn fill(
         }
         "open" => {
             context.call(member, activate(context, Some(&survivor), true, false)?, Patience::Forever).await?;
-            let sentence = format!("{member} and {survivor} both take writes");
-            let member = member.clone();
-            Ok(StepDone::new().say(sentence).change(move |cluster| joined(cluster, &member)))
+            Ok(StepDone::new().say(format!("{member} and {survivor} both take writes")).change(joined))
         }
         "verify" => verify(context, &survivor, member).await,
         _ => {
@@ -242,8 +239,11 @@ pub(super) async fn fill(
     }
 }
 
-fn joined(cluster: &mut ClusterRecord, member: &MemberName) {
-    cluster.set_state(member, MemberState::Ready);
+/// Both sides are whole: also the one that was to be filled, where a person took its data for the other one's.
+fn joined(cluster: &mut ClusterRecord) {
+    for stored in cluster.members.values_mut() {
+        stored.state = MemberState::Ready;
+    }
     cluster.survivor = None;
 }
 
