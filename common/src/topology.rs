@@ -135,6 +135,10 @@ pub struct Difference {
     pub only_here: u64,
     /// Names of some of them.
     pub examples: Vec<String>,
+    /// Everything that this side was loaded with had reached the other one before it ended: what is missing there was deleted there
+    /// since. False where that is not known.
+    #[serde(default)]
+    pub delivered: bool,
 }
 
 /// How an allow-list stands on a member.

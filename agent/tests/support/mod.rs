@@ -21,8 +21,8 @@ use std::{
 use async_trait::async_trait;
 use regent_agent::{
     engine::{
-        CloneOptions, Cloned, Context, Driver, DriverError, Factory, FoundInstance, Ground, SettingsCheck, StartAs,
-        Stop, Work,
+        Activation, CloneOptions, Cloned, Context, Driver, DriverError, Factory, FoundInstance, Ground, SettingsCheck,
+        StartAs, Stop, Work,
     },
     firewall::{Keeper, Means, fake::FakeMachine},
     lease::LeaseHandle,
@@ -36,8 +36,8 @@ use regent_common::{
     ids::{ClusterId, Epoch, MemberName, NodeName, OperationId, OperationToken, Revision},
     position::{IntervalSet, Position},
     topology::{
-        ClusterSpec, Endpoint, EngineObservation, EngineOffer, EngineState, HeardPosition, Mode, Peer, Progress, Role,
-        Ternary,
+        ClusterSpec, Difference, Endpoint, EngineObservation, EngineOffer, EngineState, HeardPosition, Mode, Peer,
+        Progress, Role, Ternary,
     },
 };
 use tokio::sync::watch;
@@ -55,6 +55,7 @@ struct Inner {
     calls: Vec<String>,
     data: bool,
     adopted: bool,
+    open: bool,
     dirty: bool,
     state: EngineState,
     role: Option<Role>,
@@ -84,6 +85,7 @@ impl Machine {
                 calls: Vec::new(),
                 data: false,
                 adopted: false,
+                open: false,
                 dirty: false,
                 state: EngineState::Absent,
                 role: None,
@@ -195,7 +197,7 @@ impl Factory for TestFactory {
         EngineOffer {
             engine: "test".to_owned(),
             versions: vec!["1.0".to_owned()],
-            modes: vec!["primary-replica".to_owned()],
+            modes: vec!["primary-replica".to_owned(), "multi-master".to_owned()],
             min_replicas: 0,
             default_replicas: 2,
             max_replicas: 5,
@@ -243,7 +245,7 @@ impl Driver for TestDriver {
             let mut held = self.machine.held.subscribe();
             held.wait_for(|held| !held.contains("observe")).await.expect("the machine lives");
         }
-        self.machine.change(|inner| EngineObservation {
+        let mut observation = self.machine.change(|inner| EngineObservation {
             state: inner.state,
             role: inner.role,
             storage_writable: Ternary::Yes,
@@ -257,7 +259,11 @@ impl Driver for TestDriver {
             details: BTreeMap::new(),
             data_bytes: 0,
             stale: String::new(),
-        })
+        });
+        if observation.role == Some(Role::Active) {
+            observation.set_open(self.machine.change(|inner| inner.open));
+        }
+        observation
     }
     fn upstream_heard(&self) -> Option<HeardPosition> {
         self.machine.change(|inner| inner.upstream_heard.clone())
@@ -348,6 +354,22 @@ impl Driver for TestDriver {
             std::mem::take(&mut inner.adopted)
         });
         Ok(adopted)
+    }
+    async fn activate(&self, how: Activation<'_>) -> Result<(), DriverError> {
+        self.machine.enter("activate").await?;
+        self.machine.change(|inner| inner.open = how.open);
+        self.machine.run_as(Role::Active);
+        Ok(())
+    }
+    async fn compare(&self, _: &Peer, _: &Work) -> Result<Difference, DriverError> {
+        self.machine.enter("compare").await?;
+        Ok(Difference { compared: 3, only_here: 1, examples: vec!["key".to_owned()], delivered: false })
+    }
+    async fn refill(&self, _: &Peer, _: bool) -> Result<(), DriverError> {
+        self.machine.enter("refill").await?;
+        self.machine.change(|inner| inner.open = false);
+        self.machine.run_as(Role::Active);
+        Ok(())
     }
     async fn release(&self, _: bool) -> Result<(), DriverError> {
         self.machine.enter("release").await?;

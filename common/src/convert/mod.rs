@@ -473,13 +473,23 @@ impl TryFrom<agent::ClusterSpec> for ClusterSpec {
 
 impl From<&Difference> for agent::Difference {
     fn from(difference: &Difference) -> Self {
-        Self { compared: difference.compared, only_here: difference.only_here, examples: difference.examples.clone() }
+        Self {
+            compared: difference.compared,
+            only_here: difference.only_here,
+            examples: difference.examples.clone(),
+            delivered: difference.delivered,
+        }
     }
 }
 
 impl From<agent::Difference> for Difference {
     fn from(message: agent::Difference) -> Self {
-        Self { compared: message.compared, only_here: message.only_here, examples: message.examples }
+        Self {
+            compared: message.compared,
+            only_here: message.only_here,
+            examples: message.examples,
+            delivered: message.delivered,
+        }
     }
 }
 

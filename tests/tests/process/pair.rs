@@ -202,8 +202,8 @@ impl Pair {
         self.api().succeed(&operation.name, SOON).await.unwrap();
     }
 
-    /// db2 is stopped by a person, with a snapshot of what it has; `meanwhile` db1 alone is written to. It comes back to a difference.
-    async fn part(&self, meanwhile: impl AsyncFnOnce(&Self)) -> wire::Cluster {
+    /// db2 is stopped by a person, with a snapshot of what it has; `meanwhile` db1 alone is written to. Then db2 is brought back.
+    async fn part(&self, meanwhile: impl AsyncFnOnce(&Self)) {
         self.pause(true).await;
         let pid = self.pids().await[1];
         process::signal(pid, Signal::SIGTERM).unwrap();
@@ -211,6 +211,27 @@ impl Pair {
         self.serving(&["db1"]).await;
         meanwhile(self).await;
         self.pause(false).await;
+    }
+
+    /// Waits until the agent of db2 has seen that db1 acknowledged all that db2 has written until now.
+    async fn delivered(&self) {
+        let told = redis::info(&self.login, &self.sides[1], "replication").await.unwrap();
+        let written = told.lines().find_map(|line| line.strip_prefix("master_repl_offset:")).unwrap();
+        let written: u64 = written.trim().parse().unwrap();
+        wait::until("all of db2 on db1, by its word", SOON, || async {
+            let cluster = self.api().cluster(CLUSTER).await?;
+            let details = api::member(&cluster, "db2")?.observation.clone().unwrap_or_default().details;
+            let offset: u64 = details.get("offset").map_or(Ok(0), |offset| offset.parse())?;
+            let acknowledged = details.values().any(|text| text == "streams, 0 bytes not acknowledged");
+            ensure!(offset >= written && acknowledged, "{written}: {details:?}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+
+    /// Waits until a person is asked what becomes of what db2 has of its own.
+    async fn person_asked(&self) -> wire::Cluster {
         wait::until("a word on what db2 has of its own", BACK, || async {
             let cluster = self.api().cluster(CLUSTER).await?;
             let state = api::member(&cluster, "db2")?.state();
@@ -339,21 +360,46 @@ async fn the_other_side_goes_on_when_one_is_killed_and_that_one_is_back_within_s
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_deleted_while_a_side_was_away_comes_back_by_nobody_but_a_person() {
+async fn what_was_deleted_while_a_side_was_away_is_deleted_there_when_it_had_passed_everything_on() {
     let Some(pair) = Pair::start().await else { return };
+    for key in ["stays", "deleted"] {
+        pair.set(1, key, "x").await;
+    }
+    pair.set(2, "of db2", "x").await;
+    pair.same().await;
+    pair.delivered().await;
+    pair.part(async |pair: &Pair| {
+        pair.delete(1, "deleted").await;
+        pair.delete(1, "of db2").await;
+        pair.set(1, "new", "x").await;
+    })
+    .await;
+    let back = pair.api().healthy(CLUSTER, BACK).await.unwrap();
+    assert_eq!(back.serving, ["db1", "db2"]);
+    let same: Vec<_> = pair.same().await.into_keys().collect();
+    assert_eq!(same, ["new", "stays"]);
+    pair.check_logs(&[]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_deleted_while_a_side_was_away_comes_back_by_nobody_but_a_person() {
+    let Some(mut pair) = Pair::start().await else { return };
     for (survivor, erased) in [(1, "db2"), (2, "db1")] {
         for key in ["stays", "deleted:1", "deleted:2"] {
             pair.set(1, key, "x").await;
         }
         pair.same().await;
-        let parted = pair
-            .part(async |pair: &Pair| {
-                for key in ["deleted:1", "deleted:2"] {
-                    pair.delete(1, key).await;
-                }
-                pair.set(1, &format!("new {survivor}"), "x").await;
-            })
-            .await;
+        let pid = pair.pids().await[1];
+        // Another process of the agent knows nothing of what its engine had passed on.
+        pair.fleet.agent("n2").daemon().unwrap().kill().unwrap();
+        process::signal(pid, Signal::SIGTERM).unwrap();
+        process::ended(pid, SOON).await.unwrap();
+        for key in ["deleted:1", "deleted:2"] {
+            pair.delete(1, key).await;
+        }
+        pair.set(1, &format!("new {survivor}"), "x").await;
+        pair.fleet.agent("n2").start().unwrap();
+        let parted = pair.person_asked().await;
         for part in
             ["db1 takes writes alone", "db2 has 2 entries", "deleted:1", "resync db db2 --confirm db2", "resync db db1"]
         {

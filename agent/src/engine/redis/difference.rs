@@ -52,7 +52,8 @@ impl Redis {
         };
         let databases = sides.ours.info("keyspace", BRIEF).await.map_err(failed)?.keys_by_database();
         let all: u64 = databases.values().sum();
-        let mut difference = Difference::default();
+        let delivered = self.was_delivered(&sides.ours, &sides.theirs).await.map_err(failed)?;
+        let mut difference = Difference { delivered, ..Difference::default() };
         for database in databases.into_keys() {
             let mut known = BTreeSet::new();
             let number = database.to_string();

@@ -35,6 +35,7 @@ use tokio::sync::watch;
 
 use self::{
     bootstrap::Wanted,
+    delivery::Acknowledged,
     flavor::{Flavor, Section, Server},
     position::Line,
     probe::Eyes,
@@ -54,6 +55,7 @@ mod backlog;
 mod bootstrap;
 mod clone;
 mod config;
+mod delivery;
 mod difference;
 mod drain;
 mod fence;
@@ -115,6 +117,8 @@ struct Redis {
     upstream_heard: Mutex<Option<HeardPosition>>,
     /// The line of the data in place, as far as it was known when it was last asked for.
     line: Mutex<Option<Line>>,
+    /// How much of what this side wrote the other one has carried out, as it last said.
+    acknowledged: Mutex<Option<Acknowledged>>,
     /// The line that the upstream told, not kept yet.
     asked_line: Mutex<Option<Line>>,
     facts: Arc<Facts>,
@@ -256,6 +260,7 @@ impl Redis {
             following: Mutex::new(config::followed(&upstream)),
             upstream_heard: Mutex::default(),
             line: Mutex::new(Line::load(&layout.data())),
+            acknowledged: Mutex::default(),
             asked_line: Mutex::default(),
             layout,
             facts,

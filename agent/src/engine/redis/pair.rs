@@ -6,7 +6,8 @@
 //!   the other takes it in. And **a start gives every key that it loads the time of the load** (0, until somebody sends the first command):
 //!   an old value may win over one that was written since. So the data of a side that was away is never merged into anything. Such a
 //!   side is started closed, for a comparison ([`super::difference`]), and then *filled*: it starts with nothing and takes everything from
-//!   the other side. The old data is aside until it streams.
+//!   the other side. The old data is aside until it streams. By itself, when it is opened, that is only done with data of which the
+//!   other side has every key, or has had it ([`super::delivery`]).
 //! - **What a side that serves takes in with a full synchronization undoes what is deleted there meanwhile.** So the one that is filled
 //!   lets the other follow it for a moment while it is still empty, and then turns it away until it is opened: the other goes on from
 //!   there, by what is written from then on, and takes no copy of anything.
@@ -26,7 +27,8 @@ use std::{fs, time::Duration};
 use redis::Cmd;
 use regent_common::topology::{Mode, Peer};
 use secrecy::ExposeSecret;
-use tokio::time;
+use tokio::{sync::watch, time};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Redis,
@@ -38,7 +40,7 @@ use super::{
     session::{BRIEF, Session, SessionError},
 };
 use crate::{
-    engine::{Activation, DriverError, swap},
+    engine::{Activation, DriverError, Work, swap},
     supervisor::Status,
 };
 
@@ -110,7 +112,10 @@ impl Redis {
         if is_new && !was_open && has_keys(&session).await.map_err(failed)? {
             self.write_upstream(Some(other)).await?;
             return match lets_in {
-                Ok(true) if open => self.refill_from(other, false).await,
+                Ok(true) if open => {
+                    self.refuse_to_lose(other).await?;
+                    self.refill_from(other, false).await
+                }
                 Ok(_) | Err(_) => Ok(()),
             };
         }
@@ -126,6 +131,18 @@ impl Redis {
                 Ok(())
             }
         }
+    }
+
+    /// Refuses where this side has what the other one has never had.
+    async fn refuse_to_lose(&self, other: &Peer) -> Result<(), DriverError> {
+        let work = Work { progress: watch::Sender::default(), cancel: CancellationToken::new() };
+        let difference = self.difference_from(other, &work).await?;
+        if difference.only_here == 0 || difference.delivered {
+            return Ok(());
+        }
+        let (count, examples) = (difference.only_here, difference.examples.join(", "));
+        let detail = format!("it has {count} keys that {} has not (such as {examples})", other.member);
+        Err(DriverError::Diverged { upstream: other.member.clone(), detail })
     }
 
     /// Whether the other side is open, by its own word.
@@ -272,19 +289,27 @@ impl Redis {
         let session = self.session().await.map_err(failed)?;
         session.tell(&["ACL", "SETUSER", SIDE, "on"]).await.map_err(failed)?;
         let started = time::Instant::now();
-        let mut is_followed = false;
-        while !is_followed && started.elapsed() < FOLLOWED {
+        let (mut is_followed, mut ready) = (false, started);
+        while !is_followed && ready.elapsed() < FOLLOWED {
             time::sleep(POLL).await;
+            // While it writes a snapshot it looks for no upstream.
+            if theirs.info("persistence", BRIEF).await.map_err(failed)?.is("rdb_bgsave_in_progress", "1") {
+                ready = time::Instant::now();
+            }
             let streams = theirs.info("replication", BRIEF).await.map_err(failed)?.streams();
             let info = session.info("replication", BRIEF).await.map_err(failed)?;
             is_followed = streams && info.downstreams().iter().any(|replica| replica.online);
         }
         self.turn_away(&session).await.map_err(failed)?;
-        tracing::info!(
-            milliseconds = started.elapsed().as_millis(),
-            is_followed,
-            "the other side knows where this one begins"
-        );
+        let milliseconds = started.elapsed().as_millis();
+        if is_followed {
+            tracing::info!(milliseconds, "the other side knows where this one begins");
+        } else {
+            tracing::warn!(
+                milliseconds,
+                "the other side does not follow: it takes a full copy when this one is opened"
+            );
+        }
         Ok(())
     }
 }

@@ -246,6 +246,7 @@ impl Redis {
         // While it loads or synchronizes, what it has is neither the old data nor the new.
         let whole = !info.is("loading", "1") && !info.synchronizes();
         if self.is_side() {
+            self.note_acknowledgement(&info);
             let is_open = session.is_open_side(ANSWER).await.ok()?;
             let place = if whole { place_of_side(&info) } else { None };
             return Some(Seen { info, place, is_open: Some(is_open) });

@@ -117,6 +117,9 @@ impl Session {
 
     /// Which of these keys it has.
     pub(super) async fn exist(&self, keys: &[Vec<u8>]) -> Result<Vec<bool>, SessionError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut together = Pipeline::new();
         for key in keys {
             together.cmd("EXISTS").arg(key);

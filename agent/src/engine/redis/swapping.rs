@@ -28,8 +28,8 @@ impl Swapped for Redis {
     }
 
     async fn end_old_copy(&self, keep: bool) -> Result<(), DriverError> {
-        // What is thrown away needs no snapshot.
-        if keep { self.stop_fast().await } else { Redis::kill(self).await }
+        // What is thrown away needs no snapshot. What a side had is put back when it is not filled.
+        if keep || self.is_side() { self.stop_fast().await } else { Redis::kill(self).await }
     }
 
     async fn kill(&self) -> Result<(), DriverError> {

@@ -149,6 +149,18 @@ async fn a_side_that_has_something_of_its_own_lets_nobody_in_until_a_person_deci
 }
 
 #[tokio::test]
+async fn a_side_whose_data_had_all_been_passed_on_comes_back_without_what_was_deleted_since() {
+    let bench = returning(|nodes| {
+        has_stray(nodes);
+        nodes.get_mut(&node(2)).unwrap().delivered = true;
+    })
+    .await;
+    let operation = bench.begin().await;
+    assert_eq!(bench.run(&operation, false).await, Outcome::Succeeded);
+    bench.check(Outcome::Succeeded, "all was delivered");
+}
+
+#[tokio::test]
 async fn what_was_deleted_comes_back_by_no_failure_of_a_call() {
     // Detach, configure, activate, compare.
     for call in 1..=5 {
