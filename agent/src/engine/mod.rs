@@ -302,9 +302,10 @@ pub trait Driver: Send + Sync {
     /// changed, when none was adopted.
     async fn give_back(&self) -> Result<bool, DriverError>;
 
-    /// Makes the engine an active side of a multi-master cluster, starting it if need be, and opens or closes it. Returns when it streams
-    /// from the other side, if that lets it in. Every start of the engine begins closed: what it has reaches neither applications nor
-    /// the other side until this opens it.
+    /// Makes the engine an active side of a multi-master cluster, starting it if need be, and opens or closes it. Every start of the
+    /// engine begins closed: what it has reaches neither applications nor the other side until this opens it. One that was started, and
+    /// was not opened since, stays alone; to open it beside another side, it is brought to what that one has first, or refused where that
+    /// would lose something ([`DriverError::Diverged`]). Any other returns when it streams from the other side, if that lets it in.
     async fn activate(&self, _: Activation<'_>) -> Result<(), DriverError> {
         Err(DriverError::NoSuchMode { mode: Mode::MultiMaster })
     }

@@ -47,8 +47,12 @@ struct Stored {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     access_rules: String,
     /// How the members stand to each other.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_usual")]
     mode: Mode,
+}
+
+fn is_usual(mode: &Mode) -> bool {
+    *mode == Mode::default()
 }
 
 // === impl Wanted ===

@@ -44,11 +44,13 @@ use crate::{
     supervisor::Status,
 };
 
-/// A password that no side has: they have 64 digits of a hash, and this is no word for one.
+/// A password that no side has: theirs are random.
 const WRONG_PASSWORD: &str = "follows-nobody";
 /// How long a side that is being filled waits for the other to follow it while it is empty: an engine looks for its upstream every
 /// second.
 const FOLLOWED: Duration = Duration::from_secs(4);
+/// How long a stream must not have stood for none to be just coming up: a login and its answers take a few round trips.
+const QUIET: Duration = Duration::from_millis(100);
 /// What the engine's standard input is from its start.
 const NULL: &str = "/dev/null";
 
@@ -101,23 +103,23 @@ impl Redis {
         self.set_open(how.open).await
     }
 
-    /// Follows the other side from here on. Data that was loaded from the disk is not merged with anybody's: it stays alone until this
-    /// side is to be opened, and is then replaced.
+    /// Follows the other side from here on. One that was just started stays alone until it is to be opened: what it was loaded with is
+    /// merged with nobody's, and is then replaced.
     async fn take_up(&self, other: &Peer, open: bool) -> Result<(), DriverError> {
         let failed = |error: SessionError| error.refused(format!("follow {}", other.member));
         let session = self.session().await.map_err(failed)?;
         let is_new = !session.info("replication", BRIEF).await.map_err(failed)?.has_upstream();
-        let was_open = session.is_open_side(BRIEF).await.map_err(failed)?;
+        let is_alone = is_new && !session.is_open_side(BRIEF).await.map_err(failed)?;
+        if is_alone && !open {
+            return self.write_upstream(Some(other)).await;
+        }
         let lets_in = self.lets_in(other).await;
-        if is_new && !was_open && has_keys(&session).await.map_err(failed)? {
-            self.write_upstream(Some(other)).await?;
-            return match lets_in {
-                Ok(true) if open => {
-                    self.refuse_to_lose(other).await?;
-                    self.refill_from(other, false).await
-                }
-                Ok(_) | Err(_) => Ok(()),
-            };
+        if is_alone && matches!(lets_in, Ok(true)) {
+            if has_keys(&session).await.map_err(failed)? {
+                self.refuse_to_lose(other).await?;
+                return self.refill_from(other, false).await;
+            }
+            self.be_followed_while_empty(other).await?;
         }
         self.attach(other).await?;
         match lets_in {
@@ -135,9 +137,17 @@ impl Redis {
 
     /// Refuses where this side has what the other one has never had.
     async fn refuse_to_lose(&self, other: &Peer) -> Result<(), DriverError> {
+        let delivered = async {
+            let theirs = self.session_with(&other.engine.host, other.engine.port).await?;
+            self.was_delivered(&self.session().await?, &theirs).await
+        };
+        // Then every key has been there, and need not be looked for.
+        if delivered.await.map_err(|error| error.refused(format!("be compared with {}", other.member)))? {
+            return Ok(());
+        }
         let work = Work { progress: watch::Sender::default(), cancel: CancellationToken::new() };
         let difference = self.difference_from(other, &work).await?;
-        if difference.only_here == 0 || difference.delivered {
+        if difference.only_here == 0 {
             return Ok(());
         }
         let (count, examples) = (difference.only_here, difference.examples.join(", "));
@@ -185,17 +195,20 @@ impl Redis {
         let session = self.session().await.map_err(failed)?;
         session.tell(&["CONFIG", "SET", "masterauth", WRONG_PASSWORD]).await.map_err(failed)?;
         let started = time::Instant::now();
+        let mut stood = started;
         loop {
             let info = session.info("replication", BRIEF).await.map_err(failed)?;
+            if !info.has_upstream() || (!info.synchronizes() && !info.streams() && stood.elapsed() > QUIET) {
+                return Ok(());
+            }
             if info.synchronizes() {
                 // What is on the way would be merged in when it has arrived: only to drop the upstream ends that.
                 let (host, port) = (info.text("master_host"), info.text("master_port"));
                 let remove = ["REPLICAOF", "REMOVE", host.unwrap_or_default(), port.unwrap_or_default()];
                 session.tell(&remove).await.map_err(failed)?;
-            } else if info.has_upstream() && info.streams() {
+            } else if info.streams() {
+                stood = time::Instant::now();
                 session.tell(&["CLIENT", "KILL", "TYPE", "master"]).await.map_err(failed)?;
-            } else {
-                return Ok(());
             }
             if started.elapsed() > BRIEF {
                 let detail = format!("its stream still stands after {} s", BRIEF.as_secs());

@@ -56,8 +56,8 @@ fn both(facts: &ClusterFacts<'_>, first: &MemberName, second: &MemberName) -> St
             )
         }
         _ => format!(
-            "{first} and {second} both take writes and do not hear each other: of an entry that is changed on both the last writer wins; \
-             mend the connection between {} and {}, and they catch up by themselves",
+            "{first} and {second} both take writes and do not hear each other: an entry that is written on both is not the same on both \
+             afterwards; mend the connection between {} and {}, and they catch up by themselves",
             node(first),
             node(second)
         ),

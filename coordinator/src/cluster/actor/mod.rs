@@ -332,7 +332,7 @@ impl Actor {
         self.look_for_idleness(&record, &mut judgements, &succession);
         let record = self.keep_electorate(record, &judgements, &views).await;
         let record = self.keep_survivor(record, &judgements).await;
-        self.tell_who_serves(&record, &judgements).await;
+        self.tell_who_serves(&record, &judgements, &views).await;
         self.keep_hand_over(&record, &views).await;
         self.look_when_silent(&record, &views);
         let now = self.environment.clock.boottime();

@@ -12,6 +12,7 @@ use super::Actor;
 use crate::{
     detector::{Judgement, Verdict},
     model::cluster::{ClusterRecord, Phase},
+    nodes::NodeView,
     planner::pair::{serving, survivor},
     store::Transaction,
 };
@@ -57,8 +58,10 @@ impl Actor {
         &mut self,
         record: &ClusterRecord,
         judgements: &BTreeMap<MemberName, Judgement>,
+        views: &BTreeMap<MemberName, NodeView>,
     ) {
-        let uncertain = judgements.values().any(|judgement| judgement.verdict == Verdict::Suspect);
+        let uncertain = judgements.values().any(|judgement| judgement.verdict == Verdict::Suspect)
+            || record.members.keys().any(|member| self.is_word_of_before(views, member));
         if !record.is_pair() || record.phase != Phase::Active || uncertain {
             return;
         }

@@ -41,6 +41,13 @@ impl Actor {
         }
     }
 
+    /// Whether what is known of a member is of before the end of the last operation: while it is connected it says in a moment what it
+    /// is after that.
+    pub(super) fn is_word_of_before(&self, views: &BTreeMap<MemberName, NodeView>, member: &MemberName) -> bool {
+        let view = views.get(member).filter(|view| view.connected);
+        view.is_some_and(|view| view.last_contact.is_some_and(|last| last <= self.ended_at))
+    }
+
     /// Who may have to be mended, and who rests from that.
     pub(super) fn upkeep(&self, record: &ClusterRecord, views: &BTreeMap<MemberName, NodeView>) -> Upkeep {
         let now = self.environment.clock.boottime();
@@ -50,13 +57,9 @@ impl Actor {
                 .map(|new| subject(new.kind.name(), &new.parameters))
         };
         let rests = |subject: String| self.backoff.get(&subject).is_some_and(|(_, not_before)| now < *not_before);
-        // A member that is connected says in a moment what it is after the last operation: its word of before, that its data is
-        // half-copied say, is no reason to mend it.
-        let stale = |member: &MemberName| {
-            let view = views.get(member).filter(|view| view.connected);
-            view.is_some_and(|view| view.last_contact.is_some_and(|last| last <= self.ended_at))
-        };
-        let rests = |member: &&MemberName| stale(member) || mends(member).into_iter().any(rests);
+        // Its word of before, that its data is half-copied say, is no reason to mend it.
+        let rests =
+            |member: &&MemberName| self.is_word_of_before(views, member) || mends(member).into_iter().any(rests);
         let resting = record.members.keys().filter(rests).cloned().collect();
         let fingerprint = self.environment.fingerprint(record);
         let drifted = fingerprint.map(|fingerprint| planner::drifted(record, views, &fingerprint)).unwrap_or_default();

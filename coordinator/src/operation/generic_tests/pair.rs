@@ -149,6 +149,18 @@ async fn a_side_that_has_something_of_its_own_lets_nobody_in_until_a_person_deci
 }
 
 #[tokio::test]
+async fn a_side_whose_data_had_all_been_passed_on_comes_back_without_what_was_deleted_since() {
+    let bench = returning(|nodes| {
+        has_stray(nodes);
+        nodes.get_mut(&node(2)).unwrap().delivered = true;
+    })
+    .await;
+    let operation = bench.begin().await;
+    assert_eq!(bench.run(&operation, false).await, Outcome::Succeeded);
+    bench.check(Outcome::Succeeded, "all was delivered");
+}
+
+#[tokio::test]
 async fn what_was_deleted_comes_back_by_no_failure_of_a_call() {
     // Detach, configure, activate, compare.
     for call in 1..=5 {
@@ -176,9 +188,17 @@ async fn either_sides_data_is_taken_on_a_persons_word() {
             let closed = nodes.get_mut(&node(2)).unwrap();
             (closed.open, closed.attached) = (false, false);
         }
+        let change = |record: &mut ClusterRecord| {
+            record.set_state(&member(2), MemberState::NeedsResync { why: "it has something of its own".to_owned() });
+            record.survivor = Some(member(1));
+            Ok(crate::store::Transaction::default())
+        };
+        bench.cluster.change(change).await.unwrap();
         let operation = bench.begin().await;
         assert_eq!(bench.cluster.record().unwrap().survivor, Some(member(kept)));
         assert_eq!(bench.run(&operation, false).await, Outcome::Succeeded);
+        let ready = |stored: &crate::model::cluster::MemberRecord| stored.state == MemberState::Ready;
+        assert!(bench.cluster.record().unwrap().members.values().all(ready), "{kept} was kept");
         let nodes = bench.world.nodes.lock().unwrap();
         let wanted: BTreeSet<String> = match kept {
             1 => [SHARED.to_owned()].into(),

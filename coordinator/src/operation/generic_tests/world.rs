@@ -63,6 +63,8 @@ pub(super) struct Node {
     pub(super) hangs: bool,
     /// What the side that it follows writes reaches it.
     pub(super) attached: bool,
+    /// All that it was loaded with had reached the other side.
+    pub(super) delivered: bool,
     /// What a side of a pair has.
     pub(super) entries: BTreeSet<String>,
 }
@@ -253,6 +255,9 @@ impl World {
                     None => node.attached = false,
                     Some(_) if !is_old => node.attached = true,
                     Some(theirs) if activate.open && theirs.running && theirs.open => {
+                        if !(node.delivered || node.entries.is_subset(&theirs.entries)) {
+                            return Err((Reason::Diverged, "it would be lost".to_owned()));
+                        }
                         node.entries.clear();
                         node.attached = true;
                     }
@@ -266,7 +271,7 @@ impl World {
                 }
                 let own: Vec<_> = node.entries.difference(&other.entries).cloned().collect();
                 let (compared, only_here) = (node.entries.len() as u64, own.len() as u64);
-                result.difference = Some(Difference { compared, only_here, examples: own, delivered: false });
+                result.difference = Some(Difference { compared, only_here, examples: own, delivered: node.delivered });
             }
             Action::Refill(refill) => {
                 let survivor = source(&snapshot, &refill.source.as_ref().expect("set").member).expect("a side");

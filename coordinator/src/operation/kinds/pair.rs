@@ -3,9 +3,10 @@
 //! **What a side that was away has must reach nobody by itself.** The engines merge what they hear of each other, entry by entry, and keep
 //! no memory of what was deleted: data of yesterday brings back what was deleted since. So the side that served meanwhile is taken off
 //! the other one before that one starts; the other one starts *closed* (no application, nor the other side, gets anything of it) on the
-//! data that it has, and is compared: what only it has was deleted while it was away, or written there before it went, and only a person
-//! can tell these apart. Where there is nothing of the kind it is opened, for which its agent fills it anew from the side that served,
-//! after that one was told to follow it: it does from where there is nothing yet to take in, and takes no copy of anything.
+//! data that it has, and is compared. What only it has was deleted while it was away, or written there before it went; where its agent
+//! does not know that all of it had been passed on, only a person can tell these apart. Else it is opened, for which its agent fills it
+//! anew from the side that served. That one was told to follow it before: it does from where there is nothing yet to take in, and takes
+//! no copy of anything.
 //!
 //! Each call of a step has a key of its own, of step, action and member: no step calls the same action on a member in two forms.
 
@@ -153,7 +154,7 @@ pub(super) async fn bring_back(
     }
     let (stands, way): (Other, Way) = (context.output("detach")?, context.output("compare")?);
     match (step.name.as_str(), way) {
-        ("join", Way::Beside(difference)) if difference.only_here > 0 => {
+        ("join", Way::Beside(difference)) if leaves_something(&difference) => {
             let why = why_not_whole(&*context.cluster()?, member, &other, &difference);
             Err(StepError::new(Reason::Diverged, format!("{why}; until then it lets nobody in")))
         }
@@ -163,8 +164,7 @@ pub(super) async fn bring_back(
         ("open", Way::Beside(_)) => {
             context.call(member, activate(context, Some(&other), true, false)?, PATIENCE).await?;
             let sentence = format!("{member} is back: it has taken everything from {other}, and takes writes");
-            let member = member.clone();
-            Ok(StepDone::new().say(sentence).change(move |cluster| joined(cluster, &member)))
+            Ok(StepDone::new().say(sentence).change(joined))
         }
         ("open", Way::Alone) => {
             context.call(member, activate(context, None, true, false)?, PATIENCE).await?;
@@ -230,9 +230,7 @@ pub(super) async fn fill(
         }
         "open" => {
             context.call(member, activate(context, Some(&survivor), true, false)?, Patience::Forever).await?;
-            let sentence = format!("{member} and {survivor} both take writes");
-            let member = member.clone();
-            Ok(StepDone::new().say(sentence).change(move |cluster| joined(cluster, &member)))
+            Ok(StepDone::new().say(format!("{member} and {survivor} both take writes")).change(joined))
         }
         "verify" => verify(context, &survivor, member).await,
         _ => {
@@ -242,8 +240,11 @@ pub(super) async fn fill(
     }
 }
 
-fn joined(cluster: &mut ClusterRecord, member: &MemberName) {
-    cluster.set_state(member, MemberState::Ready);
+/// Both sides are whole: also the one that was to be filled, where a person took its data for the other one's.
+fn joined(cluster: &mut ClusterRecord) {
+    for stored in cluster.members.values_mut() {
+        stored.state = MemberState::Ready;
+    }
     cluster.survivor = None;
 }
 
@@ -346,11 +347,23 @@ async fn compare(context: &StepContext<'_>, member: &MemberName, other: &MemberN
     if difference.only_here == 0 {
         return Ok(done.say(format!("{member} has nothing that {other} has not, of {} entries", difference.compared)));
     }
+    if !leaves_something(&difference) {
+        let sentence = format!(
+            "{member} has {} that {other} has not: all of its data had reached {other}, where they were deleted since",
+            listed(&difference)
+        );
+        return Ok(done.say(sentence));
+    }
     let why = why_not_whole(&*context.cluster()?, member, other, &difference);
     let (sentence, member) = (why.clone(), member.clone());
     Ok(done.say(sentence).change(move |cluster| {
         cluster.set_state(&member, MemberState::NeedsResync { why: why.clone() });
     }))
+}
+
+/// Whether a side has something that may never have reached the other one.
+fn leaves_something(difference: &Difference) -> bool {
+    difference.only_here > 0 && !difference.delivered
 }
 
 /// Why a side is not let in again, and both ways out.
