@@ -35,6 +35,7 @@ on_flavor!(of_keydb, KEYDB: both_sides_take_writes_and_have_each_others,
     a_side_that_follows_nobody_gets_nothing_and_loses_nothing,
     a_refill_that_fails_puts_the_old_data_back,
     a_refill_keeps_the_old_data_aside,
+    a_refill_that_is_broken_off_anywhere_is_gone_on_with,
     an_agent_that_is_started_again_leaves_an_open_side_open,
     a_side_is_neither_a_primary_nor_a_replica,
     a_fenced_side_takes_no_writes);
@@ -486,6 +487,35 @@ async fn a_refill_keeps_the_old_data_aside(factory: &'static RedisFactory) {
     two.refill(&other, false).await.unwrap();
     activate(&world, &two, Some(1), true).await;
     both_have(&world, "only-of-one", Some("1")).await;
+    world.end().await;
+}
+
+/// As when the agent is killed: the next one does it again, and serves nothing before.
+async fn a_refill_that_is_broken_off_anywhere_is_gone_on_with(factory: &'static RedisFactory) {
+    let (world, one, mut two) = sides(factory).await;
+    for round in 0..6_u64 {
+        let (key, stale) = (format!("kept:{round}"), format!("stale:{round}"));
+        set(&world, 2, &stale, "2").await;
+        both_have(&world, &stale, Some("2")).await;
+        activate(&world, &two, None, false).await;
+        delete(&world, 1, &stale).await;
+        set(&world, 1, &key, "1").await;
+        let (driver, source) = (Arc::clone(&two), world.peer(1));
+        let filling = tokio::spawn(async move { driver.refill(&source, false).await });
+        tokio::time::sleep(Duration::from_millis(20 + round * 200)).await;
+        filling.abort();
+        drop(filling.await);
+        drop(two);
+        two = world.open(2).unwrap();
+        two.configure(&world.spec()).await.unwrap();
+        assert!(!two.observe().await.is_open(), "round {round}");
+        two.refill(&world.peer(1), false).await.unwrap();
+        activate(&world, &two, Some(1), true).await;
+        stream(&one, &two).await;
+        both_have(&world, &key, Some("1")).await;
+        both_have(&world, &stale, None).await;
+        assert_eq!(std::fs::read_dir(world.root(2).join("kept")).unwrap().count(), 0, "round {round}");
+    }
     world.end().await;
 }
 

@@ -67,9 +67,11 @@ pub(super) fn side_acl(server: &Server, secrets: &Secrets, is_open: bool) -> Str
     text
 }
 
-/// Whether one of two sides is open, by its answer to `ACL LIST`.
+/// Whether one of two sides is open, by its answer to `ACL LIST`. One that is being filled lets the other's stream in for a moment, and
+/// no applications.
 pub(super) fn is_open_side(list: &[String]) -> bool {
-    list.iter().any(|user| name_of(user) == SIDE && user.split(' ').nth(2) == Some("on"))
+    let is_on = |name: &str| list.iter().any(|user| name_of(user) == name && user.split(' ').nth(2) == Some("on"));
+    is_on(SIDE) && is_on(APPLICATION)
 }
 
 /// Renders the file, as it is for a primary or for a replica, as which every engine starts.
@@ -255,7 +257,7 @@ mod tests {
             assert_eq!(is_open_side(&list), is_open);
         }
         assert!(!users(true).iter().any(|user| name_of(user) == REPLICATOR && user.contains("psync")));
-        assert!(!is_open_side(&["user app on".to_owned()]));
+        assert!(!is_open_side(&["user regent-side on".to_owned(), "user app off".to_owned()]), "it is being filled");
     }
 
     #[test]
