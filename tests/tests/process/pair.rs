@@ -14,7 +14,7 @@ use std::{
 };
 
 use ::redis::{aio::MultiplexedConnection, cmd};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use regent_common::error::{Reason, reason_of};
 use regent_proto::{coordinator::v1 as wire, types::v1 as types};
@@ -202,31 +202,48 @@ impl Pair {
         self.api().succeed(&operation.name, SOON).await.unwrap();
     }
 
-    /// db2 is stopped by a person, with a snapshot of what it has; `meanwhile` db1 alone is written to. Then db2 is brought back.
+    /// db2 is killed; `meanwhile` db1 alone is written to. Then db2 is brought back.
     async fn part(&self, meanwhile: impl AsyncFnOnce(&Self)) {
         self.pause(true).await;
-        let pid = self.pids().await[1];
-        process::signal(pid, Signal::SIGTERM).unwrap();
-        process::ended(pid, SOON).await.unwrap();
+        process::signal(self.pids().await[1], Signal::SIGKILL).unwrap();
         self.serving(&["db1"]).await;
         meanwhile(self).await;
         self.pause(false).await;
     }
 
-    /// Waits until the agent of db2 has seen that db1 acknowledged all that db2 has written until now.
+    /// Waits until the agent of db2 has seen a snapshot of all that it has, and that db1 has acknowledged more than that.
     async fn delivered(&self) {
-        let told = redis::info(&self.login, &self.sides[1], "replication").await.unwrap();
-        let written = told.lines().find_map(|line| line.strip_prefix("master_repl_offset:")).unwrap();
-        let written: u64 = written.trim().parse().unwrap();
-        wait::until("all of db2 on db1, by its word", SOON, || async {
+        // One that has just begun is not told from one that has forgotten.
+        wait::until("an engine of some age", SOON, || async {
+            let told = redis::info(&self.login, &self.sides[0], "server").await?;
+            let age = told.lines().find_map(|line| line.strip_prefix("uptime_in_seconds:")?.trim().parse::<u64>().ok());
+            ensure!(age.is_some_and(|age| age >= 5), "{age:?} s");
+            Ok(())
+        })
+        .await
+        .unwrap();
+        let details = async || -> Result<BTreeMap<String, String>> {
             let cluster = self.api().cluster(CLUSTER).await?;
-            let details = api::member(&cluster, "db2")?.observation.clone().unwrap_or_default().details;
-            let offset: u64 = details.get("offset").map_or(Ok(0), |offset| offset.parse())?;
+            Ok(api::member(&cluster, "db2")?.observation.clone().unwrap_or_default().details)
+        };
+        let offset =
+            |details: &BTreeMap<String, String>| details.get("offset").and_then(|text| text.parse::<u64>().ok());
+        let saved = wait::until("a snapshot of db2", SOON, || async {
+            let details = details().await?;
+            ensure!(details.get("changes_since_snapshot").is_some_and(|changes| changes == "0"), "{details:?}");
+            offset(&details).context("no offset")
+        });
+        let saved = saved.await.unwrap();
+        wait::until("all of db2 on db1, by its word", SOON, || async {
+            let details = details().await?;
             // Also a stream of nothing has something on the way.
             let left = details.values().find_map(|text| {
                 text.strip_prefix("streams, ")?.strip_suffix(" bytes not acknowledged")?.parse::<u64>().ok()
             });
-            ensure!(left.is_some_and(|left| offset >= written + left), "{written}: {details:?}");
+            ensure!(
+                left.zip(offset(&details)).is_some_and(|(left, offset)| offset > saved + left),
+                "{saved}: {details:?}"
+            );
             Ok(())
         })
         .await
@@ -364,7 +381,7 @@ async fn the_other_side_goes_on_when_one_is_killed_and_that_one_is_back_within_s
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_deleted_while_a_side_was_away_is_deleted_there_when_it_had_passed_everything_on() {
-    let Some(pair) = Pair::start().await else { return };
+    let Some(pair) = Pair::start_with(&[("save", "1 1")]).await else { return };
     for key in ["stays", "deleted"] {
         pair.set(1, key, "x").await;
     }
