@@ -89,9 +89,9 @@ async fn what_only_this_side_has_is_told_and_remembered() {
     bench.machine.set_running(Role::Active);
     let compare = Action::Compare { other: peer(2) };
     let found = Difference { compared: 3, only_here: 1, examples: vec!["key".to_owned()], delivered: false };
-    assert_eq!(done(&bench, "compare", compare.clone()).await.difference, Some(Box::new(found.clone())));
+    assert_eq!(done(&bench, "compare", compare.clone()).await.difference, Some(found.clone()));
     let bench = bench.restart();
-    assert_eq!(done(&bench, "compare", compare).await.difference, Some(Box::new(found)));
+    assert_eq!(done(&bench, "compare", compare).await.difference, Some(found));
     assert_eq!(bench.executions("compare"), 1, "answered after a restart");
     let own = Action::Compare { other: peer(1) };
     assert_eq!(refused(&bench, "own", own).await, Reason::CopyNotWhole);

@@ -254,7 +254,7 @@ pub struct StepOutcome {
     pub heard: Vec<HeardPosition>,
     /// Compare: what was found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub difference: Option<Box<Difference>>,
+    pub difference: Option<Difference>,
 }
 
 // === impl Digest ===

@@ -9,5 +9,5 @@ pub(super) async fn run(context: &StepContext, other: Peer) -> Result<Done, Step
     context.refuse_own_source(&other)?;
     let driver = context.driver()?;
     let difference = (*driver).compare(&other, &context.work).await?;
-    Ok(Done::new(StepOutcome { difference: Some(Box::new(difference)), ..StepOutcome::default() }))
+    Ok(Done::new(StepOutcome { difference: Some(difference), ..StepOutcome::default() }))
 }
