@@ -38,7 +38,7 @@ fn spec_of(agents: &[&Agent]) -> ClusterSpec {
 
 async fn carried_out(agent: &Agent, header: Header, action: Action) -> Result<StepOutcome, Arc<StepError>> {
     match agent.node.executor.execute(header, action).await {
-        Ok(Execution::Answered(outcome)) => Ok(outcome),
+        Ok(Execution::Answered(outcome)) => Ok(*outcome),
         Ok(Execution::Running(running)) => within(running.ended()).await,
         Err(error) => Err(Arc::new(error)),
     }

@@ -79,7 +79,7 @@ impl Agent {
     async fn done(&self, epoch: u64, step: &str, action: Action) -> StepOutcome {
         let asked = self.executor.execute(header(epoch, epoch, step, &action), action).await.unwrap();
         match asked {
-            Execution::Answered(outcome) => outcome,
+            Execution::Answered(outcome) => *outcome,
             Execution::Running(running) => {
                 tokio::time::timeout(Duration::from_secs(60), running.ended()).await.expect("it took too long").unwrap()
             }

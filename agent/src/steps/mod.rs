@@ -39,7 +39,7 @@ use crate::{
 #[derive(Debug)]
 pub enum Execution {
     /// It had been carried out before.
-    Answered(StepOutcome),
+    Answered(Box<StepOutcome>),
     /// It runs, begun now or before.
     Running(Arc<Running>),
 }
@@ -175,7 +175,7 @@ impl Executor {
                 (Admission::Refuse(refusal), _) => return Err(refusal.into()),
                 (Admission::Answer(outcome), _) => {
                     self.ledger.update(move |ledger| ledger.accept(&header)).await?;
-                    return Ok(Execution::Answered(outcome));
+                    return Ok(Execution::Answered(Box::new(outcome)));
                 }
                 (Admission::Join, Some(running)) => {
                     let token = header.token;
@@ -188,7 +188,7 @@ impl Executor {
                 (Admission::Run, _) => {
                     self.respect_promises(&header, &action).await?;
                     if action.kills() && mutation::broken(Rule::G5Ledger) {
-                        return Ok(Execution::Answered(self.kill_without_the_ledger().await?));
+                        return Ok(Execution::Answered(Box::new(self.kill_without_the_ledger().await?)));
                     }
                     let (begun, name) = (header.clone(), action.name());
                     self.ledger.update(move |ledger| ledger.begin(&begun, name)).await?;

@@ -283,7 +283,7 @@ async fn one_that_was_killed_is_filled_again_and_brings_nothing_back(factory: &'
     let found = difference(&world, &two, 1).await;
     assert_eq!((found.only_here, &*found.examples), (1, ["goes".to_owned()].as_slice()));
     assert_eq!((found.compared, found.delivered), (2, true), "it was there before, and deleted");
-    let began = std::time::Instant::now();
+    let began = tokio::time::Instant::now();
     two.refill(&world.peer(1), false).await.unwrap();
     println!("filled in {:?}", began.elapsed());
     assert!(!two.observe().await.is_open());

@@ -451,7 +451,7 @@ impl Bench {
 
     pub async fn run(&self, header: Header, action: Action) -> Result<StepOutcome, Arc<StepError>> {
         match self.executor.execute(header, action).await {
-            Ok(Execution::Answered(outcome)) => Ok(outcome),
+            Ok(Execution::Answered(outcome)) => Ok(*outcome),
             Ok(Execution::Running(running)) => within(running.ended()).await,
             Err(error) => Err(Arc::new(error)),
         }
