@@ -99,12 +99,12 @@ pub fn survivor(cluster: &ClusterRecord, judgements: &BTreeMap<MemberName, Judge
         let joined = sides.all(|(_, judgement)| judgement.verdict == Verdict::Healthy);
         return cluster.survivor.clone().filter(|_| !joined);
     }
-    let alone = sides.next().filter(|(member, judgement)| {
-        let other = cluster.other_side(member).and_then(|other| cluster.members.get(other));
-        // One whose agent alone is away, and from which the stream goes on, lacks nothing.
-        judgement.verdict == Verdict::NotStreaming || other.is_some_and(|other| other.state != MemberState::Ready)
+    // Of one whose agent alone is away this says too much, which harms nobody: it goes on, and need not be brought back.
+    let alone = sides.next().map(|(member, _)| member).filter(|member| {
+        let other = cluster.other_side(member).and_then(|other| judgements.get(other));
+        other.is_some_and(|other| other.verdict != Verdict::Suspect)
     });
-    alone.map(|(member, _)| member.clone()).or_else(|| cluster.survivor.clone())
+    alone.cloned().or_else(|| cluster.survivor.clone())
 }
 
 fn need(stored: &MemberRecord, verdict: &Verdict) -> Need {
@@ -400,16 +400,11 @@ mod tests {
         assert_eq!(seen(&pair(), [Healthy, Healthy]), None);
         assert_eq!(seen(&pair(), [NotStreaming, EngineDown]), Some(name(1)));
         assert_eq!(seen(&pair(), [NodeUnreachable, NotStreaming]), Some(name(2)));
-        assert_eq!(
-            seen(&pair(), [Healthy, NodeUnreachable]),
-            None,
-            "db1 streams from it still: only its agent is away"
-        );
+        assert_eq!(seen(&pair(), [Healthy, NodeUnreachable]), Some(name(1)), "its node may be lost just now");
+        assert_eq!(seen(&pair(), [Healthy, Suspect]), None, "a moment more tells");
         assert_eq!(seen(&pair(), [NotStreaming, NotStreaming]), None, "cut from each other, both take writes");
         let mut alone = ClusterRecord { survivor: Some(name(1)), ..pair() };
-        for verdicts in
-            [[EngineDown, EngineDown], [Suspect, Suspect], [NotStreaming, NotStreaming], [EngineDown, Healthy]]
-        {
+        for verdicts in [[EngineDown, EngineDown], [Suspect, Suspect], [NotStreaming, NotStreaming]] {
             assert_eq!(seen(&alone, verdicts), Some(name(1)), "nothing new");
         }
         assert_eq!(seen(&alone, [Healthy, Healthy]), None);

@@ -271,6 +271,25 @@ impl Pair {
         Ok(answer.lines().next().is_some_and(|line| line.contains(" 200 ")))
     }
 
+    /// A node is lost: its agent, and then its engine, as nobody is to bring that back.
+    async fn lose(&mut self, node: &str, number: usize) {
+        let member = format!("db{number}");
+        let cluster = self.api().cluster(CLUSTER).await.unwrap();
+        let pid = api::engine_pid(api::member(&cluster, &member).unwrap()).unwrap();
+        self.fleet.agent(node).daemon().unwrap().kill().unwrap();
+        process::signal(pid, Signal::SIGKILL).unwrap();
+        process::ended(pid, SOON).await.unwrap();
+    }
+
+    /// What was written down of who takes writes.
+    async fn sides_changed(&self) -> Result<Vec<String>> {
+        let cluster = format!("clusters/{CLUSTER}");
+        let request = wire::ListAuditRecordsRequest { cluster, page_size: 1000, ..Default::default() };
+        let records = self.api().audit().list_audit_records(request).await?.into_inner().records;
+        let told = records.into_iter().filter(|record| record.action == "SIDES_CHANGED");
+        Ok(told.map(|record| record.detail).collect())
+    }
+
     async fn count(&self, kind: &str) -> usize {
         self.api().operations_of(CLUSTER, kind).await.unwrap().len()
     }
@@ -369,11 +388,7 @@ async fn the_other_side_goes_on_when_one_is_killed_and_that_one_is_back_within_s
         assert!(same.contains_key("before") && same.contains_key(&format!("while db{number} was away")), "{same:?}");
     }
     assert_eq!(pair.count("failover").await, 0);
-    let audit =
-        wire::ListAuditRecordsRequest { cluster: format!("clusters/{CLUSTER}"), page_size: 1000, ..Default::default() };
-    let records = pair.api().audit().list_audit_records(audit).await.unwrap().into_inner().records;
-    let told: Vec<_> =
-        records.iter().filter(|record| record.action == "SIDES_CHANGED").map(|record| &record.detail).collect();
+    let told = pair.sides_changed().await.unwrap();
     assert_eq!(told.len(), 4, "{told:#?}");
     assert!(told.iter().any(|detail| detail.contains("db2 takes writes alone")), "{told:#?}");
     pair.check_logs(&[]);
@@ -487,6 +502,53 @@ async fn a_pair_comes_back_when_both_sides_are_killed_at_once() {
     }
     pair.set(2, "after", "x").await;
     assert!(pair.same().await.contains_key("after"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_side_that_lacks_what_the_other_one_took_alone_waits_for_it_or_for_a_person() {
+    let Some(mut pair) = Pair::start().await else { return };
+    pair.set(1, "of both", "x").await;
+    pair.same().await;
+    // The node of db2 is lost, db1 goes on, and its node is lost as well.
+    pair.lose("n2", 2).await;
+    wait::until("a word that db1 goes on alone", SOON, || async {
+        let told = pair.sides_changed().await?;
+        ensure!(told.iter().any(|detail| detail.contains("db1 takes writes alone")), "{told:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    pair.set(1, "of db1 alone", "x").await;
+    pair.lose("n1", 1).await;
+    pair.serving(&[]).await;
+    pair.fleet.agent("n2").start().unwrap();
+    wait::until("a word on who took writes last", SOON, || async {
+        let cluster = pair.api().cluster(CLUSTER).await?;
+        let said = ["db1 took writes last", "`regentctl cluster resync db db1 --confirm db1`"];
+        ensure!(said.iter().all(|part| cluster.situation.contains(part)), "{}", cluster.situation);
+        assert_eq!((cluster.health(), cluster.serving.len()), (wire::Health::Down, 0));
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert!(redis::connect(&pair.login, &pair.sides[1]).await.is_err(), "db2 serves without what db1 took");
+
+    // A person gives up what db1 took: db2 serves at once, and db1 is filled when its node is back.
+    let request = wire::ResyncClusterRequest {
+        name: format!("clusters/{CLUSTER}"),
+        members: vec!["db1".to_owned()],
+        confirm_name: "db1".to_owned(),
+        request_id: request_id(),
+        ..Default::default()
+    };
+    let resync = pair.api().clusters().resync_cluster(request).await.unwrap().into_inner();
+    pair.serving(&["db2"]).await;
+    pair.set(2, "of db2 alone", "x").await;
+    pair.fleet.agent("n1").start().unwrap();
+    pair.api().succeed(&resync.name, SOON).await.unwrap();
+    assert_eq!(pair.healthy().await.serving, ["db1", "db2"]);
+    let same: Vec<_> = pair.same().await.into_keys().collect();
+    assert!(same.contains(&"of db2 alone".to_owned()) && !same.contains(&"of db1 alone".to_owned()), "{same:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
