@@ -38,6 +38,8 @@ const PATIENCE: Patience = Patience::AtMost(Duration::from_secs(10));
 const HEARD_WITHIN: Duration = Duration::from_secs(15);
 /// How long a side that serves may take to be seen to follow the other one; it goes on trying after that.
 const JOINED_WITHIN: Duration = Duration::from_secs(15);
+/// How long the word that a side serves is waited for once it was opened.
+const SEEN_WITHIN: Duration = Duration::from_secs(5);
 /// Pause between two looks at that.
 const LOOK: Duration = Duration::from_millis(200);
 /// Most names of what differs in a sentence.
@@ -393,12 +395,28 @@ async fn follow_closed(
     closed: &MemberName,
 ) -> Result<StepDone, StepError> {
     // One that has died since must not be started on what it had saved, for the other one to be filled from that.
-    if stands(&context.view(serving)?, &*context.cluster()?, serving) != Other::Serves {
+    if !is_seen_to_serve(context, serving).await? {
         let message = format!("{serving} serves no more: nothing of {closed} was changed");
         return Err(StepError::new(Reason::PrimaryUnhealthy, message));
     }
     context.call(serving, activate(context, Some(closed), true, false)?, PATIENCE).await?;
     Ok(StepDone::new())
+}
+
+/// Whether a side serves: what its agent says of that may be of before it was opened, so that the next words are waited for.
+async fn is_seen_to_serve(context: &StepContext<'_>, member: &MemberName) -> Result<bool, StepError> {
+    let clock = &context.environment().clock;
+    let (began, cluster) = (clock.boottime(), context.cluster()?);
+    let Some(node) = cluster.members.get(member).map(|stored| &stored.node) else { return Ok(false) };
+    loop {
+        if stands(&context.view(member)?, &cluster, member) == Other::Serves {
+            return Ok(true);
+        }
+        if clock.boottime().saturating_sub(began) >= SEEN_WITHIN {
+            return Ok(false);
+        }
+        context.environment().agents.wait_for_change(node, LOOK).await;
+    }
 }
 
 /// Waits until the side that served follows the other one, and looks whether it has something that the other one has not. Both serve by
