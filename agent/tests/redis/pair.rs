@@ -145,7 +145,7 @@ async fn both_sides_take_writes_and_have_each_others(factory: &'static RedisFact
     both_have(&world, "of-two", Some("2")).await;
     delete(&world, 1, "of-two").await;
     both_have(&world, "of-two", None).await;
-    // The same key at once: the later one wins, on both sides alike.
+    // The same key at once: each side may end with the value of the other, and the streams go on.
     for round in 0..20 {
         let (first, second) = (format!("a{round}"), format!("b{round}"));
         tokio::join!(set(&world, 1, "contended", &first), set(&world, 2, "contended", &second));
