@@ -5,13 +5,14 @@
 //! not enough the engine synchronizes once more by itself. **Invariant:** `incoming-complete` stands only while `incoming` is a
 //! whole, flushed snapshot with its line.
 
-use std::{os::unix::fs::OpenOptionsExt, time::Duration};
+use std::{os::unix::fs::OpenOptionsExt, sync::Arc, time::Duration};
 
 use regent_common::topology::{Peer, Progress};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
     sync::watch,
+    task::{JoinHandle, spawn_blocking},
     time,
 };
 
@@ -38,6 +39,9 @@ const PART: usize = 1 << 20;
 /// The same where there is a limit, for the pauses to be short.
 const LIMITED_PART: usize = 1 << 18;
 
+/// So many bytes are flushed together, while more comes in: what is left to the end would be waited for there.
+const FLUSHED: u64 = 16 << 20;
+
 /// How the source says where its snapshot ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum End {
@@ -45,6 +49,14 @@ enum End {
     After(u64),
     /// By this word.
     Marked(Vec<u8>),
+}
+
+/// Flushes a file beside its being written.
+struct Flushing {
+    file: Arc<std::fs::File>,
+    /// How much had been written when the last flush began.
+    from: u64,
+    under_way: Option<JoinHandle<std::io::Result<()>>>,
 }
 
 // === impl Redis ===
@@ -187,6 +199,7 @@ impl Redis {
                 Ok(file)
             })
             .await?;
+        let mut flushing = Flushing::of(&file).map_err(io_error("open", &target))?;
         let mut file = tokio::fs::File::from_std(file);
         let refused = |detail: String| DriverError::Refused { doing: "send its snapshot".to_owned(), detail };
         let started = time::Instant::now();
@@ -217,6 +230,7 @@ impl Redis {
             file.write_all(&held[..ready]).await.map_err(io_error("write", &target))?;
             held.drain(..ready);
             written += ready as u64;
+            flushing.go_on(written).await.map_err(io_error("flush", &target))?;
             tell_progress(progress, written, started.elapsed());
             if ended {
                 break;
@@ -228,8 +242,37 @@ impl Redis {
             }
         }
         file.flush().await.map_err(io_error("write", &target))?;
+        flushing.end().await.map_err(io_error("flush", &target))?;
         file.sync_all().await.map_err(io_error("flush", &target))?;
         Ok(written)
+    }
+}
+
+// === impl Flushing ===
+
+impl Flushing {
+    fn of(file: &std::fs::File) -> std::io::Result<Self> {
+        Ok(Self { file: Arc::new(file.try_clone()?), from: 0, under_way: None })
+    }
+
+    /// Begins to flush what has been written since the last time, when that is enough and the last time is over.
+    async fn go_on(&mut self, written: u64) -> std::io::Result<()> {
+        if written - self.from < FLUSHED || self.under_way.as_ref().is_some_and(|flush| !flush.is_finished()) {
+            return Ok(());
+        }
+        self.end().await?;
+        self.from = written;
+        let file = Arc::clone(&self.file);
+        self.under_way = Some(spawn_blocking(move || file.sync_data()));
+        Ok(())
+    }
+
+    /// Waits for what is under way. The kernel tells a failure once: to who asks next.
+    async fn end(&mut self) -> std::io::Result<()> {
+        match self.under_way.take() {
+            Some(flush) => flush.await.map_err(std::io::Error::other)?,
+            None => Ok(()),
+        }
     }
 }
 
