@@ -41,8 +41,9 @@ const WATCH: Duration = Duration::from_millis(300);
 /// A thread at work waits less often than so many times for each tick: not every tenth of a millisecond.
 const WAITS_PER_TICK: u64 = 100;
 
-/// Bytes that a client's command takes while it is looked at, which counts as used. What is left of the memory is less than that: full.
-const SENT: u64 = 64 << 10;
+/// Bytes that clients and their commands take while they are looked at, which count as used. What is left of the memory is less than
+/// that: full.
+const SENT: u64 = 256 << 10;
 
 /// What the looks remember.
 #[derive(Debug, Default)]
