@@ -86,12 +86,19 @@ impl Redis {
         let session =
             self.session_with(&source.engine.host, source.engine.port).await.map_err(|error| error.refused(doing()))?;
         let memory = session.info("memory", BRIEF).await.map_err(|error| error.refused(doing()))?;
-        self.make_room(memory.data_bytes(), options).await?;
+        let room_for_old = self.make_room(memory.data_bytes(), options).await?;
         let old_data_kept = self.on_disk(|layout| Ok(layout.holds_data())).await?;
         self.on_disk(|layout| layout.make_folder(&layout.incoming(), 0o700, true)).await?;
+        let received = Box::pin(self.receive(source, options, &work.progress));
+        let written = async {
+            if room_for_old {
+                self.write_old_copy().await;
+            }
+            Ok(())
+        };
         let copied = tokio::select! {
             () = work.cancel.cancelled() => Err(cancelled),
-            copied = Box::pin(self.receive(source, options, &work.progress)) => copied,
+            both = async { tokio::try_join!(received, written) } => both.map(|(bytes, ())| bytes),
         };
         match copied {
             Ok(bytes) => {
@@ -107,8 +114,9 @@ impl Redis {
         }
     }
 
-    /// Sees to it that there is space, removing the old data if that is allowed and needed.
-    async fn make_room(&self, data_bytes: u64, options: CloneOptions) -> Result<(), DriverError> {
+    /// Sees to it that there is space, removing the old data if that is allowed and needed. Whether there is some for a snapshot of
+    /// the old data, too, which may be as large as the new.
+    async fn make_room(&self, data_bytes: u64, options: CloneOptions) -> Result<bool, DriverError> {
         let needed = data_bytes + HEADROOM;
         let missing = |free: u64| {
             (free < needed).then(|| DriverError::DiskFull {
@@ -117,7 +125,7 @@ impl Redis {
             })
         };
         let free = self.on_disk(|layout| layout.free_bytes()).await?;
-        let Some(error) = missing(free) else { return Ok(()) };
+        let Some(error) = missing(free) else { return Ok(free >= needed + data_bytes) };
         if !options.wipe_first_if_needed {
             return Err(error);
         }
@@ -129,7 +137,8 @@ impl Redis {
         let _control = self.begin().await;
         self.on_disk(|layout| layout.mark_dirty("the old data was removed to make room for a clone")).await?;
         self.kill().await?;
-        self.on_disk(|layout| layout.remove_tree(&layout.data())).await
+        self.on_disk(|layout| layout.remove_tree(&layout.data())).await?;
+        Ok(false)
     }
 
     /// Receives a snapshot with its line; its size.

@@ -122,6 +122,8 @@ struct Redis {
     acknowledged: Mutex<Option<Acknowledged>>,
     /// The line that the upstream told, not kept yet.
     asked_line: Mutex<Option<Line>>,
+    /// Whether a snapshot of the copy in place was written since the last clone began.
+    old_copy_written: AtomicBool,
     facts: Arc<Facts>,
     eyes: tokio::sync::Mutex<Eyes>,
 }
@@ -263,6 +265,7 @@ impl Redis {
             line: Mutex::new(Line::load(&layout.data())),
             acknowledged: Mutex::default(),
             asked_line: Mutex::default(),
+            old_copy_written: AtomicBool::default(),
             layout,
             facts,
             eyes: tokio::sync::Mutex::default(),
