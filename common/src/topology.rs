@@ -295,6 +295,12 @@ pub struct Progress {
     pub bytes_per_second: u64,
     /// Seconds left.
     pub eta_seconds: Option<u64>,
+    /// Entries (keys, rows) done, for engines that count them; the figure may be a second old.
+    #[serde(default)]
+    pub entries_done: u64,
+    /// Entries in all; 0 while unknown.
+    #[serde(default)]
+    pub entries_total: u64,
 }
 
 /// What a returning copy had that the primary had not.

@@ -470,15 +470,16 @@ async fn a_clone_is_cancelled_in_the_middle_and_leaves_nothing(factory: &'static
     let mut progress = work.progress.subscribe();
     let cancel = work.cancel.clone();
     let canceller = tokio::spawn(async move {
-        progress.wait_for(|progress| progress.bytes_done > 1 << 20).await.unwrap();
+        let seen = progress.wait_for(|progress| progress.bytes_done > 1 << 20 && progress.entries_total > 0).await;
+        let seen = seen.unwrap().clone();
         cancel.cancel();
-        progress.borrow().clone()
+        seen
     });
     let slow = CloneOptions { max_bytes_per_second: 2 << 20, ..CloneOptions::default() };
     let result = second.as_ref().clone_from(&world.peer(1), slow, &work).await;
     assert!(matches!(result, Err(DriverError::Cancelled { .. })), "{result:?}");
     let progress = canceller.await.unwrap();
-    assert_eq!(progress.phase, "copying", "{progress:?}");
+    assert_eq!((progress.phase.as_str(), progress.entries_total), ("copying", 20), "{progress:?}");
     assert!(!world.root(2).join("incoming").exists());
     world.write(1).await.unwrap();
     world.end().await;

@@ -361,6 +361,8 @@ impl From<&Progress> for wire::Progress {
             bytes_total: progress.bytes_total,
             bytes_per_second: progress.bytes_per_second,
             eta_seconds: progress.eta_seconds,
+            entries_done: progress.entries_done,
+            entries_total: progress.entries_total,
         }
     }
 }
@@ -373,6 +375,8 @@ impl From<wire::Progress> for Progress {
             bytes_total: message.bytes_total,
             bytes_per_second: message.bytes_per_second,
             eta_seconds: message.eta_seconds,
+            entries_done: message.entries_done,
+            entries_total: message.entries_total,
         }
     }
 }

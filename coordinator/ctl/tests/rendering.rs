@@ -160,11 +160,27 @@ fn progress_has_one_line_per_change() {
         let copying = current.steps[1].progress.as_mut().expect("the fixture's clone has progress");
         copying.bytes_done = done << 20;
         copying.bytes_total = 100 << 20;
+        (copying.entries_done, copying.entries_total) = (0, 0);
         copying.eta_seconds = Some(100 - done);
         story.extend(progress::changes(before.as_ref(), &current, now()).into_iter().map(|line| line + "\n"));
         before = Some(current);
     }
     story.extend(progress::changes(before.as_ref(), &failed_operation(), now()).into_iter().map(|line| line + "\n"));
+    insta::assert_snapshot!(story);
+}
+
+#[test]
+fn a_copy_whose_size_is_not_known_is_told_by_its_entries() {
+    let mut story = String::new();
+    let mut before: Option<wire::Operation> = None;
+    for done in [0_u64, 9, 10, 55, 100] {
+        let mut current = running_operation();
+        let copying = current.steps[1].progress.as_mut().expect("the fixture's clone has progress");
+        (copying.bytes_done, copying.bytes_total) = (done << 20, 0);
+        (copying.entries_done, copying.entries_total) = (done * 1000, 100_000);
+        story.extend(progress::changes(before.as_ref(), &current, now()).into_iter().map(|line| line + "\n"));
+        before = Some(current);
+    }
     insta::assert_snapshot!(story);
 }
 

@@ -5,7 +5,7 @@
 //! not enough the engine synchronizes once more by itself. **Invariant:** `incoming-complete` stands only while `incoming` is a
 //! whole, flushed snapshot with its line.
 
-use std::{os::unix::fs::OpenOptionsExt, sync::Arc, time::Duration};
+use std::{convert::Infallible, os::unix::fs::OpenOptionsExt, sync::Arc, time::Duration};
 
 use regent_common::topology::{Peer, Progress};
 use tokio::{
@@ -20,7 +20,7 @@ use super::{
     Redis,
     access::REPLICATOR,
     position::{Line, end_of},
-    session::BRIEF,
+    session::{BRIEF, Session},
     wire::{SILENCE, ask_for_copy, filled_line},
 };
 use crate::engine::{
@@ -28,6 +28,8 @@ use crate::engine::{
     layout::{Layout, io_error},
 };
 
+/// The phase in which the snapshot comes in.
+const COPYING: &str = "copying";
 /// Free space that a clone leaves.
 const HEADROOM: u64 = 64 << 20;
 /// Least rate, in bytes per second: a source gives up who takes nothing for ten seconds.
@@ -41,6 +43,9 @@ const LIMITED_PART: usize = 1 << 18;
 
 /// So many bytes are flushed together, while more comes in: what is left to the end would be waited for there.
 const FLUSHED: u64 = 16 << 20;
+
+/// How often the source is asked how many keys it has sent: its child tells it once a second.
+const COUNT: Duration = Duration::from_secs(1);
 
 /// How the source says where its snapshot ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +104,7 @@ impl Redis {
         let copied = tokio::select! {
             () = work.cancel.cancelled() => Err(cancelled),
             both = async { tokio::try_join!(received, written) } => both.map(|(bytes, ())| bytes),
+            never = count_entries(&session, &work.progress) => match never {},
         };
         match copied {
             Ok(bytes) => {
@@ -164,7 +170,7 @@ impl Redis {
         let end = End::parse(&end).ok_or_else(|| refused(end))?;
         report(progress, |progress| {
             let total = if let End::After(bytes) = end { bytes } else { 0 };
-            *progress = Progress { phase: "copying".to_owned(), bytes_total: total, ..Progress::default() };
+            *progress = Progress { phase: COPYING.to_owned(), bytes_total: total, ..Progress::default() };
         });
         let bytes = self.write_snapshot(&mut stream, &end, options, progress).await?;
         drop(stream);
@@ -310,18 +316,54 @@ fn report(progress: &watch::Sender<Progress>, change: impl FnOnce(&mut Progress)
 
 fn tell_progress(progress: &watch::Sender<Progress>, done: u64, since: Duration) {
     let milliseconds = u64::try_from(since.as_millis()).unwrap_or(u64::MAX).max(1);
-    let rate = done.saturating_mul(1000) / milliseconds;
     report(progress, |progress| {
         progress.bytes_done = done;
-        progress.bytes_per_second = rate;
-        progress.eta_seconds =
-            progress.bytes_total.saturating_sub(done).checked_div(rate).filter(|_| progress.bytes_total > 0);
+        progress.bytes_per_second = done.saturating_mul(1000) / milliseconds;
+        progress.eta_seconds = match (progress.bytes_total, progress.entries_total) {
+            (0, 0) => None,
+            // A snapshot that is made while it is sent has a size when it is over.
+            (0, total) => left(progress.entries_done, total, milliseconds),
+            (total, _) => left(done, total, milliseconds),
+        };
     });
+}
+
+/// Seconds that the rest takes if it goes on as in these milliseconds; `None` before anything is done.
+fn left(done: u64, total: u64, milliseconds: u64) -> Option<u64> {
+    let rest = u128::from(total.saturating_sub(done)) * u128::from(milliseconds);
+    u64::try_from(rest.checked_div(u128::from(done))? / 1000).ok()
+}
+
+/// Tells how many keys the source has sent, by its own count, as long as it says so.
+async fn count_entries(source: &Session, progress: &watch::Sender<Progress>) -> Infallible {
+    loop {
+        time::sleep(COUNT).await;
+        let Ok(info) = source.info("persistence", BRIEF).await else { continue };
+        let count = |name| info.number(name).unwrap_or(0);
+        let (done, total) = (count("current_save_keys_processed"), count("current_save_keys_total"));
+        report(progress, |progress| {
+            // Before, it may be at work on another snapshot; afterwards it has forgotten.
+            if progress.phase == COPYING && total > 0 {
+                (progress.entries_done, progress.entries_total) = (done, total);
+            }
+        });
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_left_is_foreseen() {
+        assert_eq!(left(25, 100, 10_000), Some(30));
+        assert_eq!(left(0, 100, 10_000), None);
+        assert_eq!((left(100, 100, 10_000), left(120, 100, 10_000)), (Some(0), Some(0)), "more came than was foreseen");
+        let progress = watch::Sender::new(Progress { entries_done: 10, entries_total: 30, ..Progress::default() });
+        tell_progress(&progress, 1000, Duration::from_secs(2));
+        let told = progress.borrow().clone();
+        assert_eq!((told.bytes_done, told.bytes_per_second, told.eta_seconds), (1000, 500, Some(4)));
+    }
 
     #[test]
     fn answers_are_read() {

@@ -36,17 +36,21 @@ pub fn step_lasted(step: &wire::Step, now: Timestamp) -> Option<Duration> {
     Some(units::between(start, units::time(step.end_time.as_ref()).unwrap_or(now)))
 }
 
-/// How far long work is: phase, bytes, rate, time left.
+/// How far long work is: phase, bytes, entries, rate, time left.
 pub fn progress(progress: &types::Progress) -> String {
     let mut parts = Vec::new();
     if !progress.phase.is_empty() {
         parts.push(progress.phase.clone());
     }
     if progress.bytes_total > 0 {
-        let percent = u128::from(progress.bytes_done) * 100 / u128::from(progress.bytes_total);
-        parts.push(format!("{} ({} %)", units::bytes_of(progress.bytes_done, progress.bytes_total), percent.min(100)));
+        let percent = units::percent(progress.bytes_done, progress.bytes_total);
+        parts.push(format!("{} ({percent} %)", units::bytes_of(progress.bytes_done, progress.bytes_total)));
     } else if progress.bytes_done > 0 {
         parts.push(bytes(progress.bytes_done));
+    }
+    if progress.entries_total > 0 {
+        let (done, total) = (progress.entries_done, progress.entries_total);
+        parts.push(format!("{done} of {total} entries ({} %)", units::percent(done, total)));
     }
     if progress.bytes_per_second > 0 {
         parts.push(format!("{}/s", bytes(progress.bytes_per_second)));

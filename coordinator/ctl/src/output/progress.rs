@@ -6,14 +6,14 @@ use regent_proto::{coordinator::v1 as wire, types::v1 as types};
 
 use super::{
     operation::{lasted, progress, step_lasted, step_name},
-    units::span,
+    units::{percent, span},
     words,
 };
 
 /// Lines for what has changed since `before`, oldest first.
 ///
-/// A step in progress is spoken of again when its phase changes, at each tenth of its bytes, or, while the total is not
-/// known, at each doubling.
+/// A step in progress is spoken of again when its phase changes, at each tenth of its bytes, or of its entries while that total
+/// is the only one that is known, or, while none is, at each doubling.
 pub fn changes(before: Option<&wire::Operation>, current: &wire::Operation, now: Timestamp) -> Vec<String> {
     let mut lines = Vec::new();
     let count = current.steps.len();
@@ -74,9 +74,10 @@ fn elapsed(operation: &wire::Operation, now: Timestamp) -> String {
 
 /// What must differ for a step in progress to be spoken of again.
 fn mark(progress: &types::Progress) -> (String, u64) {
-    let tenth = match progress.bytes_total {
-        0 => u64::from(u64::BITS - progress.bytes_done.leading_zeros()),
-        total => u64::try_from(u128::from(progress.bytes_done) * 10 / u128::from(total)).unwrap_or(u64::MAX),
+    let far = match (progress.bytes_total, progress.entries_total) {
+        (0, 0) => u64::from(u64::BITS - progress.bytes_done.leading_zeros()),
+        (0, total) => percent(progress.entries_done, total) / 10,
+        (total, _) => percent(progress.bytes_done, total) / 10,
     };
-    (progress.phase.clone(), tenth)
+    (progress.phase.clone(), far)
 }

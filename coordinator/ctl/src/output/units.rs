@@ -44,6 +44,11 @@ pub fn bytes_of(part: u64, whole: u64) -> String {
     format!("{} of {}", bytes(part), bytes(whole))
 }
 
+/// How much of the whole a part is, 0 to 100; the whole is not 0.
+pub fn percent(part: u64, whole: u64) -> u64 {
+    u64::try_from(u128::from(part) * 100 / u128::from(whole)).unwrap_or(u64::MAX).min(100)
+}
+
 /// A span of time, such as "4.2 s" or "3 min 05 s".
 pub fn span(duration: Duration) -> String {
     let millis = duration.as_millis();
