@@ -59,6 +59,7 @@ on_every_flavor!(
     a_primary_is_made_a_replica_and_a_primary_again_and_again,
     bad_input_is_refused_and_changes_nothing,
     a_primary_whose_memory_is_full_says_that_it_refuses_writes,
+    a_primary_that_may_not_write_without_replicas_says_so,
     secrets_are_in_no_log_no_arguments_and_no_readable_file,
     an_emptied_primary_is_not_started_and_one_that_somebody_starts_is_copied_by_nobody,
     a_clone_is_cancelled_in_the_middle_and_leaves_nothing,
@@ -234,6 +235,26 @@ async fn a_primary_whose_memory_is_full_says_that_it_refuses_writes(factory: &'s
     }
     world.command::<()>(1, &set(0)).await.unwrap();
     assert_eq!(why().await, None);
+    world.end().await;
+}
+
+async fn a_primary_that_may_not_write_without_replicas_says_so(factory: &'static RedisFactory) {
+    let mut world = RealWorld::new(factory);
+    // By the name that it had before.
+    world.settings.insert("min-slaves-to-write".to_owned(), "1".to_owned());
+    let one = primary(&world).await;
+    let why = async || one.observe().await.details.get(REFUSES_WRITES).cloned();
+    let said = why().await.expect("it has no replica");
+    assert!(said.contains("min-replicas-to-write is 1, and 0 replicas"), "{said}");
+    let refused = world.write(1).await.unwrap_err();
+    assert!(refused.contains("NOREPLICAS"), "{refused}");
+    let two = replica(&world, 2).await;
+    eventually("it takes writes", async || world.write(1).await.is_ok()).await;
+    eventually("nothing is said any more", async || why().await.is_none()).await;
+    assert_eq!(two.observe().await.details.get(REFUSES_WRITES), None, "a replica refuses them by its role");
+    two.stop(Stop::Kill).await.unwrap();
+    eventually("it is said again", async || why().await.is_some()).await;
+    assert!(world.write(1).await.is_err());
     world.end().await;
 }
 

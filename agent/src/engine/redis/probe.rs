@@ -16,6 +16,7 @@ use tokio::time;
 use super::{
     Redis,
     backlog::Rate,
+    config::canonical,
     info::Info,
     pair::place_of_side,
     position::{Place, end_of},
@@ -44,6 +45,9 @@ const WAITS_PER_TICK: u64 = 100;
 /// Bytes that clients and their commands take while they are looked at, which count as used. What is left of the memory is less than
 /// that: full.
 const SENT: u64 = 256 << 10;
+
+/// The setting by which a primary takes writes only while so many replicas are there, by its present name.
+const LEAST_REPLICAS: &str = "min-replicas-to-write";
 
 /// What the looks remember.
 #[derive(Debug, Default)]
@@ -154,6 +158,7 @@ impl Redis {
             let heard = Some(HeardPosition { member, position });
             *self.upstream_heard.lock().unwrap_or_else(PoisonError::into_inner) = heard;
         }
+        let settings = self.known_wanted().map(|wanted| wanted.settings.clone()).unwrap_or_default();
         let rate = info.offset().and_then(|offset| eyes.written.look(time::Instant::now(), offset));
         if known && state == EngineState::Running {
             self.size_backlog(&eyes.written, &info).await;
@@ -174,7 +179,7 @@ impl Redis {
             pid,
             version: self.server.version.clone(),
             reason,
-            details: details(rate, &info),
+            details: details(rate, &info, &settings),
             data_bytes: info.data_bytes(),
             // It can: what the upstream has not kept is synchronized in full, by the engine itself.
             stale: String::new(),
@@ -290,7 +295,7 @@ fn threads(pid: u32) -> BTreeMap<i32, (u64, u64)> {
 }
 
 /// Facts for people.
-fn details(rate: Option<u64>, info: &Info) -> BTreeMap<String, String> {
+fn details(rate: Option<u64>, info: &Info, settings: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let mut details = BTreeMap::new();
     let copied = [
         ("sessions", "connected_clients"),
@@ -311,7 +316,7 @@ fn details(rate: Option<u64>, info: &Info) -> BTreeMap<String, String> {
         let text = format!("{} bytes read", bytes("master_sync_read_bytes"));
         details.insert("synchronizing".to_owned(), text);
     }
-    if let Some(why) = why_it_refuses_writes(info) {
+    if let Some(why) = why_it_refuses_writes(info, settings) {
         details.insert(REFUSES_WRITES.to_owned(), why);
     }
     let Some(offset) = info.offset() else { return details };
@@ -327,20 +332,38 @@ fn details(rate: Option<u64>, info: &Info) -> BTreeMap<String, String> {
     details
 }
 
-/// Why who takes writes refuses every one that needs memory; `None` when it does not.
-fn why_it_refuses_writes(info: &Info) -> Option<String> {
+/// Why who takes writes refuses them; `None` when it does not.
+fn why_it_refuses_writes(info: &Info, settings: &BTreeMap<String, String>) -> Option<String> {
+    let takes_writes = info.is_primary() || info.is_active();
+    let why = || why_memory_is_full(info).or_else(|| why_replicas_are_too_few(info, settings));
+    takes_writes.then(why).flatten()
+}
+
+/// Why every write that needs memory is refused.
+fn why_memory_is_full(info: &Info) -> Option<String> {
     let number = |name| info.number(name).unwrap_or(0);
     let limit = number("maxmemory");
     // As the engine counts: what is on its way to replicas is not data.
     let used = number("used_memory").saturating_sub(number("mem_not_counted_for_evict"));
-    let full = (info.is_primary() || info.is_active())
-        && limit > 0
-        && used + SENT > limit
-        && info.is("maxmemory_policy", "noeviction");
+    let full = limit > 0 && used + SENT > limit && info.is("maxmemory_policy", "noeviction");
     full.then(|| {
         format!(
             "{used} bytes of memory are used, maxmemory is {limit}, and with the policy noeviction nothing goes to make room: remove data, \
              or make a cluster with more"
+        )
+    })
+}
+
+/// Why the cluster's own settings forbid every write: too few replicas have said lately that they are there.
+fn why_replicas_are_too_few(info: &Info, settings: &BTreeMap<String, String>) -> Option<String> {
+    // The engine tells it only where it has such settings.
+    let good = info.number("min_slaves_good_slaves")?;
+    let least = settings.iter().find(|(name, _)| canonical(name) == LEAST_REPLICAS)?.1;
+    let too_few = least.parse::<u64>().is_ok_and(|least| good < least);
+    too_few.then(|| {
+        format!(
+            "{LEAST_REPLICAS} is {least}, and {good} replicas have acknowledged lately: bring them back, or lower that setting of the \
+             cluster"
         )
     })
 }
