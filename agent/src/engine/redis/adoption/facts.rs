@@ -119,9 +119,13 @@ async fn sentinels(session: &Session) -> Result<u64, SessionError> {
     Ok(subscribed.max(u64::try_from(named).unwrap_or(u64::MAX)))
 }
 
-/// Names of the modules that were loaded from a file. Where they cannot be asked for there are none.
+/// Names of the modules that were loaded. Where they cannot be asked for there are none.
 async fn modules(session: &Session) -> Vec<String> {
-    let loaded: Vec<Value> = asked(session, &["MODULE", "LIST"]).await.unwrap_or_default();
+    loaded_modules(&asked::<Vec<Value>>(session, &["MODULE", "LIST"]).await.unwrap_or_default())
+}
+
+/// Names of those that come from a file: what is part of the server (release 8 lists `vectorset` with an empty path) a member has, too.
+fn loaded_modules(listed: &[Value]) -> Vec<String> {
     let text = |value: &Value| String::from_redis_value(value.clone()).unwrap_or_default();
     let fields = |module: &Value| -> BTreeMap<String, String> {
         match module {
@@ -132,7 +136,9 @@ async fn modules(session: &Session) -> Vec<String> {
             _ => BTreeMap::new(),
         }
     };
-    loaded.iter().map(fields).filter_map(|mut module| module.remove("name")).collect()
+    let is_part = |module: &BTreeMap<String, String>| module.get("path").is_some_and(String::is_empty);
+    let modules = listed.iter().map(fields).filter(|module| !is_part(module));
+    modules.filter_map(|mut module| module.remove("name")).collect()
 }
 
 /// The lines of a configuration file and of those that it includes, where they can be read.
@@ -196,5 +202,22 @@ mod tests {
         assert_eq!(renamed(&configuration(&main))[..2], ["FLUSHALL", "keys"]);
         assert_eq!(words("  requirepass \"a b\" # c"), ["requirepass", "a b"]);
         assert!(words("# requirepass a").is_empty());
+    }
+
+    #[test]
+    fn modules_that_are_part_of_the_server_are_no_loaded_ones() {
+        let word = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        let listed = |fields: &[&str]| {
+            let mut module: Vec<Value> = fields.iter().map(|field| word(field)).collect();
+            module.extend([word("args"), Value::Array(Vec::new())]);
+            Value::Array(module)
+        };
+        let all = [
+            listed(&["name", "vectorset", "path", ""]),
+            listed(&["name", "search", "path", "/usr/lib/search.so"]),
+            // As release 6 says it.
+            listed(&["name", "older"]),
+        ];
+        assert_eq!(loaded_modules(&all), ["search", "older"]);
     }
 }
