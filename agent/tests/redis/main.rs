@@ -12,6 +12,7 @@ mod adoption;
 #[macro_use]
 mod faults;
 mod backlog;
+mod copies;
 mod fencing;
 mod pair;
 mod unmanaged;

@@ -4,6 +4,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -23,14 +24,15 @@ use super::{Bench, LONG, LOOK, RAW, owned_folder, since};
 use crate::{arguments::Arguments, report::say};
 
 /// Settings of both servers.
-const SETTINGS: [[&str; 2]; 6] = [
-    ["--repl-diskless-sync", "yes"],
-    ["--repl-diskless-sync-delay", "1"],
-    ["--repl-diskless-load", "disabled"],
-    ["--repl-backlog-size", "64mb"],
-    ["--client-output-buffer-limit", "replica 1gb 512mb 120"],
-    ["--save", ""],
-];
+const SETTINGS: &str = "\
+bind 127.0.0.1
+repl-diskless-sync yes
+repl-diskless-sync-delay 1
+repl-diskless-load disabled
+repl-backlog-size 64mb
+client-output-buffer-limit replica 1gb 512mb 120
+save \"\"
+";
 /// How long an empty server may take until it answers.
 const UP: Duration = Duration::from_secs(30);
 
@@ -102,9 +104,13 @@ impl Server {
         owned_folder(data, user)?;
         let port = ports::free(1)?[0];
         let mut command = Command::new(engine.server()?);
-        command.args(["--bind", "127.0.0.1", "--port", &port.to_string()]).arg("--dir").arg(data);
-        command.args(["--requirepass", &login.password, "--masterauth", &login.password]);
-        command.args(SETTINGS.as_flattened()).current_dir(data);
+        let password = &login.password;
+        let own = format!("port {port}\ndir {}\nrequirepass {password}\nmasterauth {password}\n", data.display());
+        // In a file: on its command line KeyDB takes a value of several words for one.
+        let configuration = data.join("server.conf");
+        fs::write(&configuration, [SETTINGS, &own].concat())?;
+        fs::set_permissions(&configuration, fs::Permissions::from_mode(0o644))?;
+        command.arg(&configuration).current_dir(data);
         as_user(&mut command, user)?;
         let server = Self { address: format!("127.0.0.1:{port}"), process: Daemon::start(RAW, command, log)? };
         wait::until("a plain server", UP, || redis::takes_writes(login, &server.address)).await?;
