@@ -207,6 +207,7 @@ impl World for RealWorld {
             allow_list: AllowList::default(),
             access_rules: String::new(),
             mode: self.mode,
+            tls: false,
         }
     }
 

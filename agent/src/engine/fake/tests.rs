@@ -62,6 +62,7 @@ impl World for Trio {
             allow_list: AllowList::default(),
             access_rules: String::new(),
             mode: Mode::default(),
+            tls: false,
         }
     }
 

@@ -169,6 +169,7 @@ impl Factory for RedisFactory {
             max_replicas: 8,
             can_rewind: false,
             forgets_on_crash: true,
+            connection_with_tls: None,
             problem,
             connection: ConnectionFormat {
                 user: access::APPLICATION.to_owned(),
