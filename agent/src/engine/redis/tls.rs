@@ -55,6 +55,8 @@ pub(super) struct Renewal {
     seen: Option<Stamps>,
     /// What was read last, with whatever result.
     tried: Option<Stamps>,
+    /// Whether the engine has read what is in force, for all that this agent knows.
+    told: bool,
 }
 
 /// What a look at the files found.
@@ -115,7 +117,9 @@ impl Redis {
                 flavor.name
             ),
         })?;
-        offload(move || Credentials::of_files(flavor, &files, &host)).await
+        // An engine that has them already is not to wait for the disk of the originals.
+        let reading = offload(move || Credentials::of_files(flavor, &files, &host));
+        time::timeout(BRIEF, reading).await.unwrap_or_else(|_| Err(late("reading the certificate for the engine")))
     }
 
     /// Gives the engine what the files have now. Where they cannot be used it keeps what it has.
@@ -198,19 +202,18 @@ impl Redis {
         let Ok(Read { stamps, credentials }) = reading.await else { return };
         renewal.seen = Some(stamps);
         let Some(credentials) = credentials else { return };
-        let is_first = renewal.tried.replace(stamps).is_none();
+        renewal.tried = Some(stamps);
         let renewed = match credentials {
-            Ok(fresh) => time::timeout(BRIEF, self.take_credentials(fresh, is_first)).await.unwrap_or_else(|_| {
-                Err(DriverError::Deadline {
-                    doing: "renewing the engine's certificate".to_owned(),
-                    seconds: BRIEF.as_secs(),
-                    last: "it is tried again when the files change or the member is configured".to_owned(),
-                })
-            }),
-            Err(error) => Err(error),
+            Ok(fresh) => time::timeout(BRIEF, self.take_credentials(fresh, !renewal.told)).await,
+            Err(error) => Ok(Err(error)),
         };
-        if let Err(error) = renewed {
-            tracing::warn!(%error, "the certificate for the engine cannot be renewed: it keeps the one that it has");
+        match renewed {
+            Ok(Ok(())) => renewal.told = true,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the certificate for the engine cannot be renewed: it keeps the one that it has");
+            }
+            // It has no time for that now.
+            Err(_) => renewal.tried = None,
         }
     }
 
@@ -232,6 +235,14 @@ impl Redis {
             Ok(Box::new(greeted.map_err(|error| of_greeting(&error, host))?) as Box<dyn ByteStream>)
         };
         time::timeout(BRIEF, dialing).await.unwrap_or(Err(SessionError::Silent(BRIEF)))
+    }
+}
+
+fn late(doing: &str) -> DriverError {
+    DriverError::Deadline {
+        doing: doing.to_owned(),
+        seconds: BRIEF.as_secs(),
+        last: "its disk does not answer".to_owned(),
     }
 }
 
