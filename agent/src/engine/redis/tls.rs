@@ -15,6 +15,7 @@ use std::{
     os::unix::process::CommandExt,
     process::{Command, Stdio},
     sync::{Arc, PoisonError},
+    time::Duration,
 };
 
 use regent_common::transport::ByteStream;
@@ -38,6 +39,9 @@ const READ_ANEW: &str = "tls-cert-file";
 /// A server that knows TLS ends with this word when it is to stream by it and has no certificate; any other says that it does not know
 /// the setting, or finds no support of it.
 const MISSES_CERTIFICATE: &str = "No tls-cert-file configured";
+
+/// How long a look waits for the engine to read a renewed certificate.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What is in force.
 #[derive(Default)]
@@ -82,8 +86,9 @@ pub(super) fn check_server(server: &Server, user: &EngineUser) -> Result<(), Dri
     if said.contains(MISSES_CERTIFICATE) {
         return Ok(());
     }
-    let program = server.program.display();
-    Err(DriverError::NoTls { problem: format!("{program} was built without TLS: install one that has it") })
+    let (program, last) = (server.program.display(), said.trim().lines().last().unwrap_or_default());
+    let problem = format!("{program} was built without TLS (it says {last:?}): install one that has it");
+    Err(DriverError::NoTls { problem })
 }
 
 // === impl Redis ===
@@ -204,7 +209,7 @@ impl Redis {
         let Some(credentials) = credentials else { return };
         renewal.tried = Some(stamps);
         let renewed = match credentials {
-            Ok(fresh) => time::timeout(BRIEF, self.take_credentials(fresh, !renewal.told)).await,
+            Ok(fresh) => time::timeout(LOOK, self.take_credentials(fresh, !renewal.told)).await,
             Err(error) => Ok(Err(error)),
         };
         match renewed {
