@@ -124,6 +124,8 @@ pub struct ClusterSpec {
     pub access_rules: String,
     /// How its members stand to each other.
     pub mode: Mode,
+    /// Whether the members' ports speak TLS only, to clients and to each other.
+    pub tls: bool,
 }
 
 /// What only one of the two sides of a multi-master cluster has.
@@ -267,6 +269,9 @@ pub struct EngineOffer {
     pub problem: String,
     /// How clients connect.
     pub connection: ConnectionFormat,
+    /// How clients connect to a cluster whose connections are encrypted; `None` where this node has no certificate for the engine.
+    #[serde(default)]
+    pub connection_with_tls: Option<ConnectionFormat>,
 }
 
 /// How clients of an engine connect; the coordinator fills it in without knowing what it means.

@@ -129,6 +129,7 @@ impl Environment {
             allow_list: cluster.allow_list.clone(),
             access_rules: cluster.access_rules.clone(),
             mode: Mode::named(&cluster.mode).unwrap_or_default(),
+            tls: cluster.tls,
         }
     }
 

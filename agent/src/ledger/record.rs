@@ -167,6 +167,9 @@ pub struct StoredSpec {
     /// How its members stand to each other.
     #[serde(default)]
     pub mode: Mode,
+    /// Whether the members' ports speak TLS only.
+    #[serde(default)]
+    pub tls: bool,
 }
 
 /// The steps of one operation on this node.
@@ -322,6 +325,7 @@ impl From<&ClusterSpec> for StoredSpec {
             settings: spec.settings.clone(),
             access_rules: spec.access_rules.clone(),
             mode: spec.mode,
+            tls: spec.tls,
         }
     }
 }
@@ -340,6 +344,7 @@ impl StoredSpec {
             allow_list: AllowList::default(),
             access_rules: self.access_rules.clone(),
             mode: self.mode,
+            tls: self.tls,
         }
     }
 }

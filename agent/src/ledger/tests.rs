@@ -49,6 +49,7 @@ fn membership(epoch: u64, token: u64) -> Membership {
             settings: Default::default(),
             access_rules: String::new(),
             mode: regent_common::topology::Mode::default(),
+            tls: false,
         },
         configured: false,
         configuration: String::new(),

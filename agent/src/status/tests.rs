@@ -31,6 +31,7 @@ pub(crate) fn membership() -> Membership {
             settings: BTreeMap::new(),
             access_rules: String::new(),
             mode: Mode::default(),
+            tls: false,
         },
         configured: true,
         configuration: String::new(),

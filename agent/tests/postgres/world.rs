@@ -139,6 +139,7 @@ impl World for RealWorld {
             allow_list: AllowList::default(),
             access_rules: String::new(),
             mode: Mode::default(),
+            tls: false,
         }
     }
 

@@ -203,6 +203,7 @@ impl Factory for TestFactory {
             max_replicas: 5,
             can_rewind: true,
             forgets_on_crash: false,
+            connection_with_tls: None,
             problem: section
                 .and_then(|section| section.get("problem"))
                 .and_then(|text| text.as_str())
@@ -509,6 +510,7 @@ pub fn spec() -> ClusterSpec {
         allow_list: AllowList::default(),
         access_rules: String::new(),
         mode: Mode::default(),
+        tls: false,
     }
 }
 

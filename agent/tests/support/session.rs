@@ -30,6 +30,7 @@ pub fn spec_of(agents: &[&Agent]) -> wire::ClusterSpec {
         allow_list: Vec::new(),
         access_rules: String::new(),
         mode: String::new(),
+        tls: false,
         cluster: "db".to_owned(),
         engine: "test".to_owned(),
         version: String::new(),

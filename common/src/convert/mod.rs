@@ -311,12 +311,8 @@ impl From<&EngineOffer> for wire::EngineOffer {
             can_rewind: offer.can_rewind,
             forgets_on_crash: offer.forgets_on_crash,
             problem: offer.problem.clone(),
-            connection: Some(wire::ConnectionFormat {
-                user: offer.connection.user.clone(),
-                database: offer.connection.database.clone(),
-                any: offer.connection.any.clone(),
-                primary: offer.connection.primary.clone(),
-            }),
+            connection: Some((&offer.connection).into()),
+            connection_with_tls: offer.connection_with_tls.as_ref().map(Into::into),
         }
     }
 }
@@ -334,6 +330,7 @@ impl From<wire::EngineOffer> for EngineOffer {
             forgets_on_crash: message.forgets_on_crash,
             problem: message.problem,
             connection: message.connection.map(Into::into).unwrap_or_default(),
+            connection_with_tls: message.connection_with_tls.map(Into::into),
         }
     }
 }
@@ -377,6 +374,17 @@ impl From<wire::Progress> for Progress {
             eta_seconds: message.eta_seconds,
             entries_done: message.entries_done,
             entries_total: message.entries_total,
+        }
+    }
+}
+
+impl From<&ConnectionFormat> for wire::ConnectionFormat {
+    fn from(format: &ConnectionFormat) -> Self {
+        Self {
+            user: format.user.clone(),
+            database: format.database.clone(),
+            any: format.any.clone(),
+            primary: format.primary.clone(),
         }
     }
 }
@@ -445,6 +453,7 @@ impl From<&ClusterSpec> for agent::ClusterSpec {
                 Mode::PrimaryReplica => String::new(),
                 mode @ Mode::MultiMaster => mode.label().to_owned(),
             },
+            tls: spec.tls,
         }
     }
 }
@@ -469,6 +478,7 @@ impl TryFrom<agent::ClusterSpec> for ClusterSpec {
                 "" => Mode::PrimaryReplica,
                 name => Mode::named(name).ok_or_else(|| ConvertError::UnknownMode { name: name.to_owned() })?,
             },
+            tls: message.tls,
         })
     }
 }

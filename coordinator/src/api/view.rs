@@ -107,6 +107,7 @@ pub fn cluster(facts: &ClusterFacts<'_>) -> wire::Cluster {
         restart_budget: record.policy.restart_budget.unwrap_or_default(),
         paused: record.policy.paused,
         allow_list: Some(allow_list(facts)),
+        tls: record.tls,
         serving: serving(record, facts.judgements).iter().map(ToString::to_string).collect(),
     }
 }

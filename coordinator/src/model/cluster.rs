@@ -40,6 +40,9 @@ pub struct ClusterRecord {
     pub version: String,
     /// Mode, such as "primary-replica".
     pub mode: String,
+    /// Whether the members' ports speak TLS only; decided when it is created.
+    #[serde(default)]
+    pub tls: bool,
     /// Raised at every change of primary.
     pub epoch: Epoch,
     /// Raised whenever an operation starts, resumes, is cancelled or gives up a step (rule T1).
@@ -264,6 +267,7 @@ impl ClusterRecord {
             engine: String::new(),
             version: String::new(),
             mode: String::new(),
+            tls: false,
             epoch: Epoch(0),
             token: OperationToken(0),
             primary: None,

@@ -25,6 +25,7 @@ pub(crate) fn cluster() -> ClusterRecord {
         engine: "fake".to_owned(),
         version: String::new(),
         mode: String::new(),
+        tls: false,
         epoch: Epoch(1),
         token: OperationToken(1),
         primary: Some(name(1)),

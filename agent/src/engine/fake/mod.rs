@@ -357,6 +357,7 @@ impl Factory for FakeWorld {
             max_replicas: 8,
             can_rewind: true,
             forgets_on_crash: false,
+            connection_with_tls: None,
             problem: String::new(),
             connection: ConnectionFormat::default(),
         }

@@ -133,6 +133,7 @@ impl Factory for PostgresFactory {
             max_replicas: 8,
             can_rewind: true,
             forgets_on_crash: false,
+            connection_with_tls: None,
             problem,
             connection: ConnectionFormat {
                 user: "app".to_owned(),

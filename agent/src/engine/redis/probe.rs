@@ -21,6 +21,7 @@ use super::{
     pair::place_of_side,
     position::{Place, end_of},
     session::SessionError,
+    tls::Renewal,
     wire,
 };
 use crate::{
@@ -50,11 +51,12 @@ const SENT: u64 = 256 << 10;
 const LEAST_REPLICAS: &str = "min-replicas-to-write";
 
 /// What the looks remember.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Eyes {
     connection: Option<Connection>,
     canary: Canary,
     written: Rate,
+    renewal: Renewal,
 }
 
 /// What the last new connection told.
@@ -162,6 +164,7 @@ impl Redis {
         let rate = info.offset().and_then(|offset| eyes.written.look(time::Instant::now(), offset));
         if known && state == EngineState::Running {
             self.size_backlog(&eyes.written, &info).await;
+            self.follow_renewal(&mut eyes.renewal).await;
         }
         let mut observation = EngineObservation {
             state,
@@ -186,6 +189,9 @@ impl Redis {
         };
         if let Some(is_open) = is_open {
             observation.set_open(is_open);
+        }
+        if let Some(credentials) = self.credentials() {
+            observation.details.insert("certificate_until".to_owned(), credentials.until().to_string());
         }
         observation
     }

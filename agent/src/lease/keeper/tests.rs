@@ -67,6 +67,7 @@ fn reigning(recorded: Option<Electorate>) -> Ledger {
             settings: Default::default(),
             access_rules: String::new(),
             mode: regent_common::topology::Mode::default(),
+            tls: false,
         },
         configured: true,
         configuration: String::new(),

@@ -264,6 +264,7 @@ async fn bench_with_an_instance() -> Bench {
         max_replicas: 3,
         can_rewind: true,
         forgets_on_crash: false,
+        connection_with_tls: None,
         problem: String::new(),
         connection: ConnectionFormat::default(),
     };

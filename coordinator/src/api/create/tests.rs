@@ -15,6 +15,7 @@ fn candidate(name: &str) -> (NodeName, Candidate) {
         max_replicas: 3,
         can_rewind: true,
         forgets_on_crash: false,
+        connection_with_tls: None,
         problem: String::new(),
         connection: ConnectionFormat::default(),
     };

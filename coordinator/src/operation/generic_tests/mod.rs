@@ -67,6 +67,7 @@ fn record(creating: bool) -> ClusterRecord {
         engine: "fake".to_owned(),
         version: "1".to_owned(),
         mode: "primary-replica".to_owned(),
+        tls: false,
         epoch: Epoch(u64::from(!creating)),
         token: OperationToken(0),
         primary: (!creating).then(|| member(1)),

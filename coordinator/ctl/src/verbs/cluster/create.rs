@@ -66,6 +66,7 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
         request_id: context.request_id(),
         validate_only: arguments.check.dry_run,
         profile: arguments.profile.unwrap_or_default(),
+        tls: false,
     };
     let connection = context.connect(&call).await?;
     let answer = connection.clusters().create_cluster(request(message)).await.map_err(|status| call.failed(status))?;
