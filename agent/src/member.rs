@@ -10,6 +10,7 @@ use std::{
 };
 
 use regent_common::{
+    error::ErrorChain,
     ids::{ClusterName, MemberName},
     position::Position,
     topology::{EngineObservation, EngineOffer, EngineState},
@@ -133,7 +134,24 @@ impl Member {
 
     /// What this node can run.
     pub fn offers(&self) -> Vec<EngineOffer> {
-        self.engines.iter().map(|factory| factory.offer(self.place.sections.get(factory.name()))).collect()
+        self.engines.iter().map(|factory| self.offer_of(*factory)).collect()
+    }
+
+    fn offer_of(&self, factory: &dyn Factory) -> EngineOffer {
+        let section = self.place.sections.get(factory.name());
+        let mut offer = factory.offer(section);
+        if !offer.problem.is_empty() {
+            return offer;
+        }
+        match factory.connection_with_tls(section, &self.place.advertise_host) {
+            Ok(Some(connection)) => offer.connection_with_tls = Some(connection),
+            Ok(None) => {}
+            Err(error) => {
+                let engine = factory.name();
+                tracing::warn!(engine, error = %ErrorChain(&error), "no member whose port speaks TLS can be on this node");
+            }
+        }
+        offer
     }
 
     /// Folder of a cluster on this node.

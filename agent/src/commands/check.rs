@@ -10,6 +10,7 @@ use std::{
 
 use regent_common::{
     clock::{SystemClock, wall_now},
+    error::ErrorChain,
     topology::EngineOffer,
 };
 use serde::Serialize;
@@ -17,7 +18,7 @@ use serde::Serialize;
 use super::{Common, Failure, Output, output};
 use crate::{
     config::Config,
-    engine::ENGINES,
+    engine::{ENGINES, Factory},
     firewall::{Firewall, nftables::NftablesFirewall},
     gate::{Gate, nftables::NftablesGate},
     host,
@@ -111,7 +112,19 @@ fn engines(config: &Config) -> Vec<Finding> {
             Finding::warn(what, "cannot be used", offer.problem)
         }
     };
-    offers.into_iter().map(finding).collect()
+    offers.into_iter().map(finding).chain(ENGINES.iter().filter_map(|factory| encryption(config, *factory))).collect()
+}
+
+/// Whether members whose ports speak TLS can be here, where a certificate for that is configured.
+fn encryption(config: &Config, factory: &dyn Factory) -> Option<Finding> {
+    let what = format!("TLS of {}", factory.name());
+    match factory.connection_with_tls(config.engine.get(factory.name()), &config.advertise_host()) {
+        Ok(None) => None,
+        Ok(Some(_)) => Some(Finding::ok(what, "the certificate is usable")),
+        Err(error) => {
+            Some(Finding::warn(what, "no member whose port speaks TLS can be here", ErrorChain(&error).to_string()))
+        }
+    }
 }
 
 /// What the kernel can do for the fence, tried in a table of its own that is gone afterwards.

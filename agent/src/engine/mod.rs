@@ -20,7 +20,8 @@ use regent_common::{
     ids::{ClusterName, MemberName},
     position::Position,
     topology::{
-        ClusterSpec, Difference, Endpoint, EngineObservation, EngineOffer, HeardPosition, Mode, Peer, Progress,
+        ClusterSpec, ConnectionFormat, Difference, Endpoint, EngineObservation, EngineOffer, HeardPosition, Mode, Peer,
+        Progress,
     },
 };
 use tokio::sync::watch;
@@ -48,6 +49,16 @@ pub trait Factory: Sync {
 
     /// What the engine can do on this node: capabilities of the driver and the versions that are installed.
     fn offer(&self, section: Option<&toml::Table>) -> EngineOffer;
+
+    /// How clients connect to members on this node whose ports speak TLS only; `None` where the configuration has no certificate for
+    /// that. An error says why the one that it has cannot be used, and what to do.
+    fn connection_with_tls(
+        &self,
+        _section: Option<&toml::Table>,
+        _advertise_host: &str,
+    ) -> Result<Option<ConnectionFormat>, DriverError> {
+        Ok(None)
+    }
 
     /// Asks the engine's own program whether it would take these settings; changes nothing.
     async fn check_settings(&self, asked: &SettingsCheck<'_>) -> Result<(), DriverError>;
@@ -412,6 +423,12 @@ pub enum DriverError {
         doing: &'static str,
         /// The cluster's mode.
         mode: Mode,
+    },
+    /// Members whose ports speak TLS only cannot be here.
+    #[error("no member whose port speaks TLS can be on this node: {problem}; nothing was changed")]
+    NoTls {
+        /// Why, and what to do.
+        problem: String,
     },
     /// This copy has changes that the upstream has not.
     #[error("this copy has diverged from {upstream}: {detail}")]

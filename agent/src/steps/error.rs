@@ -183,7 +183,7 @@ fn driver_reason(error: &DriverError) -> Reason {
         DriverError::NotAdoptable { .. } => Reason::NotAdoptable,
         DriverError::PortInUse { .. } => Reason::PortInUse,
         DriverError::UnknownSetting { .. } => Reason::UnknownSetting,
-        DriverError::InvalidSetting { .. } => Reason::InvalidField,
+        DriverError::InvalidSetting { .. } | DriverError::NoTls { .. } => Reason::InvalidField,
         DriverError::DiskFull { .. } => Reason::DiskFull,
         DriverError::NoData { .. } | DriverError::Dirty { .. } => Reason::DataDirty,
         DriverError::Diverged { .. } => Reason::Diverged,

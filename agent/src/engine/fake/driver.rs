@@ -282,6 +282,9 @@ impl Driver for FakeDriver {
     async fn configure(&self, spec: &ClusterSpec) -> Result<(), DriverError> {
         self.act("configure", |hand| {
             hand.check_ours()?;
+            if spec.tls {
+                return Err(DriverError::NoTls { problem: "the engine has none".to_owned() });
+            }
             check_settings(&spec.settings)?;
             hand.instance().wanted = Some(spec.clone());
             Ok(())

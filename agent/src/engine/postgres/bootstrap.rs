@@ -100,6 +100,10 @@ impl Wanted {
 impl Postgres {
     /// Checks what is wanted, writes the files, and brings a running engine to them.
     pub(super) async fn apply_spec(&self, spec: &ClusterSpec) -> Result<(), DriverError> {
+        if spec.tls {
+            let problem = "PostgreSQL has TLS by settings of its own".to_owned();
+            return Err(DriverError::NoTls { problem });
+        }
         let wanted = Wanted::of(spec)?;
         let place = config::Place {
             layout: &self.layout,

@@ -34,6 +34,7 @@ pub(super) struct Wanted {
     pub(super) secrets: Secrets,
     pub(super) settings: BTreeMap<String, String>,
     pub(super) mode: Mode,
+    pub(super) tls: bool,
 }
 
 /// The same on the disk, in a file that only we may read.
@@ -49,6 +50,9 @@ struct Stored {
     /// How the members stand to each other.
     #[serde(default, skip_serializing_if = "is_usual")]
     mode: Mode,
+    /// Whether the members' ports speak TLS only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    tls: bool,
 }
 
 fn is_usual(mode: &Mode) -> bool {
@@ -79,6 +83,7 @@ impl Wanted {
             },
             settings: spec.settings.clone(),
             mode: spec.mode,
+            tls: spec.tls,
         })
     }
 
@@ -91,7 +96,7 @@ impl Wanted {
             application: secret("application"),
             adopted: stored.access_rules,
         };
-        Some(Self { members: stored.members, secrets, settings: stored.settings, mode: stored.mode })
+        Some(Self { members: stored.members, secrets, settings: stored.settings, mode: stored.mode, tls: stored.tls })
     }
 
     fn store(&self, layout: &Layout) -> Result<(), DriverError> {
@@ -106,6 +111,7 @@ impl Wanted {
             settings: self.settings.clone(),
             access_rules: adopted.clone(),
             mode: self.mode,
+            tls: self.tls,
         };
         layout.write_ours(&layout.wanted(), &serde_json::to_vec(&stored).expect("names and texts are JSON"))
     }
@@ -145,12 +151,22 @@ impl Redis {
         if spec.mode == Mode::MultiMaster && !spec.access_rules.is_empty() {
             return Err(DriverError::OtherMode { doing: "users of an adopted instance", mode: spec.mode });
         }
-        let agent = match self.known_wanted() {
+        let known = self.known_wanted();
+        if known.as_ref().is_some_and(|known| known.tls != spec.tls) {
+            return Err(DriverError::InvalidSetting {
+                name: "tls".to_owned(),
+                problem: "whether the members' ports speak TLS is decided when the cluster is created".to_owned(),
+            });
+        }
+        if spec.tls {
+            self.check_encryption().await?;
+        }
+        let agent = match known {
             Some(known) => known.secrets.agent.clone(),
             None => new_secret()?,
         };
         let wanted = Arc::new(Wanted::of(spec, agent)?);
-        let conf = config::server_conf(&self.place_of_files(), spec.mode, &spec.settings, &wanted.secrets);
+        let conf = config::server_conf(&self.place_of_files(), &wanted);
         let upstream = match spec.mode {
             Mode::PrimaryReplica => config::upstream_conf(None),
             Mode::MultiMaster => config::side_conf(None),
@@ -166,6 +182,9 @@ impl Redis {
             layout.write_for_engine(&layout.upstream_conf(), upstream.as_bytes())
         })
         .await?;
+        if wanted.tls {
+            self.keep_credentials().await?;
+        }
         // What stands there already was accepted when it was written, by a run of the engine's program.
         let standing = fs::read(self.layout.server_conf()).ok();
         if standing.as_deref() != Some(conf.as_bytes()) {
@@ -309,6 +328,7 @@ impl Redis {
             })
             .await?;
             self.wanted.lock().unwrap_or_else(PoisonError::into_inner).take();
+            self.set_credentials(None);
             self.forget_line();
         }
         // Also where it is nobody's: a release whose end could not be noted is asked for again, and to open the driver made the folder.

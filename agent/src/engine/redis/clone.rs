@@ -7,10 +7,12 @@
 
 use std::{os::unix::fs::OpenOptionsExt, sync::Arc, time::Duration};
 
-use regent_common::topology::{Peer, Progress};
+use regent_common::{
+    topology::{Peer, Progress},
+    transport::ByteStream,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, BufReader},
-    net::TcpStream,
     sync::watch,
     task::{JoinHandle, spawn_blocking},
     time,
@@ -142,9 +144,8 @@ impl Redis {
         let refused =
             |detail: String| DriverError::Refused { doing: format!("be copied from {}", source.member), detail };
         let broken = |error: std::io::Error| refused(format!("the connection broke: {error}"));
-        let address = (source.engine.host.as_str(), source.engine.port);
-        let stream = time::timeout(BRIEF, TcpStream::connect(address)).await;
-        let stream = stream.map_err(|_| refused("nobody answers".to_owned()))?.map_err(broken)?;
+        let stream = self.dial(&source.engine.host, source.engine.port).await;
+        let stream = stream.map_err(|error| refused(error.to_string()))?;
         let mut stream = BufReader::with_capacity(1 << 18, stream);
         let secret = self.wanted()?.secrets.replication.clone();
         ask_for_copy(&mut stream, REPLICATOR, &secret).await.map_err(broken)?.map_err(refused)?;
@@ -181,7 +182,7 @@ impl Redis {
 
     async fn write_snapshot(
         &self,
-        stream: &mut BufReader<TcpStream>,
+        stream: &mut BufReader<Box<dyn ByteStream>>,
         end: &End,
         options: CloneOptions,
         progress: &watch::Sender<Progress>,

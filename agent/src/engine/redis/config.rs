@@ -16,6 +16,8 @@ use tokio::{io::AsyncWriteExt, process::Command, time};
 use super::{
     access::{REPLICATOR, SIDE, Secrets},
     backlog,
+    bootstrap::Wanted,
+    certificate::Part,
     flavor::{Flavor, Section, Server},
 };
 use crate::engine::{
@@ -263,13 +265,9 @@ async fn try_configuration(
 }
 
 /// Renders `server.conf`.
-pub(super) fn server_conf(
-    place: &Place<'_>,
-    mode: Mode,
-    settings: &BTreeMap<String, String>,
-    secrets: &Secrets,
-) -> String {
-    let (stream, other) = match mode {
+pub(super) fn server_conf(place: &Place<'_>, wanted: &Wanted) -> String {
+    let Wanted { settings, secrets, .. } = wanted;
+    let (stream, other) = match wanted.mode {
         Mode::PrimaryReplica => (REPLICATOR, [].as_slice()),
         Mode::MultiMaster => (SIDE, OF_A_SIDE),
     };
@@ -277,7 +275,19 @@ pub(super) fn server_conf(
         "# Written by regent-agent for member {}. Changes made here are lost: change the settings of the cluster.\n",
         place.member
     );
-    set(&mut text, "port", &place.port.to_string());
+    if wanted.tls {
+        let copy = |part| quoted(&place.layout.tls_copy(part).display().to_string());
+        set(&mut text, "port", "0");
+        set(&mut text, "tls-port", &place.port.to_string());
+        set(&mut text, "tls-cert-file", &copy(Part::Certificate));
+        set(&mut text, "tls-key-file", &copy(Part::Key));
+        set(&mut text, "tls-ca-cert-file", &copy(Part::Ca));
+        set(&mut text, "tls-replication", "yes");
+        // Who comes proves who he is by his password, as in every cluster: an application needs no certificate for that.
+        set(&mut text, "tls-auth-clients", "no");
+    } else {
+        set(&mut text, "port", &place.port.to_string());
+    }
     set(&mut text, "bind", &listening(place.section));
     set(&mut text, "unixsocket", &quoted(&place.socket.display().to_string()));
     set(&mut text, "dir", &quoted(&place.layout.data().display().to_string()));
@@ -437,25 +447,47 @@ mod tests {
             application: None,
             adopted: String::new(),
         };
-        let wanted = settings(&[("maxmemory", "1gb"), ("save", ""), ("slave-priority", "5")]);
-        insta::assert_snapshot!(server_conf(&place, Mode::PrimaryReplica, &wanted, &secrets));
+        let mut wanted = Wanted {
+            members: Vec::new(),
+            secrets,
+            settings: settings(&[("maxmemory", "1gb"), ("save", ""), ("slave-priority", "5")]),
+            mode: Mode::PrimaryReplica,
+            tls: false,
+        };
+        insta::assert_snapshot!(server_conf(&place, &wanted));
 
         let server = Server { program: "/usr/bin/keydb-server".into(), version: "6.3.4".into(), release: (6, 3) };
         let place = Place { flavor: &KEYDB, server: &server, ..place };
-        let text = server_conf(&place, Mode::PrimaryReplica, &wanted, &secrets);
+        let text = server_conf(&place, &wanted);
         let has = |name: &str| text.lines().any(|line| line.starts_with(name));
         assert!(has("active-replica no") && has("multi-master no"), "{text}");
         assert!(
             !has("busy-reply-threshold") && !has("shutdown-on-sigterm"),
             "it knows them only from release 7 on: {text}"
         );
-        let text = server_conf(&place, Mode::MultiMaster, &wanted, &secrets);
+        wanted.mode = Mode::MultiMaster;
+        let text = server_conf(&place, &wanted);
         let lines = |name: &str| text.lines().filter(|line| line.starts_with(name)).collect::<Vec<_>>();
         assert_eq!(lines("active-replica"), ["active-replica yes"]);
         assert_eq!(lines("multi-master"), ["multi-master yes"]);
         assert_eq!(lines("replica-read-only"), ["replica-read-only no"]);
         assert_eq!(lines("masteruser"), ["masteruser regent-side"]);
         assert_eq!(lines("replicaof"), Vec::<&str>::new());
+        assert_eq!(lines("tls-"), Vec::<&str>::new());
+        wanted.tls = true;
+        let text = server_conf(&place, &wanted);
+        let lines = |name: &str| text.lines().filter(|line| line.starts_with(name)).collect::<Vec<_>>();
+        assert_eq!(lines("port"), ["port 0"]);
+        assert_eq!(lines("replica-announce-port"), ["replica-announce-port 6379"]);
+        let of_tls = [
+            "tls-port 6379",
+            "tls-cert-file \"/srv/engines/cache/conf/tls.crt\"",
+            "tls-key-file \"/srv/engines/cache/conf/tls.key\"",
+            "tls-ca-cert-file \"/srv/engines/cache/conf/tls-ca.crt\"",
+            "tls-replication yes",
+            "tls-auth-clients no",
+        ];
+        assert_eq!(lines("tls-"), of_tls);
     }
 
     #[test]

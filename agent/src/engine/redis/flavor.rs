@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use regent_common::topology::Mode;
 use serde::Deserialize;
 
+use super::certificate::Files;
 use crate::engine::{DriverError, layout::EngineUser};
 
 /// One of the engines of the family.
@@ -96,6 +97,8 @@ pub(super) struct Section {
     pub(super) port: Option<u16>,
     /// Addresses to listen on, parted by commas; unset: all.
     pub(super) listen_addresses: Option<String>,
+    /// The certificate for clusters whose members' ports speak TLS only.
+    pub(super) tls: Option<Files>,
 }
 
 /// The installed server.

@@ -136,6 +136,9 @@ impl Redis {
             // A child that writes a snapshot outlives its server.
             self.supervisor.kill_all(KILL).await.map_err(|error| refused("start", &error))?;
             check_port(self.section.listen_addresses.as_deref(), self.endpoint.port)?;
+            if wanted.tls {
+                self.keep_credentials().await?;
+            }
             // The data may be another copy than that of the last start.
             self.reload_line();
             let users = self.users_at_start(&wanted);

@@ -35,11 +35,13 @@ use tokio::sync::watch;
 
 use self::{
     bootstrap::Wanted,
+    certificate::Credentials,
     delivery::Acknowledged,
     flavor::{Flavor, Section, Server},
     position::Line,
     probe::Eyes,
     session::{BRIEF, Session, SessionError},
+    tls::Encryption,
 };
 use super::{
     Activation, CloneOptions, Cloned, Context, Driver, DriverError, Factory, FoundInstance, Ground, SettingsCheck,
@@ -54,6 +56,7 @@ mod adoption;
 mod backlog;
 mod bootstrap;
 mod catching_up;
+mod certificate;
 mod clone;
 mod config;
 mod delivery;
@@ -69,6 +72,7 @@ mod probe;
 mod replication;
 mod session;
 mod swapping;
+mod tls;
 mod wire;
 
 /// Port of an engine whose cluster and node name none.
@@ -124,6 +128,7 @@ struct Redis {
     asked_line: Mutex<Option<Line>>,
     facts: Arc<Facts>,
     eyes: tokio::sync::Mutex<Eyes>,
+    encryption: Encryption,
 }
 
 /// What is known of the files without touching the disk, which may hang.
@@ -171,14 +176,20 @@ impl Factory for RedisFactory {
             forgets_on_crash: true,
             connection_with_tls: None,
             problem,
-            connection: ConnectionFormat {
-                user: access::APPLICATION.to_owned(),
-                database: "0".to_owned(),
-                any: "redis://{user}:{password}@{hosts}/{database}".to_owned(),
-                // Its clients have no word for several hosts of which one takes writes.
-                primary: String::new(),
-            },
+            connection: connection("redis"),
         }
+    }
+
+    fn connection_with_tls(
+        &self,
+        section: Option<&toml::Table>,
+        advertise_host: &str,
+    ) -> Result<Option<ConnectionFormat>, DriverError> {
+        let Some(files) = Section::read(self.flavor, section)?.tls else { return Ok(None) };
+        let (section, server) = self.installed(section, "")?;
+        tls::check_server(&server, &section.engine_user(self.flavor)?)?;
+        Credentials::of_files(self.flavor, &files, advertise_host)?;
+        Ok(Some(connection("rediss")))
     }
 
     async fn check_settings(&self, asked: &SettingsCheck<'_>) -> Result<(), DriverError> {
@@ -193,6 +204,17 @@ impl Factory for RedisFactory {
 
     fn open(&self, context: Context) -> Result<Arc<dyn Driver>, DriverError> {
         Ok(Arc::new(Redis::open(self.flavor, context)?))
+    }
+}
+
+/// How clients connect, with or without TLS.
+fn connection(scheme: &str) -> ConnectionFormat {
+    ConnectionFormat {
+        user: access::APPLICATION.to_owned(),
+        database: "0".to_owned(),
+        any: format!("{scheme}://{{user}}:{{password}}@{{hosts}}/{{database}}"),
+        // Its clients have no word for several hosts of which one takes writes.
+        primary: String::new(),
     }
 }
 
@@ -244,7 +266,7 @@ impl Redis {
         facts.refresh(&layout);
         let wanted = Wanted::load(&layout).map(Arc::new);
         let upstream = std::fs::read_to_string(layout.upstream_conf()).unwrap_or_default();
-        Ok(Self {
+        let driver = Self {
             flavor,
             member: context.member,
             section,
@@ -267,7 +289,12 @@ impl Redis {
             layout,
             facts,
             eyes: tokio::sync::Mutex::default(),
-        })
+            encryption: Encryption::default(),
+        };
+        if driver.known_wanted().is_some_and(|wanted| wanted.tls) {
+            driver.set_credentials(Credentials::of_copies(&driver.layout).map(Arc::new));
+        }
+        Ok(driver)
     }
 
     /// Runs file operations where they may wait for the disk.

@@ -20,6 +20,7 @@ use super::{
     pair::place_of_side,
     position::{Place, end_of},
     session::SessionError,
+    tls::Renewal,
     wire,
 };
 use crate::{
@@ -46,11 +47,12 @@ const WAITS_PER_TICK: u64 = 100;
 const SENT: u64 = 256 << 10;
 
 /// What the looks remember.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Eyes {
     connection: Option<Connection>,
     canary: Canary,
     written: Rate,
+    renewal: Renewal,
 }
 
 /// What the last new connection told.
@@ -157,6 +159,7 @@ impl Redis {
         let rate = info.offset().and_then(|offset| eyes.written.look(time::Instant::now(), offset));
         if known && state == EngineState::Running {
             self.size_backlog(&eyes.written, &info).await;
+            self.follow_renewal(&mut eyes.renewal).await;
         }
         let mut observation = EngineObservation {
             state,
@@ -181,6 +184,9 @@ impl Redis {
         };
         if let Some(is_open) = is_open {
             observation.set_open(is_open);
+        }
+        if let Some(credentials) = self.credentials() {
+            observation.details.insert("certificate_until".to_owned(), credentials.until().to_string());
         }
         observation
     }

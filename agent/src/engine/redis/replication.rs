@@ -363,7 +363,7 @@ impl Redis {
 
     pub(super) async fn session_with(&self, host: &str, port: u16) -> Result<Session, SessionError> {
         let wanted = self.known_wanted().ok_or_else(SessionError::never_configured)?;
-        Session::remote(host, port, &wanted.secrets.replication).await
+        Session::remote(self.dial(host, port).await?, &wanted.secrets.replication).await
     }
 
     async fn ask_for_place(&self, host: &str, port: u16) -> Result<Option<Place>, SessionError> {

@@ -2,12 +2,13 @@
 //!
 //! **Invariant:** every connection and every answer has a deadline; nothing here is ever tried again.
 
-use std::{path::Path, time::Duration};
+use std::{io, path::Path, time::Duration};
 
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, FromRedisValue, IntoConnectionInfo, Pipeline,
     RedisConnectionInfo, RedisError, aio::MultiplexedConnection,
 };
+use regent_common::transport::ByteStream;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time;
 
@@ -44,6 +45,9 @@ pub(super) enum SessionError {
     /// The connection broke.
     #[error("the connection broke: {0}")]
     Broken(String),
+    /// Who listens does not prove that he is a member; he was asked nothing.
+    #[error("{0}")]
+    Untrusted(String),
 }
 
 // === impl Session ===
@@ -51,37 +55,35 @@ pub(super) enum SessionError {
 impl Session {
     /// Connects to our own engine.
     pub(super) async fn local(socket: &Path, secret: &SecretString, limit: Duration) -> Result<Self, SessionError> {
-        Self::connect(ConnectionAddr::Unix(socket.to_owned()), AGENT, secret, limit).await
+        let session = Self::open(ConnectionAddr::Unix(socket.to_owned()), limit).await?;
+        session.log_in(AGENT, secret, limit).await
     }
 
-    /// Connects to another member's engine, as the members do.
-    pub(super) async fn remote(host: &str, port: u16, secret: &SecretString) -> Result<Self, SessionError> {
-        Self::connect(ConnectionAddr::Tcp(host.to_owned(), port), REPLICATOR, secret, BRIEF).await
+    /// Speaks with another member's engine, as the members do, over a connection to it.
+    pub(super) async fn remote(stream: Box<dyn ByteStream>, secret: &SecretString) -> Result<Self, SessionError> {
+        let greeting = greeting();
+        let connecting = MultiplexedConnection::new_with_config(&greeting, stream, manners());
+        let connected = time::timeout(BRIEF, Box::pin(connecting)).await.map_err(|_| SessionError::Silent(BRIEF))?;
+        let (connection, speaking) = connected.map_err(|error| SessionError::of(&error))?;
+        // Ends with the last session that is a clone of this one.
+        tokio::spawn(speaking);
+        Self { connection }.log_in(REPLICATOR, secret, BRIEF).await
     }
 
-    async fn connect(
-        address: ConnectionAddr,
-        user: &str,
-        secret: &SecretString,
-        limit: Duration,
-    ) -> Result<Self, SessionError> {
-        let session = Self::open(address, limit).await?;
+    async fn log_in(self, user: &str, secret: &SecretString, limit: Duration) -> Result<Self, SessionError> {
         // Not with the connection: the library would say of an engine that is full, too, that the password is wrong.
         let login = [user, secret.expose_secret()];
-        session.ask::<redis::Value>(Cmd::new().arg("AUTH").arg(&login), limit).await?;
-        Ok(session)
+        self.ask::<redis::Value>(Cmd::new().arg("AUTH").arg(&login), limit).await?;
+        Ok(self)
     }
 
     /// Connects, and says no name.
     pub(super) async fn open(address: ConnectionAddr, limit: Duration) -> Result<Self, SessionError> {
-        // Not every flavor knows `CLIENT SETINFO`.
-        let plain = RedisConnectionInfo::default().set_skip_set_lib_name();
         let client = address
             .into_connection_info()
-            .and_then(|info| Client::open(info.set_redis_settings(plain)))
+            .and_then(|info| Client::open(info.set_redis_settings(greeting())))
             .map_err(|error| SessionError::of(&error))?;
-        // Each question has a deadline of its own.
-        let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+        let config = manners();
         let connecting = client.get_multiplexed_async_connection_with_config(&config);
         let connected = time::timeout(limit, Box::pin(connecting)).await.map_err(|_| SessionError::Silent(limit))?;
         Ok(Self { connection: connected.map_err(|error| SessionError::of(&error))? })
@@ -164,6 +166,16 @@ impl Session {
     }
 }
 
+/// What is said first: not every flavor knows `CLIENT SETINFO`.
+fn greeting() -> RedisConnectionInfo {
+    RedisConnectionInfo::default().set_skip_set_lib_name()
+}
+
+/// Each question has a deadline of its own.
+fn manners() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None)
+}
+
 // === impl SessionError ===
 
 impl SessionError {
@@ -180,6 +192,14 @@ impl SessionError {
     /// Whether the connection is of no more use.
     pub(super) fn is_broken(&self) -> bool {
         matches!(self, Self::Broken(_) | Self::NobodyListens(_))
+    }
+
+    /// A connection could not be made.
+    pub(super) fn of_io(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Self::NobodyListens(error.to_string()),
+            _ => Self::Broken(error.to_string()),
+        }
     }
 
     fn of(error: &RedisError) -> Self {

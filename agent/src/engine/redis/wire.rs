@@ -28,12 +28,8 @@ fn command(words: &[&str]) -> Vec<u8> {
 /// disk that takes its snapshots, is an answer of a living engine: its words. An error is silence, or [`SessionError::Loading`].
 pub(super) async fn knock(socket: &Path, secret: &SecretString, limit: Duration) -> Result<String, SessionError> {
     let answered = async {
-        let mut stream = BufReader::new(UnixStream::connect(socket).await.map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                SessionError::NobodyListens(error.to_string())
-            }
-            _ => SessionError::Broken(error.to_string()),
-        })?);
+        let stream = UnixStream::connect(socket).await.map_err(|error| SessionError::of_io(&error))?;
+        let mut stream = BufReader::new(stream);
         for words in [&["AUTH", AGENT, secret.expose_secret()][..], &["PING"]] {
             // An engine that is full says so before it is asked, and hangs up.
             let sent = stream.write_all(&command(words)).await;
@@ -60,12 +56,14 @@ pub(super) async fn ask_for_copy<S: AsyncRead + AsyncWrite + Unpin>(
     for words in greeting {
         // One after the other: the engine takes no such request while an answer is still to be sent.
         stream.write_all(&command(words)).await?;
+        stream.flush().await?;
         let answer = line(stream).await?;
         if !answer.starts_with('+') {
             return Ok(Err(answer));
         }
     }
-    stream.write_all(&command(&["PSYNC", "?", "-1"])).await.map(Ok)
+    stream.write_all(&command(&["PSYNC", "?", "-1"])).await?;
+    stream.flush().await.map(Ok)
 }
 
 async fn line<S: AsyncRead + Unpin>(stream: &mut BufReader<S>) -> io::Result<String> {

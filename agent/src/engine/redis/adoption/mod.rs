@@ -50,6 +50,10 @@ impl Redis {
         upstream: Option<&Peer>,
     ) -> Result<Position, DriverError> {
         let wanted = self.wanted()?;
+        if wanted.tls {
+            let problem = "a cluster whose ports speak TLS only is made of new members".to_owned();
+            return Err(unfit(data_directory, problem));
+        }
         let found = match self.on_disk(Found::load).await? {
             Some(found) if found.data == data_directory => found,
             Some(found) => return Err(unfit(data_directory, format!("{} was adopted here", found.data.display()))),
