@@ -10,24 +10,26 @@ pub fn offered(offer: &EngineOffer) -> bool {
     offer.connection_with_tls.is_some()
 }
 
-/// Says of nodes that they do not offer TLS for an engine; `then` is what that means for what was asked.
-pub fn not_offered<'a>(engine: &str, nodes: impl IntoIterator<Item = &'a NodeName>, then: &str) -> String {
+/// Says of nodes that they do not offer TLS for an engine.
+pub fn not_offered<'a>(engine: &str, nodes: impl IntoIterator<Item = &'a NodeName>) -> String {
     let names: Vec<String> = nodes.into_iter().map(ToString::to_string).collect();
-    let (nodes, they) = match names.len() {
-        1 => ("node", "does"),
-        _ => ("nodes", "do"),
+    let subject = match &names[..] {
+        [name] => format!("node {name} does"),
+        names => format!("nodes {} do", names.join(", ")),
     };
-    format!(
-        "{nodes} {} {they} not offer TLS for {engine}, so that no member whose port speaks it can be there{then}: {}",
-        names.join(", "),
-        remedy(engine)
-    )
+    format!("{subject} not offer TLS for {engine}, which is all that the ports of the cluster speak")
 }
 
-/// What a person writes where TLS is not offered.
+/// What a person does where TLS is not offered, in a line.
 pub fn remedy(engine: &str) -> String {
+    format!("name certificate, key and ca in [engine.{engine}.tls] of agent.toml there, and restart the agent")
+}
+
+/// The same with the lines that a person writes, at the end of a message.
+pub fn remedy_in_full(engine: &str) -> String {
     format!(
-        "write this into agent.toml there, with the files that you have, and restart the agent\n\
+        "write this into agent.toml there, with files of your own, and restart the agent; where it stands already, `regent-agent check` \
+         says what is wrong with it\n\
          [engine.{engine}.tls]\n\
          certificate = \"/etc/regent/engine.crt\"\n\
          key = \"/etc/regent/engine.key\"\n\

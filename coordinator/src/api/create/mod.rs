@@ -71,13 +71,8 @@ pub fn check(
     let name = new_name(&request.cluster, taken)?;
     let offers = offers(&request.engine, nodes)?;
     let (name_of_mode, mode) = mode(request, &offers)?;
-    if request.tls && !offers.values().any(|offer| tls::offered(offer)) {
-        let engine = &request.engine;
-        let message = format!(
-            "no node offers TLS for engine {engine}; nothing was changed: where an engine has it here (see `Engines` in the README), {}",
-            tls::remedy(engine)
-        );
-        return Err(refuse(Reason::NoTls, message));
+    if request.tls {
+        anywhere_with_tls(&request.engine, &offers)?;
     }
     let chosen = choose_nodes(request, nodes, &offers, mode)?;
     let version = version(request, &chosen, &offers)?;
@@ -325,9 +320,23 @@ fn fitting_spares(
     })
 }
 
+/// Refuses an engine that could be run, and for which no node offers TLS.
+fn anywhere_with_tls(engine: &str, offers: &BTreeMap<&NodeName, &EngineOffer>) -> Result<(), Status> {
+    let usable: Vec<_> = offers.values().filter(|offer| offer.problem.is_empty()).collect();
+    if usable.is_empty() || usable.iter().any(|offer| tls::offered(offer)) {
+        return Ok(());
+    }
+    let message = format!(
+        "no node offers TLS for engine {engine}; nothing was changed: if Regent has it for this engine (see `Engines` in the README), {}",
+        tls::remedy_in_full(engine)
+    );
+    Err(refuse(Reason::NoTls, message))
+}
+
 /// Refuses nodes that do not offer TLS.
 fn without_tls<'a>(engine: &str, names: impl IntoIterator<Item = &'a NodeName>) -> Status {
-    refuse(Reason::NoTls, tls::not_offered(engine, names, "; nothing was changed"))
+    let said = tls::not_offered(engine, names);
+    refuse(Reason::NoTls, format!("{said}; nothing was changed: {}", tls::remedy_in_full(engine)))
 }
 
 /// How clients connect to members on these nodes.

@@ -296,6 +296,10 @@ fn a_cluster_with_tls_is_refused_where_nodes_do_not_offer_it() {
     // What else is wrong is said as ever.
     let wanted = request(|r| (r.tls, r.replicas) = (true, Some(7)));
     assert_eq!(outcome(&wanted, &speaking(&["a"])), Err(Some(Reason::NotEnoughSpares)));
+    let mut broken = speaking(&[]);
+    broken.values_mut().for_each(|node| node.view.engines[0].problem = "not installed".to_owned());
+    let wanted = request(|r| (r.tls, r.nodes) = (true, named(&["a"])));
+    assert_eq!(outcome(&wanted, &broken), Err(Some(Reason::EngineMissing)));
 }
 
 #[test]

@@ -53,7 +53,11 @@ fn all_offer_tls(context: &StepContext<'_>, members: &[MemberName]) -> Result<()
     }
     match mute.is_empty() {
         true => Ok(()),
-        false => Err(StepError::new(Reason::NoTls, tls::not_offered(&cluster.engine, mute, ""))),
+        false => {
+            let engine = &cluster.engine;
+            let message = format!("{}: {}", tls::not_offered(engine, mute), tls::remedy(engine));
+            Err(StepError::new(Reason::NoTls, message))
+        }
     }
 }
 
