@@ -18,7 +18,7 @@ use serde::Serialize;
 use super::{Common, Failure, Output, output};
 use crate::{
     config::Config,
-    engine::{ENGINES, Factory},
+    engine::{DriverError, ENGINES, Factory},
     firewall::{Firewall, nftables::NftablesFirewall},
     gate::{Gate, nftables::NftablesGate},
     host,
@@ -118,13 +118,13 @@ fn engines(config: &Config) -> Vec<Finding> {
 /// Whether members whose ports speak TLS can be here, where a certificate for that is configured.
 fn encryption(config: &Config, factory: &dyn Factory) -> Option<Finding> {
     let what = format!("TLS of {}", factory.name());
-    match factory.connection_with_tls(config.engine.get(factory.name()), &config.advertise_host()) {
-        Ok(None) => None,
-        Ok(Some(_)) => Some(Finding::ok(what, "the certificate is usable")),
-        Err(error) => {
-            Some(Finding::warn(what, "no member whose port speaks TLS can be here", ErrorChain(&error).to_string()))
-        }
-    }
+    let problem = match factory.connection_with_tls(config.engine.get(factory.name()), &config.advertise_host()) {
+        Ok(None) => return None,
+        Ok(Some(_)) => return Some(Finding::ok(what, "its certificate is usable")),
+        Err(DriverError::NoTls { problem }) => problem,
+        Err(error) => ErrorChain(&error).to_string(),
+    };
+    Some(Finding::warn(what, "no member whose port speaks TLS can be here", problem))
 }
 
 /// What the kernel can do for the fence, tried in a table of its own that is gone afterwards.

@@ -151,6 +151,8 @@ async fn bad_input_is_refused_and_changes_nothing() {
 
     let driver = world.open(1).unwrap();
     assert!(driver.initialize().await.is_err(), "it was initialized without being configured");
+    let refused = driver.configure(&ClusterSpec { tls: true, ..world.spec() }).await;
+    assert!(matches!(refused, Err(DriverError::NoTls { .. })), "{refused:?}");
     driver.configure(&world.spec()).await.unwrap();
     let port = world.peer(1).engine.port;
     let listener = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();

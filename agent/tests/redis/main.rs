@@ -14,6 +14,7 @@ mod faults;
 mod backlog;
 mod fencing;
 mod pair;
+mod tls;
 mod unmanaged;
 mod world;
 
@@ -24,8 +25,8 @@ use regent_agent::engine::{
 
 use crate::world::{Real, is_there};
 
-async fn conforms(factory: &'static RedisFactory) {
-    if !is_there(factory) {
+async fn conforms(factory: &'static RedisFactory, tls: bool) {
+    if !is_there(factory) || (tls && !tls::is_known_to(factory)) {
         return;
     }
     if std::env::var_os("REGENT_LOG").is_some() {
@@ -33,20 +34,35 @@ async fn conforms(factory: &'static RedisFactory) {
         drop(tracing_subscriber::fmt().with_test_writer().try_init());
     }
     let case = std::env::var("REGENT_TEST_CASE").unwrap_or_default();
-    conformance::run_all(&Real(factory), &case).await;
+    conformance::run_all(&Real { factory, tls }, &case).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_conforms() {
-    conforms(&REDIS).await;
+    conforms(&REDIS, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_conforms_with_tls() {
+    conforms(&REDIS, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn valkey_conforms() {
-    conforms(&VALKEY).await;
+    conforms(&VALKEY, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn valkey_conforms_with_tls() {
+    conforms(&VALKEY, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keydb_conforms() {
-    conforms(&KEYDB).await;
+    conforms(&KEYDB, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keydb_conforms_with_tls() {
+    conforms(&KEYDB, true).await;
 }

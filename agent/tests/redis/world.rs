@@ -14,8 +14,8 @@ use nix::{
     unistd::Pid,
 };
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, FromRedisValue, IntoConnectionInfo, RedisConnectionInfo,
-    aio::MultiplexedConnection,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, FromRedisValue, IntoConnectionInfo, RedisConnectionInfo,
+    TlsCertificates, aio::MultiplexedConnection,
 };
 use regent_agent::engine::{
     Context, Driver, DriverError, Factory, FoundInstance, Ground,
@@ -29,7 +29,10 @@ use regent_common::{
     topology::{ClusterSpec, Endpoint, Mode, Peer},
 };
 
-use crate::unmanaged::Unmanaged;
+use crate::{
+    tls::{Authority, files_in},
+    unmanaged::Unmanaged,
+};
 
 /// Passwords with everything in them that has to be escaped somewhere.
 pub(crate) const REPLICATION_SECRET: &str = "replication's: \\ \"secret\" #1";
@@ -39,12 +42,19 @@ pub(crate) const APPLICATION: &str = "app";
 /// The list of rows.
 const ROWS: &str = "rows";
 
+/// Where all members are.
+const HOST: &str = "127.0.0.1";
+
 /// How long a connection, and an answer, may take.
 const CONNECT: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// Makes worlds of a flavor for the conformance suite.
-pub(crate) struct Real(pub(crate) &'static RedisFactory);
+pub(crate) struct Real {
+    pub(crate) factory: &'static RedisFactory,
+    /// Whether the members' ports speak TLS only.
+    pub(crate) tls: bool,
+}
 
 pub(crate) struct RealWorld {
     pub(crate) factory: &'static RedisFactory,
@@ -52,6 +62,8 @@ pub(crate) struct RealWorld {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) settings: BTreeMap<String, String>,
     pub(crate) mode: Mode,
+    /// Who signs the members' certificates, where their ports speak TLS only.
+    pub(crate) tls: Option<Authority>,
     ports: [u16; 3],
 }
 
@@ -92,12 +104,28 @@ pub(crate) fn user_of(factory: &RedisFactory) -> Option<nix::unistd::User> {
 
 /// A connection to an engine of this machine; `login` is a user's name and password.
 pub(crate) async fn connect(port: u16, login: Option<(&str, &str)>) -> Result<MultiplexedConnection, String> {
+    connect_to(ConnectionAddr::Tcp(HOST.to_owned(), port), None, login).await
+}
+
+/// The same to any address; `authority` is whom the server's certificate has to be of.
+pub(crate) async fn connect_to(
+    address: ConnectionAddr,
+    authority: Option<&Authority>,
+    login: Option<(&str, &str)>,
+) -> Result<MultiplexedConnection, String> {
     let connection = async {
         let mut handshake = RedisConnectionInfo::default().set_skip_set_lib_name();
         if let Some((user, password)) = login {
             handshake = handshake.set_username(user).set_password(password);
         }
-        let client = Client::open(("127.0.0.1", port).into_connection_info()?.set_redis_settings(handshake))?;
+        let info = address.into_connection_info()?.set_redis_settings(handshake);
+        let client = match authority {
+            None => Client::open(info)?,
+            Some(authority) => {
+                let root_cert = Some(authority.pem().into_bytes());
+                Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert })?
+            }
+        };
         let config =
             AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(ANSWER));
         Box::pin(client.get_multiplexed_async_connection_with_config(&config)).await
@@ -114,7 +142,8 @@ pub(crate) async fn ask<T: FromRedisValue>(port: u16, login: Option<(&str, &str)
 #[async_trait]
 impl Harness for Real {
     async fn world(&self) -> Box<dyn World> {
-        Box::new(RealWorld::new(self.0))
+        let world = RealWorld::new(self.factory);
+        Box::new(if self.tls { world.with_tls() } else { world })
     }
 }
 
@@ -123,14 +152,29 @@ impl RealWorld {
         let folder = tempfile::Builder::new().prefix("regent-redis").tempdir_in("/tmp").unwrap();
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
         // Held together, so that the three differ; freed here, and taken by the engines.
-        let held: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let held: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind((HOST, 0)).unwrap()).collect();
         let ports = [0, 1, 2].map(|index: usize| held[index].local_addr().unwrap().port());
         let mut settings = BTreeMap::from([("maxmemory".to_owned(), "256mb".to_owned())]);
         if factory.name() == "keydb" {
             // As its package's configuration has it.
             settings.insert("server-threads".to_owned(), "2".to_owned());
         }
-        RealWorld { factory, server: server_of(factory).unwrap(), folder, settings, mode: Mode::default(), ports }
+        let server = server_of(factory).unwrap();
+        RealWorld { factory, server, folder, settings, mode: Mode::default(), tls: None, ports }
+    }
+
+    /// The same, whose members' ports speak TLS only.
+    pub(crate) fn with_tls(mut self) -> Self {
+        let authority = self.tls.insert(Authority::new());
+        for member in 1..=3 {
+            authority.issue_into(&self.folder.path().join(format!("tls{member}")), HOST);
+        }
+        self
+    }
+
+    /// Folder with a member's certificate, key and authority.
+    pub(crate) fn certificate(&self, member: u32) -> PathBuf {
+        self.folder.path().join(format!("tls{member}"))
     }
 
     fn cluster(&self) -> ClusterName {
@@ -155,10 +199,13 @@ impl RealWorld {
 
     pub(crate) fn context(&self, member: u32) -> Context {
         let mut section = toml::Table::new();
-        section.insert("listen_addresses".to_owned(), "127.0.0.1".into());
+        section.insert("listen_addresses".to_owned(), HOST.into());
         section.insert("server".to_owned(), self.server.display().to_string().into());
         if let Some(user) = user_of(self.factory) {
             section.insert("user".to_owned(), user.name.into());
+        }
+        if self.tls.is_some() {
+            section.insert("tls".to_owned(), files_in(&self.certificate(member)).into());
         }
         Context {
             cluster: self.cluster(),
@@ -166,7 +213,7 @@ impl RealWorld {
             root: self.root(member),
             run_directory: self.folder.path().join(format!("run{member}")),
             section: Some(section),
-            advertise_host: "127.0.0.1".to_owned(),
+            advertise_host: HOST.to_owned(),
             port: self.port(member),
             version: String::new(),
             agent_program: env!("CARGO_BIN_EXE_regent-agent").into(),
@@ -176,7 +223,12 @@ impl RealWorld {
 
     /// Sends one command as the application.
     pub(crate) async fn command<T: FromRedisValue>(&self, member: u32, command: &Cmd) -> Result<T, String> {
-        ask(self.port(member), Some((APPLICATION, APPLICATION_SECRET)), command).await
+        let login = Some((APPLICATION, APPLICATION_SECRET));
+        let Some(authority) = &self.tls else { return ask(self.port(member), login, command).await };
+        let (host, port) = (HOST.to_owned(), self.port(member));
+        let address = ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None };
+        let mut connection = connect_to(address, Some(authority), login).await?;
+        command.query_async(&mut connection).await.map_err(|error| error.to_string())
     }
 }
 
@@ -207,7 +259,7 @@ impl World for RealWorld {
             allow_list: AllowList::default(),
             access_rules: String::new(),
             mode: self.mode,
-            tls: false,
+            tls: self.tls.is_some(),
         }
     }
 
@@ -215,7 +267,7 @@ impl World for RealWorld {
         Peer {
             member: self.member(member),
             node: NodeName::new(format!("node{member}")).unwrap(),
-            engine: Endpoint { host: "127.0.0.1".to_owned(), port: self.port(member) },
+            engine: Endpoint { host: HOST.to_owned(), port: self.port(member) },
             agent_address: String::new(),
         }
     }
@@ -281,7 +333,7 @@ impl World for RealWorld {
     }
 
     fn adopts(&self) -> bool {
-        self.factory.name() != "keydb"
+        self.factory.name() != "keydb" && self.tls.is_none()
     }
 
     fn interrupt_rewind(&self, member: u32) {

@@ -221,3 +221,11 @@ async fn an_engine_that_somebody_starts_is_what_its_data_says() {
     assert!(trio.world.start_by_hand(&trio.endpoint(1)));
     assert!(trio.world.accepts_writes(&trio.endpoint(1)));
 }
+
+#[tokio::test]
+async fn it_has_no_tls() {
+    let trio = Trio { world: FakeWorld::new() };
+    let one = trio.world.open(trio.context(1)).unwrap();
+    let refused = one.configure(&ClusterSpec { tls: true, ..trio.spec() }).await;
+    assert!(matches!(refused, Err(DriverError::NoTls { .. })), "{refused:?}");
+}

@@ -126,12 +126,18 @@ impl Credentials {
             fault(Part::Key, "there is no private key in PEM in it, or only an encrypted one".to_owned())
         })?;
         let mut authorities = RootCertStore::empty();
-        for authority in certificates(ca).map_err(|problem| fault(Part::Ca, problem))? {
-            authorities.add(authority).map_err(|error| fault(Part::Ca, error.to_string()))?;
+        let known = certificates(ca).map_err(|problem| fault(Part::Ca, problem))?;
+        for authority in &known {
+            authorities.add(authority.clone()).map_err(|error| fault(Part::Ca, error.to_string()))?;
         }
         let authorities = Arc::new(authorities);
         let (_, leaf) = X509Certificate::from_der(&chain[0])
             .map_err(|_| fault(Part::Certificate, "what is in it is no certificate".to_owned()))?;
+        // The engines' library takes it for one that signed itself, and does not believe it.
+        if leaf.subject().as_raw() == leaf.issuer().as_raw() && !known.contains(&chain[0]) {
+            let problem = "it has the same subject as its authority: have it issued with another one".to_owned();
+            return Err(fault(Part::Certificate, problem));
+        }
         // Year 9999 ("no end") may lie past the last timestamp.
         let until = Timestamp::from_second(leaf.validity().not_after.timestamp()).unwrap_or(Timestamp::MAX);
         let mut client = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -232,9 +238,12 @@ pub(super) fn why_not(error: &CertificateError, host: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
     use super::{super::flavor::REDIS, *};
+
+    /// The authority's.
+    const NAME: &str = "authority";
 
     struct Authority(Issuer<'static, KeyPair>, String);
 
@@ -242,6 +251,7 @@ mod tests {
         fn new() -> Self {
             let mut params = CertificateParams::new(Vec::new()).unwrap();
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.distinguished_name.push(DnType::CommonName, NAME);
             let key = KeyPair::generate().unwrap();
             let pem = params.self_signed(&key).unwrap().pem();
             Self(Issuer::new(params, key), pem)
@@ -249,7 +259,12 @@ mod tests {
 
         /// Certificate and key for a host, from one year to another.
         fn issue(&self, host: &str, years: [i32; 2]) -> (String, String) {
+            self.issue_to("member", host, years)
+        }
+
+        fn issue_to(&self, name: &str, host: &str, years: [i32; 2]) -> (String, String) {
             let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
+            params.distinguished_name.push(DnType::CommonName, name);
             params.not_before = rcgen::date_time_ymd(years[0], 1, 1);
             params.not_after = rcgen::date_time_ymd(years[1], 1, 1);
             let key = KeyPair::generate().unwrap();
@@ -281,6 +296,7 @@ mod tests {
         assert_eq!(judged([certificate, key, ca], "10.0.0.1"), "");
         let (other_ca, other_key) = (Authority::new().1, KeyPair::generate().unwrap().serialize_pem());
         let (old, old_key) = authority.issue("10.0.0.1", [2000, 2001]);
+        let (namesake, namesake_key) = authority.issue_to(NAME, "10.0.0.1", [2000, 4000]);
         let (early, early_key) = authority.issue("10.0.0.1", [3999, 4000]);
         let cases = [
             (["", key, ca], "10.0.0.1", "tls.certificate", "no such file"),
@@ -292,6 +308,7 @@ mod tests {
             ([certificate, &other_key, ca], "10.0.0.1", "tls.key", "not the key of the certificate"),
             ([&old, &old_key, ca], "10.0.0.1", "tls.certificate", "has expired"),
             ([&early, &early_key, ca], "10.0.0.1", "tls.certificate", "not valid yet"),
+            ([&namesake, &namesake_key, ca], "10.0.0.1", "tls.certificate", "the same subject as its authority"),
             ([certificate, key, ca], "10.0.0.2", "tls.certificate", "does not name 10.0.0.2"),
             ([certificate, key, ca], "db.example", "tls.certificate", "does not name db.example"),
             ([certificate, key, ca], "no name", "tls.certificate", "does not name no name"),

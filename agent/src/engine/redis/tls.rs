@@ -15,6 +15,7 @@ use std::{
     os::unix::process::CommandExt,
     process::{Command, Stdio},
     sync::{Arc, PoisonError},
+    time::Duration,
 };
 
 use regent_common::transport::ByteStream;
@@ -39,6 +40,9 @@ const READ_ANEW: &str = "tls-cert-file";
 /// the setting, or finds no support of it.
 const MISSES_CERTIFICATE: &str = "No tls-cert-file configured";
 
+/// How long a look waits for the engine to read a renewed certificate.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// What is in force.
 #[derive(Default)]
 pub(super) struct Encryption {
@@ -55,6 +59,8 @@ pub(super) struct Renewal {
     seen: Option<Stamps>,
     /// What was read last, with whatever result.
     tried: Option<Stamps>,
+    /// Whether the engine has read what is in force, for all that this agent knows.
+    told: bool,
 }
 
 /// What a look at the files found.
@@ -80,8 +86,9 @@ pub(super) fn check_server(server: &Server, user: &EngineUser) -> Result<(), Dri
     if said.contains(MISSES_CERTIFICATE) {
         return Ok(());
     }
-    let program = server.program.display();
-    Err(DriverError::NoTls { problem: format!("{program} was built without TLS: install one that has it") })
+    let (program, last) = (server.program.display(), said.trim().lines().last().unwrap_or_default());
+    let problem = format!("{program} was built without TLS (it says {last:?}): install one that has it");
+    Err(DriverError::NoTls { problem })
 }
 
 // === impl Redis ===
@@ -115,7 +122,9 @@ impl Redis {
                 flavor.name
             ),
         })?;
-        offload(move || Credentials::of_files(flavor, &files, &host)).await
+        // An engine that has them already is not to wait for the disk of the originals.
+        let reading = offload(move || Credentials::of_files(flavor, &files, &host));
+        time::timeout(BRIEF, reading).await.unwrap_or_else(|_| Err(late("reading the certificate for the engine")))
     }
 
     /// Gives the engine what the files have now. Where they cannot be used it keeps what it has.
@@ -198,19 +207,18 @@ impl Redis {
         let Ok(Read { stamps, credentials }) = reading.await else { return };
         renewal.seen = Some(stamps);
         let Some(credentials) = credentials else { return };
-        let is_first = renewal.tried.replace(stamps).is_none();
+        renewal.tried = Some(stamps);
         let renewed = match credentials {
-            Ok(fresh) => time::timeout(BRIEF, self.take_credentials(fresh, is_first)).await.unwrap_or_else(|_| {
-                Err(DriverError::Deadline {
-                    doing: "renewing the engine's certificate".to_owned(),
-                    seconds: BRIEF.as_secs(),
-                    last: "it is tried again when the files change or the member is configured".to_owned(),
-                })
-            }),
-            Err(error) => Err(error),
+            Ok(fresh) => time::timeout(LOOK, self.take_credentials(fresh, !renewal.told)).await,
+            Err(error) => Ok(Err(error)),
         };
-        if let Err(error) = renewed {
-            tracing::warn!(%error, "the certificate for the engine cannot be renewed: it keeps the one that it has");
+        match renewed {
+            Ok(Ok(())) => renewal.told = true,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the certificate for the engine cannot be renewed: it keeps the one that it has");
+            }
+            // It has no time for that now.
+            Err(_) => renewal.tried = None,
         }
     }
 
@@ -232,6 +240,14 @@ impl Redis {
             Ok(Box::new(greeted.map_err(|error| of_greeting(&error, host))?) as Box<dyn ByteStream>)
         };
         time::timeout(BRIEF, dialing).await.unwrap_or(Err(SessionError::Silent(BRIEF)))
+    }
+}
+
+fn late(doing: &str) -> DriverError {
+    DriverError::Deadline {
+        doing: doing.to_owned(),
+        seconds: BRIEF.as_secs(),
+        last: "its disk does not answer".to_owned(),
     }
 }
 
