@@ -6,13 +6,14 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
 use anyhow::{Result, ensure};
-use nix::{sys::signal::Signal, unistd};
+use nix::sys::signal::Signal;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
@@ -22,7 +23,7 @@ use regent_proto::{coordinator::v1 as wire, types::v1 as types};
 use regent_tests::{
     api,
     cluster::{Agent, Fleet, create_request, run},
-    engines::{find_server, redis_user, server_of},
+    engines::{find_server, server_of},
     folder::TestFolder,
     logcheck,
     process::{self, program},
@@ -110,7 +111,8 @@ impl Authority {
         let key = self.folder.join(format!("{node}.key"));
         fs::write(&certificate, parameters.signed_by(&key_pair, &self.issuer).unwrap().pem()).unwrap();
         fs::write(&key, key_pair.serialize_pem()).unwrap();
-        readable_by_owner(&key, engine);
+        // The engine's user need not read it.
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
         let ca = self.certificate();
         format!("[engine.{engine}.tls]\ncertificate = {certificate:?}\nkey = {key:?}\nca = {ca:?}\n")
     }
@@ -124,16 +126,6 @@ fn parameters(name: &str, addresses: &[&str]) -> CertificateParams {
     parameters.distinguished_name.push(DnType::CommonName, name);
     parameters.use_authority_key_identifier_extension = true;
     parameters
-}
-
-/// Leaves a file to the user as whom the engine runs, and to nobody else.
-fn readable_by_owner(file: &Path, engine: &str) {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
-    if unistd::geteuid().is_root() {
-        let user = unistd::User::from_name(redis_user(engine)).unwrap().expect("the engine's user");
-        unistd::chown(file, Some(user.uid), Some(user.gid)).unwrap();
-    }
 }
 
 // === impl Application ===
