@@ -148,7 +148,7 @@ impl Member {
             Ok(None) => {}
             Err(error) => {
                 let engine = factory.name();
-                tracing::warn!(engine, error = %ErrorChain(&error), "no member whose port speaks TLS can be on this node");
+                tracing::warn!(engine, error = %ErrorChain(&error), "the engine is offered without TLS");
             }
         }
         offer

@@ -309,7 +309,7 @@ async fn only_the_engine_may_read_its_key(factory: &'static RedisFactory) {
     }
     let world = RealWorld::new(factory).with_tls();
     let _first = primary(&world).await;
-    let owner = user_of(factory).map_or(nix::unistd::geteuid(), |user| user.uid);
+    let owner = user_of(factory).map_or_else(nix::unistd::geteuid, |user| user.uid);
     for name in ["tls.key", "tls.crt", "tls-ca.crt"] {
         let facts = fs::metadata(world.root(1).join("conf").join(name)).unwrap();
         assert_eq!((facts.mode() & 0o777, facts.uid()), (0o600, owner.as_raw()), "{name}");
