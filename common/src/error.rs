@@ -118,6 +118,9 @@ reasons! {
         "The nodes have different major versions of the engine." "Install the same major version on all of them.";
     EngineMissing "ENGINE_MISSING" FailedPrecondition false
         "The engine's programs are not installed on the node." "Install the engine on the node.";
+    NoTls "NO_TLS" FailedPrecondition false
+        "The ports of the cluster speak TLS, and the node does not offer that for the engine."
+        "Write the lines that the message names into the node's agent.toml and restart its agent, or choose other nodes.";
     PortInUse "PORT_IN_USE" FailedPrecondition false
         "The port is taken by another program on the node." "Choose another port or stop that program.";
     ForeignData "FOREIGN_DATA" FailedPrecondition false

@@ -3,7 +3,7 @@
 mod fixtures;
 
 use regent_common::error::{Reason, bad_field, refuse};
-use regent_proto::coordinator::v1 as wire;
+use regent_proto::{coordinator::v1 as wire, types::v1 as types};
 use regentctl::{
     failure::{Call, Failure},
     output::{Format, json, operation, page, progress, table},
@@ -46,6 +46,18 @@ fn cluster_show_of_a_pair() {
         page::cluster(&pair(), None, now()),
         table::clusters(&[whole], now())
     ));
+}
+
+#[test]
+fn tls_is_shown_of_clusters_that_have_it_and_of_nodes_that_offer_it() {
+    let page = page::cluster(&wire::Cluster { tls: true, ..healthy_cluster() }, None, now());
+    let without = page::cluster(&healthy_cluster(), None, now());
+    let more: Vec<_> = page.lines().filter(|line| !without.lines().any(|plain| plain == *line)).collect();
+    assert_eq!(more, ["  tls         yes: the ports speak nothing else"]);
+    let mut able = node();
+    able.engines[0].connection_with_tls = Some(types::ConnectionFormat::default());
+    let shown = page::node(&able, now());
+    assert!(shown.contains("- examplesql 15.14 (TLS)\n"), "{shown}");
 }
 
 #[test]
@@ -211,8 +223,11 @@ fn audit_and_events() {
 
 #[test]
 fn engines_and_users() {
-    let entry =
-        wire::CatalogEntry { offer: node().engines.first().cloned(), nodes: vec!["nodes/a".into(), "nodes/b".into()] };
+    let entry = wire::CatalogEntry {
+        offer: node().engines.first().cloned(),
+        nodes: vec!["nodes/a".into(), "nodes/b".into()],
+        nodes_with_tls: vec!["nodes/b".into()],
+    };
     let user = wire::User {
         name: "users/ann".into(),
         role: wire::UserRole::Operator.into(),
@@ -234,6 +249,10 @@ fn errors_say_what_happened_what_is_unchanged_and_what_to_do() {
     };
     let failures = [
         changing.failed(refuse(Reason::NodeInCluster, "node b belongs to cluster other")),
+        changing.failed(refuse(
+            Reason::NoTls,
+            "node b does not offer TLS: write this\n[engine.examplesql.tls]\nca = \"/ca\"",
+        )),
         changing.failed(bad_field("nodes", "node a is named twice")),
         changing.failed(refuse(Reason::RoleTooLow, "user ann has the role viewer; CreateCluster needs operator")),
         changing.failed(Status::internal("the store cannot be written")),

@@ -34,6 +34,7 @@ pub mod identity;
 pub mod joiner;
 pub mod link;
 pub mod reaper;
+pub mod tls;
 pub mod trail;
 
 /// The last word of a node.

@@ -31,6 +31,7 @@ mod security;
 mod skew;
 mod stock_clients;
 mod support;
+mod tls;
 mod told;
 mod unreachable;
 mod workload;

@@ -58,6 +58,9 @@ fn head(cluster: &wire::Cluster, running: Option<&wire::Operation>, now: Timesta
     }
     fact("created", created(cluster, now));
     fact("protected", if cluster.protected { "yes: deletion is refused" } else { "no" }.to_owned());
+    if cluster.tls {
+        fact("tls", "yes: the ports speak nothing else".to_owned());
+    }
     // An older coordinator says nothing of it.
     if let Some(list) = &cluster.allow_list {
         fact("reached by", reached_by(list));

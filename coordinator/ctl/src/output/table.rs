@@ -135,12 +135,13 @@ pub fn disk(host: &types::HostFacts) -> String {
     bytes_of(host.disk_bytes.saturating_sub(host.disk_free_bytes), host.disk_bytes)
 }
 
-/// An engine with its newest version.
+/// An engine with its versions, and whether it can speak TLS.
 pub fn offer(offer: &types::EngineOffer) -> String {
     if !offer.problem.is_empty() {
         return format!("{} (cannot be used)", offer.engine);
     }
-    format!("{} {}", offer.engine, offer.versions.join("/")).trim_end().to_owned()
+    let tls = if offer.connection_with_tls.is_some() { " (TLS)" } else { "" };
+    format!("{}{tls}", format!("{} {}", offer.engine, offer.versions.join("/")).trim_end())
 }
 
 /// `operation list`.
@@ -188,18 +189,21 @@ pub fn engines(entries: &[wire::CatalogEntry]) -> String {
         .iter()
         .map(|entry| {
             let offer = entry.offer.clone().unwrap_or_default();
+            let nodes =
+                |names: &[String]| or_dash(&names.iter().map(|node| short(node)).collect::<Vec<_>>().join(", "));
             vec![
                 offer.engine.clone(),
                 or_dash(&offer.versions.join(", ")),
                 or_dash(&offer.modes.join(", ")),
                 format!("{} to {}, default {}", offer.min_replicas, offer.max_replicas, offer.default_replicas),
                 if offer.can_rewind { "rewind or clone" } else { "clone" }.to_owned(),
-                or_dash(&entry.nodes.iter().map(|node| short(node)).collect::<Vec<_>>().join(", ")),
+                nodes(&entry.nodes),
+                nodes(&entry.nodes_with_tls),
                 or_dash(&offer.problem),
             ]
         })
         .collect();
-    layout(&["ENGINE", "VERSIONS", "MODES", "REPLICAS", "REJOIN BY", "NODES", "PROBLEM"], &[], rows)
+    layout(&["ENGINE", "VERSIONS", "MODES", "REPLICAS", "REJOIN BY", "NODES", "TLS ON", "PROBLEM"], &[], rows)
 }
 
 /// `audit`, as one table.

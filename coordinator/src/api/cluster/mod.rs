@@ -302,7 +302,8 @@ impl ClusterService for ClusterApi {
         let new = asked_for(&kinds::create_cluster::CreateCluster, &json!({}), &caller);
         if request.validate_only {
             let nodes = record.members.iter().map(|(member, stored)| format!("{member} on node {}", stored.node));
-            return Ok(Response::new(dry_run(&new, record.clone(), nodes.collect())));
+            let tls = record.tls.then(|| "their ports speak TLS only".to_owned());
+            return Ok(Response::new(dry_run(&new, record.clone(), nodes.chain(tls).collect())));
         }
         self.make(record, &["replication", "application"], new, (&caller, "CreateCluster", &request)).await
     }

@@ -303,3 +303,44 @@ async fn an_adoption_is_stored_with_the_operation_that_makes_it_and_the_same_req
     assert_eq!(reason_of(&refused), Some(Reason::NoCredentials));
     assert!(refused.message().contains("logins of their own"), "{refused:?}");
 }
+
+#[tokio::test]
+async fn a_cluster_with_tls_is_stored_with_its_connection_and_the_same_request_without_it_is_another_one() {
+    let bench = bench_with_an_instance().await;
+    let node: NodeName = "spare".parse().unwrap();
+    let format = |any: &str| ConnectionFormat { any: any.to_owned(), ..ConnectionFormat::default() };
+    let create = |tls, validate_only| {
+        let request = CreateClusterRequest {
+            cluster: "shop".to_owned(),
+            engine: "fake".to_owned(),
+            mode: "primary-replica".to_owned(),
+            nodes: vec!["spare".to_owned()],
+            request_id: "once".to_owned(),
+            tls,
+            validate_only,
+            ..CreateClusterRequest::default()
+        };
+        bench.api.create_cluster(Request::new(request))
+    };
+    bench.api.0.table.update(&node, |view| view.engines[0].modes = vec!["primary-replica".to_owned()]);
+    for validate_only in [true, false] {
+        let refused = create(true, validate_only).await.unwrap_err();
+        assert_eq!(reason_of(&refused), Some(Reason::NoTls), "{refused:?}");
+    }
+    bench.api.0.table.update(&node, |view| {
+        view.engines[0].connection = format("fake://{password}@{hosts}");
+        view.engines[0].connection_with_tls = Some(format("fakes://{password}@{hosts}"));
+    });
+    let dry = create(true, true).await.unwrap().into_inner();
+    assert_eq!(dry.report, ["shop1 on node spare", "their ports speak TLS only"]);
+    assert_eq!(create(false, true).await.unwrap().into_inner().report, ["shop1 on node spare"]);
+
+    let begun = create(true, false).await.unwrap().into_inner();
+    assert_eq!(create(true, false).await.unwrap().into_inner().name, begun.name);
+    assert_eq!(reason_of(&create(false, false).await.unwrap_err()), Some(Reason::RequestIdReused));
+    let shown = bench.api.get_cluster(Request::new(GetClusterRequest { name: "clusters/shop".to_owned() }));
+    assert!(shown.await.unwrap().into_inner().tls);
+    let credentials = GetCredentialsRequest { name: "clusters/shop".to_owned() };
+    let told = bench.api.get_credentials(Request::new(credentials)).await.unwrap().into_inner();
+    assert_eq!(told.connection_strings["any"], format!("fakes://{}@", told.password), "no member is assigned yet");
+}

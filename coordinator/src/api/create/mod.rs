@@ -9,7 +9,7 @@ use regent_common::{
     error::{Reason, bad_field, refuse},
     ids::{ClusterId, ClusterName, NodeName},
     lease::Profile,
-    topology::{EngineOffer, Mode},
+    topology::{ConnectionFormat, EngineOffer, Mode},
 };
 use regent_proto::coordinator::v1::CreateClusterRequest;
 use tonic::Status;
@@ -21,7 +21,7 @@ use crate::{
         cluster::{ClusterRecord, MemberRecord, Policy},
         node::NodeRecord,
     },
-    nodes::NodeView,
+    nodes::{NodeView, tls},
 };
 
 /// A node as the checks see it.
@@ -71,19 +71,24 @@ pub fn check(
     let name = new_name(&request.cluster, taken)?;
     let offers = offers(&request.engine, nodes)?;
     let (name_of_mode, mode) = mode(request, &offers)?;
+    if request.tls {
+        anywhere_with_tls(&request.engine, &offers)?;
+    }
     let chosen = choose_nodes(request, nodes, &offers, mode)?;
     let version = version(request, &chosen, &offers)?;
+    let connection = connection(request, &chosen, &offers)?;
     let profile = if request.profile.is_empty() { asker.profile } else { profile(&request.profile)? };
     let port = u16::try_from(request.port).map_err(|_| bad_field("port", "must be between 0 and 65535"))?;
     let mut record = ClusterRecord {
         engine: request.engine.clone(),
         version,
         mode: name_of_mode,
+        tls: request.tls,
         labels: request.labels.clone(),
         protected: request.protected,
         settings: request.settings.clone(),
         port,
-        connection: offers.values().next().expect("checked not to be empty").connection.clone(),
+        connection,
         policy: Policy { profile, ..Policy::default() },
         ..ClusterRecord::new(asker.id, name, asker.now, asker.name)
     };
@@ -160,7 +165,7 @@ fn choose_nodes(
         Mode::PrimaryReplica => {}
     }
     let chosen = if request.nodes.is_empty() {
-        spares(nodes, offers, request.replicas.unwrap_or(any.default_replicas))?
+        fitting_spares(request, nodes, offers, request.replicas.unwrap_or(any.default_replicas))?
     } else {
         named(request, nodes, offers)?
     };
@@ -190,7 +195,7 @@ fn choose_sides(
     let chosen = if request.nodes.is_empty() {
         let able = |name: &NodeName| offers.get(name).is_some_and(|offer| offer.modes.contains(&request.mode));
         let offers = offers.iter().filter(|(name, _)| able(name)).map(|(name, offer)| (*name, *offer)).collect();
-        spares(nodes, &offers, 1)?
+        fitting_spares(request, nodes, &offers, 1)?
     } else {
         named(request, nodes, offers)?
     };
@@ -267,15 +272,21 @@ pub fn added(cluster: &ClusterRecord, node: &str, nodes: &BTreeMap<NodeName, Can
         return Err(bad_field("node", message));
     }
     let has_version = |name: &NodeName| offers.get(name).is_some_and(|offer| offer.versions.contains(&cluster.version));
+    let speaks = |name: &NodeName| !cluster.tls || offers.get(name).is_some_and(|offer| tls::offered(offer));
     if node.is_empty() {
         let fits = |name: &&NodeName| usable(name, &cluster.engine, nodes, &offers).is_ok() && has_version(name);
-        return nodes.keys().find(fits).cloned().ok_or_else(|| {
-            let message = format!(
-                "no spare node has {} {}: join one, or name one to see what it lacks; nothing was changed",
-                cluster.engine, cluster.version
-            );
-            refuse(Reason::NotEnoughSpares, message)
-        });
+        let (found, mute): (Vec<_>, Vec<_>) = nodes.keys().filter(fits).partition(|name| speaks(name));
+        return match found.first() {
+            Some(name) => Ok((*name).clone()),
+            None if mute.is_empty() => {
+                let message = format!(
+                    "no spare node has {} {}: join one, or name one to see what it lacks; nothing was changed",
+                    cluster.engine, cluster.version
+                );
+                Err(refuse(Reason::NotEnoughSpares, message))
+            }
+            None => Err(without_tls(&cluster.engine, mute)),
+        };
     }
     let name = NodeName::from_resource(node).map_err(|error| refuse(Reason::NameInvalid, format!("node: {error}")))?;
     usable(&name, &cluster.engine, nodes, &offers)?;
@@ -283,7 +294,66 @@ pub fn added(cluster: &ClusterRecord, node: &str, nodes: &BTreeMap<NodeName, Can
         let message = format!("node {name} does not have version {} of {}", cluster.version, cluster.engine);
         return Err(refuse(Reason::EngineMissing, message));
     }
+    if !speaks(&name) {
+        return Err(without_tls(&cluster.engine, [&name]));
+    }
     Ok(name)
+}
+
+/// Spares for a new cluster, of those that offer what it wants of its ports.
+fn fitting_spares(
+    request: &CreateClusterRequest,
+    nodes: &BTreeMap<NodeName, Candidate>,
+    offers: &BTreeMap<&NodeName, &EngineOffer>,
+    replicas: u32,
+) -> Result<Vec<NodeName>, Status> {
+    let found = spares(nodes, offers, replicas)?;
+    if !request.tls {
+        return Ok(found);
+    }
+    let able = offers.iter().filter(|(_, offer)| tls::offered(offer)).map(|(name, offer)| (*name, *offer)).collect();
+    // There are enough of them, but for that.
+    spares(nodes, &able, replicas).map_err(|_| {
+        let mute =
+            |name: &&&NodeName| !able.contains_key(**name) && usable(name, &request.engine, nodes, offers).is_ok();
+        without_tls(&request.engine, offers.keys().filter(mute).copied())
+    })
+}
+
+/// Refuses an engine that could be run, and for which no node offers TLS.
+fn anywhere_with_tls(engine: &str, offers: &BTreeMap<&NodeName, &EngineOffer>) -> Result<(), Status> {
+    let usable: Vec<_> = offers.values().filter(|offer| offer.problem.is_empty()).collect();
+    if usable.is_empty() || usable.iter().any(|offer| tls::offered(offer)) {
+        return Ok(());
+    }
+    let message = format!(
+        "no node offers TLS for engine {engine}; nothing was changed: if Regent has it for this engine (see `Engines` in the README), {}",
+        tls::remedy_in_full(engine)
+    );
+    Err(refuse(Reason::NoTls, message))
+}
+
+/// Refuses nodes that do not offer TLS.
+fn without_tls<'a>(engine: &str, names: impl IntoIterator<Item = &'a NodeName>) -> Status {
+    let said = tls::not_offered(engine, names);
+    refuse(Reason::NoTls, format!("{said}; nothing was changed: {}", tls::remedy_in_full(engine)))
+}
+
+/// How clients connect to members on these nodes.
+fn connection(
+    request: &CreateClusterRequest,
+    chosen: &[NodeName],
+    offers: &BTreeMap<&NodeName, &EngineOffer>,
+) -> Result<ConnectionFormat, Status> {
+    if !request.tls {
+        return Ok(offers.values().next().expect("checked not to be empty").connection.clone());
+    }
+    let of = |name: &NodeName| offers.get(name).and_then(|offer| offer.connection_with_tls.clone());
+    let mute: Vec<&NodeName> = chosen.iter().filter(|name| of(name).is_none()).collect();
+    match chosen.first().and_then(of).filter(|_| mute.is_empty()) {
+        Some(connection) => Ok(connection),
+        None => Err(without_tls(&request.engine, mute)),
+    }
 }
 
 fn spares(

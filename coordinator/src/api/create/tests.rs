@@ -211,3 +211,115 @@ fn a_node_that_still_holds_data_of_a_cluster_is_no_spare() {
     let record = outcome(&request(|_| ()), &nodes).unwrap();
     assert!(record.members.values().all(|m| m.node.as_str() != "a"));
 }
+
+/// Of the nodes a, b, c and d, these offer TLS.
+fn speaking(able: &[&str]) -> BTreeMap<NodeName, Candidate> {
+    let mut nodes = nodes();
+    for (name, node) in &mut nodes {
+        let offer = &mut node.view.engines[0];
+        let with = |any: &str| ConnectionFormat { any: any.to_owned(), ..ConnectionFormat::default() };
+        offer.connection = with("fake://{hosts}");
+        offer.connection_with_tls = able.contains(&name.as_str()).then(|| with("fakes://{hosts}"));
+    }
+    nodes
+}
+
+/// What is said of a refusal for want of TLS.
+fn mute<T: std::fmt::Debug>(answer: Result<T, Status>) -> String {
+    let refused = answer.unwrap_err();
+    assert_eq!(reason_of(&refused), Some(Reason::NoTls), "{refused:?}");
+    let said = refused.message();
+    for part in ["nothing was changed", "agent.toml", "[engine.fake.tls]\ncertificate = ", "\nkey = ", "\nca = "] {
+        assert!(said.contains(part), "{part:?} is not in {said}");
+    }
+    said.lines().next().unwrap().to_owned()
+}
+
+#[test]
+fn a_cluster_with_tls_is_made_of_nodes_that_offer_it() {
+    let named = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let with_tls = |change: &dyn Fn(&mut CreateClusterRequest)| {
+        request(|r| {
+            r.tls = true;
+            change(r);
+        })
+    };
+    let made = |request: &CreateClusterRequest, nodes: &BTreeMap<_, _>| outcome(request, nodes).unwrap();
+    let nodes_of = |record: &ClusterRecord| record.members.values().map(|m| m.node.to_string()).collect::<Vec<_>>();
+
+    let some = speaking(&["b", "d"]);
+    let record = made(&with_tls(&|r| r.replicas = Some(1)), &some);
+    assert_eq!((nodes_of(&record), record.tls), (named(&["b", "d"]), true), "spares that offer it");
+    assert_eq!(record.connection.any, "fakes://{hosts}");
+    let record = made(&with_tls(&|r| r.nodes = named(&["d", "b"])), &some);
+    assert_eq!((nodes_of(&record), record.connection.any.as_str()), (named(&["d", "b"]), "fakes://{hosts}"));
+    // Who does not ask for it has none, also where it is offered.
+    let record = made(&request(|r| r.nodes = named(&["a", "b"])), &some);
+    assert_eq!((record.tls, record.connection.any.as_str()), (false, "fake://{hosts}"));
+
+    let mut pairs = speaking(&["a", "c", "d"]);
+    for node in ["b", "c", "d"] {
+        let node = pairs.get_mut(&node.parse::<NodeName>().unwrap()).unwrap();
+        node.view.engines[0].modes.push("multi-master".to_owned());
+    }
+    let pair = made(&with_tls(&|r| r.mode = "multi-master".to_owned()), &pairs);
+    assert_eq!(nodes_of(&pair), named(&["c", "d"]), "they have both");
+}
+
+#[test]
+fn a_cluster_with_tls_is_refused_where_nodes_do_not_offer_it() {
+    let refusal = |able: &[&str], change: &dyn Fn(&mut CreateClusterRequest)| {
+        let asker = Asker {
+            name: "me".to_owned(),
+            now: Timestamp::UNIX_EPOCH,
+            id: ClusterId::from_parts(1, 1),
+            profile: Profile::Standard,
+        };
+        let request = request(|r| {
+            r.tls = true;
+            change(r);
+        });
+        mute(check(&request, &speaking(able), &BTreeSet::new(), asker))
+    };
+    let named = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let said = refusal(&["b"], &|r| r.nodes = named(&["a", "b", "c"]));
+    assert!(said.contains("nodes a, c do not offer TLS for fake"), "{said}");
+    let said = refusal(&["b"], &|r| r.nodes = named(&["b", "d"]));
+    assert!(said.contains("node d does not offer TLS for fake"), "{said}");
+    // Enough are free, but for that.
+    let said = refusal(&["b", "c"], &|_| ());
+    assert!(said.contains("nodes a, d do not offer TLS for fake"), "{said}");
+    for nodes in [&[][..], &["a", "b"]] {
+        let said = refusal(&[], &|r| r.nodes = named(nodes));
+        assert!(said.contains("no node offers TLS for engine fake"), "{said}");
+    }
+    // What else is wrong is said as ever.
+    let wanted = request(|r| (r.tls, r.replicas) = (true, Some(7)));
+    assert_eq!(outcome(&wanted, &speaking(&["a"])), Err(Some(Reason::NotEnoughSpares)));
+    let mut broken = speaking(&[]);
+    broken.values_mut().for_each(|node| node.view.engines[0].problem = "not installed".to_owned());
+    let wanted = request(|r| (r.tls, r.nodes) = (true, named(&["a"])));
+    assert_eq!(outcome(&wanted, &broken), Err(Some(Reason::EngineMissing)));
+}
+
+#[test]
+fn a_member_of_a_cluster_with_tls_is_added_on_a_node_that_offers_it() {
+    let wanted = request(|r| (r.nodes, r.tls) = (vec!["a".to_owned()], true));
+    let record = outcome(&wanted, &speaking(&["a"])).unwrap();
+    let added = |name: &str, able: &[&str]| {
+        let mut nodes = speaking(able);
+        let assignment = Assignment { cluster: record.name.clone(), member: record.name.member(1) };
+        nodes.get_mut(&"a".parse::<NodeName>().unwrap()).unwrap().assignment = Some(assignment);
+        added(&record, name, &nodes)
+    };
+    assert_eq!(added("", &["a", "c"]).unwrap().as_str(), "c", "b does not offer it");
+    assert_eq!(added("d", &["a", "d"]).unwrap().as_str(), "d");
+    assert!(mute(added("d", &["a", "c"])).contains("node d does not offer TLS"));
+    assert!(mute(added("", &["a"])).contains("nodes b, c, d do not offer TLS"));
+    let plain = ClusterRecord { tls: false, ..record.clone() };
+    assert_eq!(
+        super::added(&plain, "d", &speaking(&[])).unwrap().as_str(),
+        "d",
+        "a cluster without it asks for nothing"
+    );
+}

@@ -39,6 +39,7 @@ use crate::{
 };
 
 mod pair;
+mod tls;
 mod world;
 
 /// A cluster, its world, and an operation of one kind about to begin.

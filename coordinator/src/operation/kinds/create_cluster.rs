@@ -20,7 +20,7 @@ use regent_common::{
 use regent_proto::agent::v1::{self as wire, action::Action};
 use serde_json::Value;
 
-use super::{all_or_first_error, clone_members, configure, listed, pair, swap_members};
+use super::{all_offer_tls, all_or_first_error, clone_members, configure, listed, pair, swap_members};
 use crate::{
     model::{
         cluster::{ClusterRecord, MemberState, Phase},
@@ -131,6 +131,7 @@ pub(super) async fn assign_at(
     members: &[MemberName],
     port: impl Fn(&MemberName) -> u16,
 ) -> Result<StepDone, StepError> {
+    all_offer_tls(context, members)?;
     let spec = wire::ClusterSpec::from(&context.spec()?);
     let action =
         |member: &MemberName| Action::Assign(wire::Assign { spec: Some(spec.clone()), port: port(member).into() });

@@ -4,6 +4,7 @@ use regent_common::{error::Reason, ids::MemberName, position::Position};
 use regent_proto::agent::v1::{self as wire, StepResult, action::Action};
 
 use super::{StepContext, StepError, context::Patience};
+use crate::nodes::tls;
 
 pub mod add_member;
 pub mod adopt_cluster;
@@ -39,8 +40,30 @@ fn configure(context: &StepContext<'_>) -> Result<Action, StepError> {
     Ok(Action::Configure(wire::Configure { spec: Some((&context.spec()?).into()), fingerprint }))
 }
 
+/// Refuses nodes that say that they do not offer TLS, where the cluster's ports are to speak it. One that was not heard says nothing of
+/// it here; its agent refuses what it cannot do.
+fn all_offer_tls(context: &StepContext<'_>, members: &[MemberName]) -> Result<(), StepError> {
+    let cluster = context.cluster()?;
+    let mut mute = Vec::new();
+    for member in members.iter().filter(|_| cluster.tls) {
+        let offers = context.view(member)?.engines;
+        if offers.iter().any(|offer| offer.engine == cluster.engine && !tls::offered(offer)) {
+            mute.extend(cluster.members.get(member).map(|record| &record.node));
+        }
+    }
+    match mute.is_empty() {
+        true => Ok(()),
+        false => {
+            let engine = &cluster.engine;
+            let message = format!("{}: {}", tls::not_offered(engine, mute), tls::remedy(engine));
+            Err(StepError::new(Reason::NoTls, message))
+        }
+    }
+}
+
 /// Makes nodes the members that they are by the stored topology, also when a ledger was lost with its disk.
 async fn assign_again(context: &StepContext<'_>, members: &[MemberName]) -> Result<(), StepError> {
+    all_offer_tls(context, members)?;
     let (cluster, spec) = (context.cluster()?, wire::ClusterSpec::from(&context.spec()?));
     let action = |member: &MemberName| {
         // All others know it at this port: one that was adopted has a port of its own.

@@ -185,6 +185,7 @@ fn says_nothing_of_the_data(reason: Reason) -> bool {
         Reason::NodeUnreachable
             | Reason::PortInUse
             | Reason::EngineMissing
+            | Reason::NoTls
             | Reason::StaleEpoch
             | Reason::StaleToken
             | Reason::StepSuperseded
@@ -234,7 +235,7 @@ async fn restore(context: &StepContext<'_>, member: &MemberName) -> Result<StepD
                     }
                 }));
             }
-            (Err(error), _) if error.reason == Reason::NodeUnreachable => return Err(error),
+            (Err(error), _) if matches!(error.reason, Reason::NodeUnreachable | Reason::NoTls) => return Err(error),
             (Err(error), Way::Clone) => return Err(error),
             (Err(error), Way::Follow) if error.reason == Reason::Diverged => {
                 report.push(format!("{member} cannot follow: {error}"));

@@ -41,6 +41,10 @@ pub struct Arguments {
     /// How fast the loss of a node is noticed [default: as the coordinator is configured]
     #[arg(long, value_parser = PROFILES)]
     profile: Option<String>,
+    /// Have the members' ports speak TLS only, to clients and to each other; decided once and for all. Each node needs a certificate
+    /// for the engine: `engine list` shows which have one
+    #[arg(long)]
+    tls: bool,
     /// Refuse deletion until it is unprotected
     #[arg(long)]
     protected: bool,
@@ -66,7 +70,7 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
         request_id: context.request_id(),
         validate_only: arguments.check.dry_run,
         profile: arguments.profile.unwrap_or_default(),
-        tls: false,
+        tls: arguments.tls,
     };
     let connection = context.connect(&call).await?;
     let answer = connection.clusters().create_cluster(request(message)).await.map_err(|status| call.failed(status))?;
