@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     faults::eventually,
+    tls,
     world::{APPLICATION, APPLICATION_SECRET, REPLICATION_SECRET, RealWorld, ask, connect, processes_in, user_of},
 };
 
@@ -35,6 +36,7 @@ on_flavor!(of_keydb, KEYDB: both_sides_take_writes_and_have_each_others,
     a_side_that_follows_nobody_gets_nothing_and_loses_nothing,
     a_refill_that_fails_puts_the_old_data_back,
     a_refill_keeps_the_old_data_aside,
+    sides_that_speak_tls_are_filled_and_follow_each_other_as_well,
     a_refill_that_is_broken_off_anywhere_is_gone_on_with,
     an_agent_that_is_started_again_leaves_an_open_side_open,
     a_side_is_neither_a_primary_nor_a_replica,
@@ -55,7 +57,10 @@ async fn activate(world: &RealWorld, driver: &Arc<dyn Driver>, other: Option<u32
 }
 
 async fn sides(factory: &'static RedisFactory) -> Sides {
-    let mut world = RealWorld::new(factory);
+    sides_in(RealWorld::new(factory)).await
+}
+
+async fn sides_in(mut world: RealWorld) -> Sides {
     world.mode = Mode::MultiMaster;
     let mut drivers = Vec::new();
     for member in [1, 2] {
@@ -466,7 +471,16 @@ async fn a_refill_that_fails_puts_the_old_data_back(factory: &'static RedisFacto
 }
 
 async fn a_refill_keeps_the_old_data_aside(factory: &'static RedisFactory) {
-    let (world, one, two) = sides(factory).await;
+    is_filled_and_keeps_the_old_data_aside(sides(factory).await).await;
+}
+
+async fn sides_that_speak_tls_are_filled_and_follow_each_other_as_well(factory: &'static RedisFactory) {
+    if tls::is_known_to(factory) {
+        is_filled_and_keeps_the_old_data_aside(sides_in(RealWorld::new(factory).with_tls()).await).await;
+    }
+}
+
+async fn is_filled_and_keeps_the_old_data_aside((world, one, two): Sides) {
     activate(&world, &one, None, true).await;
     set(&world, 2, "only-of-two", "2").await;
     set(&world, 1, "only-of-one", "1").await;
