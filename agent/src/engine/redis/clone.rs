@@ -96,7 +96,11 @@ impl Redis {
         let room_for_old = self.make_room(memory.data_bytes(), options).await?;
         let old_data_kept = self.on_disk(|layout| Ok(layout.holds_data())).await?;
         self.on_disk(|layout| layout.make_folder(&layout.incoming(), 0o700, true)).await?;
-        let received = Box::pin(self.receive(source, options, &work.progress));
+        let received = async {
+            let bytes = Box::pin(self.receive(source, options, &work.progress)).await?;
+            report(&work.progress, |progress| "writing the old copy".clone_into(&mut progress.phase));
+            Ok(bytes)
+        };
         let written = async {
             if room_for_old {
                 self.write_old_copy().await;
