@@ -188,6 +188,8 @@ pub struct Observation {
 
 /// Name of the fact that tells why a primary that answers refuses writes, for people.
 pub const REFUSES_WRITES: &str = "refuses_writes";
+/// Name of the fact that tells when the certificate of a member's port ends, as a timestamp of RFC 3339.
+pub const CERTIFICATE_UNTIL: &str = "certificate_until";
 
 /// What a driver sees of its engine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -3,9 +3,10 @@
 //! It decides nothing: who is left out of an electorate is decided in [`crate::planner::electorate`], when failovers pause in
 //! [`crate::cluster::brake`]. Each sentence says what it is, what it means, and what to do.
 
+use jiff::{SignedDuration, Timestamp};
 use regent_common::{
     ids::{MemberName, NodeName},
-    topology::{REFUSES_WRITES, Role},
+    topology::{CERTIFICATE_UNTIL, REFUSES_WRITES, Role},
 };
 
 use super::view::{ClusterFacts, lets_in_others, view_of};
@@ -13,6 +14,9 @@ use crate::{environment::OwnMachine, model::Assignment, nodes::NodeView};
 
 /// What to do about a member beside the coordinator.
 const MOVE: &str = "run the coordinator on a machine of its own";
+
+/// How long before its end a certificate is warned of: time for a person to have it renewed.
+const RENEW_WITHIN: SignedDuration = SignedDuration::from_hours(14 * 24);
 
 /// The warnings of a cluster.
 pub fn of_cluster(facts: &ClusterFacts<'_>) -> Vec<String> {
@@ -31,8 +35,27 @@ pub fn of_cluster(facts: &ClusterFacts<'_>) -> Vec<String> {
     let open = lets_in_others(facts).into_iter().map(|member| {
         format!("the allow-list is not in force on {member}; what it keeps out may be let in there until then")
     });
-    let full = facts.record.members.keys().filter_map(|member| refuses_writes(member, view_of(facts, member)?));
-    by_hand.into_iter().chain(paused).chain(beside_us).chain(open).chain(full).collect()
+    let views = || facts.record.members.keys().filter_map(|member| Some((member, view_of(facts, member)?)));
+    let full = views().filter_map(|(member, view)| refuses_writes(member, view));
+    let ending = views().filter_map(|(member, view)| certificate_ends(member, view, facts.wall));
+    by_hand.into_iter().chain(paused).chain(beside_us).chain(open).chain(full).chain(ending).collect()
+}
+
+/// Its agent notices a renewed one by itself; nobody but a person renews it.
+fn certificate_ends(member: &MemberName, view: &NodeView, now: Timestamp) -> Option<String> {
+    let until: Timestamp = view.observation.as_ref()?.engine.details.get(CERTIFICATE_UNTIL)?.parse().ok()?;
+    if until <= now {
+        return Some(format!(
+            "the certificate of {member}'s port ended at {until}: members and clients that check it do not connect; renew it"
+        ));
+    }
+    let soon = until.duration_since(now) <= RENEW_WITHIN;
+    soon.then(|| {
+        format!(
+            "the certificate of {member}'s port ends at {until}: renew it before, or members and clients that check it do not connect \
+             afterwards"
+        )
+    })
 }
 
 /// Its engine answers, so that this is no reason for a failover: the next primary has the same data.
@@ -111,6 +134,20 @@ mod tests {
         assert_eq!(refuses_writes(&member, &view(seen.clone())).unwrap(), "db1 refuses writes: its memory is full");
         seen.engine.role = Some(Role::Replica);
         assert_eq!(refuses_writes(&member, &view(seen)), None, "nobody writes to a replica");
+    }
+
+    #[test]
+    fn a_certificate_is_warned_of_before_and_after_its_end() {
+        let member: MemberName = "db1".parse().unwrap();
+        let now: Timestamp = "2026-11-30T00:00:00Z".parse().unwrap();
+        let said = |until: Option<&str>| {
+            let mut seen = observation(member.clone());
+            seen.engine.details.extend(until.map(|until| (CERTIFICATE_UNTIL.to_owned(), until.to_owned())));
+            certificate_ends(&member, &NodeView { observation: Some(seen), ..NodeView::default() }, now)
+        };
+        assert_eq!((said(None), said(Some("soon")), said(Some("2026-12-14T00:00:01Z"))), (None, None, None));
+        assert!(said(Some("2026-12-14T00:00:00Z")).unwrap().contains("ends at 2026-12-14T00:00:00Z: renew it before"));
+        assert!(said(Some("2026-11-30T00:00:00Z")).unwrap().contains("ended at 2026-11-30T00:00:00Z"));
     }
 
     #[test]

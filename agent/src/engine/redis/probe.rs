@@ -10,7 +10,9 @@ use std::{
     time::Duration,
 };
 
-use regent_common::topology::{EngineObservation, EngineState, HeardPosition, REFUSES_WRITES, Role, Ternary};
+use regent_common::topology::{
+    CERTIFICATE_UNTIL, EngineObservation, EngineState, HeardPosition, REFUSES_WRITES, Role, Ternary,
+};
 use tokio::time;
 
 use super::{
@@ -191,7 +193,7 @@ impl Redis {
             observation.set_open(is_open);
         }
         if let Some(credentials) = self.credentials() {
-            observation.details.insert("certificate_until".to_owned(), credentials.until().to_string());
+            observation.details.insert(CERTIFICATE_UNTIL.to_owned(), credentials.until().to_string());
         }
         observation
     }
