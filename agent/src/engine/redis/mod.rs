@@ -482,12 +482,8 @@ impl Driver for Redis {
     }
 
     async fn checkpoint(&self) -> Result<(), DriverError> {
-        // Copies are made of what is in memory. A primary that a planned promotion has to kill comes back from its snapshot, which may
-        // have everything already.
-        if !self.flavor.is_demoted_by_a_start || self.is_written(false).await.unwrap_or(false) {
-            return Ok(());
-        }
-        Box::pin(self.save()).await
+        // Copies are made of what is in memory. A primary that a planned promotion has to kill comes back from its snapshot.
+        if self.flavor.is_demoted_by_a_start { Box::pin(self.save()).await } else { Ok(()) }
     }
 
     async fn adopt(&self, data_directory: &Path, upstream: Option<&Peer>) -> Result<Position, DriverError> {

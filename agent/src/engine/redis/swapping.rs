@@ -40,7 +40,7 @@ impl Redis {
     }
 
     /// Whether the snapshot on the disk has all of this copy, or all but what it has streamed since.
-    pub(super) async fn is_written(&self, but_for_stream: bool) -> Result<bool, SessionError> {
+    async fn is_written(&self, but_for_stream: bool) -> Result<bool, SessionError> {
         let session = self.session().await?;
         let persistence = session.info("persistence", BRIEF).await?;
         if persistence.is("rdb_changes_since_last_save", "0") {
