@@ -12,7 +12,7 @@ use nix::{
     unistd::Pid,
 };
 use regent_agent::{
-    engine::ENGINES,
+    engine::{ENGINES, Flush},
     firewall::{Keeper, Means, fake::FakeMachine},
     ledger::{LedgerStore, RealDisk, StepOutcome},
     member::{Member, Place},
@@ -115,7 +115,7 @@ async fn a_member_from_its_assignment_to_its_release() {
     assert!(made.position.as_ref().is_some_and(|position| !position.is_empty()));
     let seen = agent.until(EngineState::Running).await;
     assert_eq!(seen.role, Some(Role::Primary));
-    let flushed = agent.done(1, "checkpoint", Action::Checkpoint).await;
+    let flushed = agent.done(1, "checkpoint", Action::Checkpoint { flush: Flush::HandOver }).await;
     assert!(flushed.position.unwrap().includes(made.position.as_ref().unwrap()));
     let postmaster = Pid::from_raw(seen.pid.unwrap().try_into().unwrap());
 

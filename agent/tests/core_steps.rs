@@ -7,6 +7,7 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use regent_agent::{
+    engine::Flush,
     firewall::fake::FakeMachine,
     lease::promises::Asker,
     steps::{Action, Execution, StepError},
@@ -183,7 +184,8 @@ async fn a_fence_kills_a_running_clone_and_the_engine() {
     let bench = Bench::assigned().await;
     done(&bench, 1, 1, "init", Action::Initialize).await;
     bench.machine.hold("checkpoint");
-    let stuck = bench.begin(header(1, 1, "checkpoint", &Action::Checkpoint), Action::Checkpoint).await;
+    let checkpoint = Action::Checkpoint { flush: Flush::Copies };
+    let stuck = bench.begin(header(1, 1, "checkpoint", &checkpoint), checkpoint).await;
     called(&bench.machine, "checkpoint", 1).await;
     let fenced = done(&bench, 2, 2, "fence", Action::Fence).await;
     assert_eq!(fenced.writable_epoch, Some(Epoch(1)));

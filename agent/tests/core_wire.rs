@@ -221,7 +221,8 @@ async fn running_steps_are_shown_in_heartbeats() {
     let (agent, channel) = assigned(&authority, &coordinator).await;
     let mut session = Session::open(&channel, hello(7)).await;
     agent.machine.hold("checkpoint");
-    let checkpoint = request("db1", 1, 1, "checkpoint", wire::action::Action::Checkpoint(wire::Checkpoint {}));
+    let checkpoint =
+        request("db1", 1, 1, "checkpoint", wire::action::Action::Checkpoint(wire::Checkpoint { for_copies: true }));
     let executing = tokio::spawn({
         let channel = channel.clone();
         async move { execute(&channel, checkpoint).await.map(|_| ()) }
@@ -313,7 +314,8 @@ async fn a_wipe_needs_the_word_of_the_copy_that_survives() {
         status.message().to_owned()
     };
     assert!(refused().await.contains("token"), "the source has not taken on the token of this resync");
-    let checkpoint = request("db1", 1, 2, "checkpoint", wire::action::Action::Checkpoint(wire::Checkpoint {}));
+    let checkpoint =
+        request("db1", 1, 2, "checkpoint", wire::action::Action::Checkpoint(wire::Checkpoint { for_copies: true }));
     execute(&to_first, checkpoint).await.unwrap();
     first.machine.set_dirty(true);
     assert!(refused().await.contains("in the middle of a change"));

@@ -16,7 +16,7 @@ use regent_common::topology::{ClusterSpec, EngineState, Peer, Progress, Role, Te
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{CloneOptions, Driver, DriverError, FoundInstance, StartAs, Stop, Work};
+use super::{CloneOptions, Driver, DriverError, Flush, FoundInstance, StartAs, Stop, Work};
 
 /// Makes worlds.
 #[async_trait]
@@ -180,7 +180,7 @@ async fn diverge(world: &dyn World) -> Result<(Arc<dyn Driver>, Arc<dyn Driver>)
     told("promote", two.promote().await)?;
     world.write(2).await?;
     world.write(2).await?;
-    told("checkpoint", two.checkpoint().await)?;
+    told("checkpoint", two.checkpoint(Flush::Copies).await)?;
     flush_if_needed(world, &*one, StartAs::Primary).await?;
     Ok((one, two))
 }
@@ -463,7 +463,7 @@ async fn promoted_twice(world: &dyn World) -> Outcome {
     }
     let (second, third) = (told("examine", two.examine().await)?, told("examine", three.examine().await)?);
     check(second.partial_cmp(&third).is_none(), || format!("{second} and {third} are not said to have diverged"))?;
-    told("checkpoint", three.checkpoint().await)?;
+    told("checkpoint", three.checkpoint(Flush::Copies).await)?;
     let followed = two.follow(&world.peer(3)).await;
     check(matches!(followed, Err(DriverError::Diverged { .. })), || format!("follow was answered with {followed:?}"))?;
     match two.rewind(&world.peer(3), &work()).await {

@@ -181,6 +181,15 @@ pub enum Stop {
     Kill,
 }
 
+/// What an engine is flushed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flush {
+    /// Copies of it are made, or compared with it.
+    Copies,
+    /// It hands over next: what it must come back from, to go on as a replica, is on its disk too.
+    HandOver,
+}
+
 /// How a member is made an active side.
 #[derive(Debug, Clone, Copy)]
 pub struct Activation<'a> {
@@ -302,7 +311,7 @@ pub trait Driver: Send + Sync {
     async fn rewind(&self, source: &Peer, work: &Work) -> Result<String, DriverError>;
 
     /// Flushes, so that copies made from now on see the present history.
-    async fn checkpoint(&self) -> Result<(), DriverError>;
+    async fn checkpoint(&self, flush: Flush) -> Result<(), DriverError>;
 
     /// Takes over the instance that runs on `data_directory` and is nobody's, without stopping it: as a replica of `upstream`, which it
     /// then follows as every member does, or as the primary, whose lease stands (rule L6). The member was configured before. Called

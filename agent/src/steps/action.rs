@@ -10,7 +10,10 @@ use regent_common::{
 };
 use regent_proto::agent::v1 as wire;
 
-use crate::ledger::{Claim, DRAIN};
+use crate::{
+    engine::Flush,
+    ledger::{Claim, DRAIN},
+};
 
 /// One action, checked.
 #[derive(Debug, Clone)]
@@ -78,7 +81,10 @@ pub enum Action {
         give_back: bool,
     },
     /// Flushes the primary.
-    Checkpoint,
+    Checkpoint {
+        /// What for.
+        flush: Flush,
+    },
     /// Hands everything over to a successor (rule P6).
     Drain {
         /// Whom.
@@ -173,7 +179,7 @@ impl Action {
             Self::Examine => "examine",
             Self::Rewind { .. } => "rewind",
             Self::Release { .. } => "release",
-            Self::Checkpoint => "checkpoint",
+            Self::Checkpoint { .. } => "checkpoint",
             Self::Drain { .. } => DRAIN,
             Self::UndoDrain => "undo_drain",
             Self::Adopt { .. } => "adopt",
@@ -200,7 +206,7 @@ impl Action {
             | Self::Follow { .. }
             | Self::Examine
             | Self::Rewind { .. }
-            | Self::Checkpoint
+            | Self::Checkpoint { .. }
             | Self::Drain { .. }
             | Self::UndoDrain
             | Self::Adopt { .. }
@@ -231,7 +237,7 @@ impl Action {
             | Self::Fence
             | Self::Prepare { .. }
             | Self::Release { .. }
-            | Self::Checkpoint
+            | Self::Checkpoint { .. }
             | Self::Drain { .. }
             | Self::UndoDrain
             | Self::Compare { .. } => false,
@@ -276,7 +282,9 @@ impl TryFrom<wire::Action> for Action {
             Wire::Examine(wire::Examine {}) => Self::Examine,
             Wire::Rewind(wire::Rewind { source }) => Self::Rewind { source: required("rewind", "source", source)? },
             Wire::Release(wire::Release { keep_data, give_back }) => Self::Release { keep_data, give_back },
-            Wire::Checkpoint(wire::Checkpoint {}) => Self::Checkpoint,
+            Wire::Checkpoint(wire::Checkpoint { for_copies }) => {
+                Self::Checkpoint { flush: if for_copies { Flush::Copies } else { Flush::HandOver } }
+            }
             Wire::Drain(wire::Drain { successor, within_millis, hold_millis }) => Self::Drain {
                 successor: successor
                     .parse()

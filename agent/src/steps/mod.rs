@@ -88,7 +88,7 @@ fn stopping(action: &Action) -> Stopping {
         | Action::Follow { .. }
         | Action::Examine
         | Action::Release { .. }
-        | Action::Checkpoint
+        | Action::Checkpoint { .. }
         | Action::Drain { .. }
         | Action::UndoDrain
         // Nothing excludes two sides that take writes: one that opens a moment late harms nobody.
@@ -256,7 +256,7 @@ impl Executor {
                 | Action::Examine
                 | Action::Rewind { .. }
                 | Action::Release { .. }
-                | Action::Checkpoint
+                | Action::Checkpoint { .. }
                 | Action::Drain { .. }
                 | Action::UndoDrain
                 | Action::Adopt { .. }

@@ -6,7 +6,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use regent_agent::engine::{Driver, StartAs, conformance::World, redis::RedisFactory};
+use regent_agent::engine::{Driver, Flush, StartAs, conformance::World, redis::RedisFactory};
 use regent_common::topology::{EngineState, Role, Ternary};
 
 use crate::{
@@ -15,11 +15,14 @@ use crate::{
 };
 
 on_flavor!(of_redis, REDIS: a_former_primary_keeps_its_memory_and_goes_on_from_where_it_was,
-    an_engine_that_hangs_or_runs_a_script_is_killed, no_command_of_a_promotion_that_was_ended_comes_after_the_fence);
+    an_engine_that_hangs_or_runs_a_script_is_killed, no_command_of_a_promotion_that_was_ended_comes_after_the_fence,
+    planned_promotions_with_no_write_between_copy_nothing_in_full);
 on_flavor!(of_valkey, VALKEY: a_former_primary_keeps_its_memory_and_goes_on_from_where_it_was,
-    an_engine_that_hangs_or_runs_a_script_is_killed, no_command_of_a_promotion_that_was_ended_comes_after_the_fence);
+    an_engine_that_hangs_or_runs_a_script_is_killed, no_command_of_a_promotion_that_was_ended_comes_after_the_fence,
+    planned_promotions_with_no_write_between_copy_nothing_in_full);
 // A primary of KeyDB is demoted by a start alone, so that a fence kills it.
-on_flavor!(of_keydb, KEYDB: an_engine_that_hangs_or_runs_a_script_is_killed);
+on_flavor!(of_keydb, KEYDB: an_engine_that_hangs_or_runs_a_script_is_killed,
+    planned_promotions_with_no_write_between_copy_nothing_in_full);
 
 /// A number in the section `stats` of what the engine says of itself.
 async fn counted(world: &RealWorld, member: u32, name: &str) -> u64 {
@@ -120,5 +123,36 @@ async fn no_command_of_a_promotion_that_was_ended_comes_after_the_fence(factory:
         }
     }
     assert!(survived > 20, "the engine was killed in {} of 40 cases", 40 - survived);
+    world.end().await;
+}
+
+/// What one that has to be killed comes back from is of the history that it wrote last, also when it wrote nothing in it.
+async fn planned_promotions_with_no_write_between_copy_nothing_in_full(factory: &'static RedisFactory) {
+    let world = RealWorld::new(factory);
+    let drivers = [primary(&world).await, replica(&world, 2).await, replica(&world, 3).await];
+    for _ in 0..100 {
+        world.write(1).await.unwrap();
+    }
+    for (former, next) in [(1, 2), (2, 3), (3, 1)] {
+        let [one, two] = [former, next].map(|member| &drivers[member - 1]);
+        let number = u32::try_from(next).unwrap();
+        let (successor, before) = (world.peer(number), counted(&world, number, "sync_full").await);
+        one.checkpoint(Flush::HandOver).await.unwrap();
+        one.drain(&successor.member).await.unwrap();
+        one.fence().await.unwrap();
+        two.cut().await.unwrap();
+        two.promote().await.unwrap();
+        for (place, driver) in drivers.iter().enumerate() {
+            if place + 1 != next {
+                let how = driver.follow(&successor).await.unwrap();
+                assert_eq!(how, "it went on from where it was", "{} to {next}", place + 1);
+            }
+        }
+        assert_eq!(counted(&world, number, "sync_full").await, before, "{former} to {next}");
+    }
+    world.write(1).await.unwrap();
+    for member in 1..=3 {
+        eventually("it has every row", async || world.rows(member).await == Ok(101)).await;
+    }
     world.end().await;
 }

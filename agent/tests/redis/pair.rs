@@ -13,7 +13,7 @@ use std::{
 
 use redis::aio::MultiplexedConnection;
 use regent_agent::engine::{
-    Activation, CloneOptions, Driver, DriverError, StartAs, Stop, Work, conformance::World, redis::RedisFactory,
+    Activation, CloneOptions, Driver, DriverError, Flush, StartAs, Stop, Work, conformance::World, redis::RedisFactory,
 };
 use regent_common::{
     ids::MemberName,
@@ -269,7 +269,7 @@ async fn one_that_was_killed_is_filled_again_and_brings_nothing_back(factory: &'
         both_have(&world, key, Some("old")).await;
     }
     // What it has on the disk when it is killed, and the other side has acknowledged.
-    two.checkpoint().await.unwrap();
+    two.checkpoint(Flush::HandOver).await.unwrap();
     acknowledged(&world, 2, 1).await;
     two.observe().await;
     let mut client = login(&world, 1).await;
@@ -316,7 +316,7 @@ async fn one_that_was_killed_is_filled_again_and_brings_nothing_back(factory: &'
     redis::cmd("PING").query_async::<String>(&mut client).await.unwrap();
     assert_eq!(one.observe().await.pid, process, "the survivor was started anew");
     // And again, with a snapshot that has nothing which was deleted since: told to open it is filled by itself.
-    two.checkpoint().await.unwrap();
+    two.checkpoint(Flush::HandOver).await.unwrap();
     crash(&world, 2, &two).await;
     activate(&world, &one, Some(2), true).await;
     activate(&world, &two, Some(1), false).await;
@@ -579,7 +579,7 @@ async fn a_side_is_neither_a_primary_nor_a_replica(factory: &'static RedisFactor
     let mut spec = world.spec();
     spec.settings.insert("appendonly".to_owned(), "yes".to_owned());
     assert!(one.configure(&spec).await.is_err());
-    one.checkpoint().await.unwrap();
+    one.checkpoint(Flush::HandOver).await.unwrap();
     set(&world, 1, "still", "1").await;
     both_have(&world, "still", Some("1")).await;
     one.release(false).await.unwrap();

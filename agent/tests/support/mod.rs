@@ -21,8 +21,8 @@ use std::{
 use async_trait::async_trait;
 use regent_agent::{
     engine::{
-        Activation, CloneOptions, Cloned, Context, Driver, DriverError, Factory, FoundInstance, Ground, SettingsCheck,
-        StartAs, Stop, Work,
+        Activation, CloneOptions, Cloned, Context, Driver, DriverError, Factory, Flush, FoundInstance, Ground,
+        SettingsCheck, StartAs, Stop, Work,
     },
     firewall::{Keeper, Means, fake::FakeMachine},
     lease::LeaseHandle,
@@ -339,7 +339,7 @@ impl Driver for TestDriver {
         self.machine.run_as(Role::Replica);
         Ok("rewound".to_owned())
     }
-    async fn checkpoint(&self) -> Result<(), DriverError> {
+    async fn checkpoint(&self, _: Flush) -> Result<(), DriverError> {
         self.machine.enter("checkpoint").await
     }
     async fn adopt(&self, _: &std::path::Path, upstream: Option<&Peer>) -> Result<Position, DriverError> {

@@ -17,8 +17,8 @@ use std::{
 
 use async_trait::async_trait;
 use regent_agent::engine::{
-    CloneOptions, Cloned, Context, Driver, DriverError, Factory, FoundInstance, Ground, SettingsCheck, StartAs, Stop,
-    Work, fake::FakeWorld,
+    CloneOptions, Cloned, Context, Driver, DriverError, Factory, Flush, FoundInstance, Ground, SettingsCheck, StartAs,
+    Stop, Work, fake::FakeWorld,
 };
 use regent_common::{
     ids::MemberName,
@@ -304,8 +304,8 @@ impl Driver for SlowDriver {
         self.ask("rewound", 50..300, self.inner.rewind(source, work)).await
     }
 
-    async fn checkpoint(&self) -> Result<(), DriverError> {
-        self.ask("flushed", 2..30, self.inner.checkpoint()).await
+    async fn checkpoint(&self, flush: Flush) -> Result<(), DriverError> {
+        self.ask("flushed", 2..30, self.inner.checkpoint(flush)).await
     }
 
     async fn adopt(&self, data_directory: &Path, upstream: Option<&Peer>) -> Result<Position, DriverError> {

@@ -15,7 +15,7 @@ use regent_common::{
 use tokio::sync::watch;
 
 use super::{Copy, FakeWorld, Instance, Running, State};
-use crate::engine::{CloneOptions, Cloned, Driver, DriverError, StartAs, Stop, Work};
+use crate::engine::{CloneOptions, Cloned, Driver, DriverError, Flush, StartAs, Stop, Work};
 
 /// Settings that the fake engine knows.
 const SETTINGS: &[&str] = &["shared_buffers", "max_connections", "flavor"];
@@ -477,7 +477,7 @@ impl Driver for FakeDriver {
         })
     }
 
-    async fn checkpoint(&self) -> Result<(), DriverError> {
+    async fn checkpoint(&self, _: Flush) -> Result<(), DriverError> {
         self.act("checkpoint", |hand| hand.instance().answers().map_err(|detail| refused("flush", &detail)))
     }
 

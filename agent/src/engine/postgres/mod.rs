@@ -36,8 +36,8 @@ use self::{
     tools::{Runner, Section, Tools},
 };
 use super::{
-    CloneOptions, Cloned, Context, Driver, DriverError, Factory, FoundInstance, Ground, SettingsCheck, StartAs, Stop,
-    Work, refused, swap,
+    CloneOptions, Cloned, Context, Driver, DriverError, Factory, Flush, FoundInstance, Ground, SettingsCheck, StartAs,
+    Stop, Work, refused, swap,
 };
 use crate::supervisor::{Supervisor, process::EngineProcess};
 
@@ -414,7 +414,7 @@ impl Driver for Postgres {
         Box::pin(self.rewind_to(source, work)).await
     }
 
-    async fn checkpoint(&self) -> Result<(), DriverError> {
+    async fn checkpoint(&self, _: Flush) -> Result<(), DriverError> {
         Box::pin(self.flush()).await
     }
 

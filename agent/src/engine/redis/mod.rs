@@ -44,8 +44,8 @@ use self::{
     tls::Encryption,
 };
 use super::{
-    Activation, CloneOptions, Cloned, Context, Driver, DriverError, Factory, FoundInstance, Ground, SettingsCheck,
-    StartAs, Stop, Work,
+    Activation, CloneOptions, Cloned, Context, Driver, DriverError, Factory, Flush, FoundInstance, Ground,
+    SettingsCheck, StartAs, Stop, Work,
     layout::{Layout, Shape, io_error, offload},
     refused, swap,
 };
@@ -481,9 +481,10 @@ impl Driver for Redis {
         Err(DriverError::CannotRewind { reason: "the engine has no means to take single changes back".to_owned() })
     }
 
-    async fn checkpoint(&self) -> Result<(), DriverError> {
-        // Copies are made of what is in memory. A primary that a planned promotion has to kill comes back from its snapshot.
-        if self.flavor.is_demoted_by_a_start { Box::pin(self.save()).await } else { Ok(()) }
+    async fn checkpoint(&self, flush: Flush) -> Result<(), DriverError> {
+        // Copies are made of what is in memory. One that has to be killed to be demoted comes back from its snapshot.
+        let is_killed = flush == Flush::HandOver && self.flavor.is_demoted_by_a_start;
+        if is_killed { Box::pin(self.save()).await } else { Ok(()) }
     }
 
     async fn adopt(&self, data_directory: &Path, upstream: Option<&Peer>) -> Result<Position, DriverError> {

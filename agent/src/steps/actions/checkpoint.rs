@@ -3,11 +3,11 @@
 //! It is also a step with which the copy that must survive takes on the token of a resync (rule T2).
 
 use super::super::{StepContext, StepError, context::Done};
-use crate::ledger::StepOutcome;
+use crate::{engine::Flush, ledger::StepOutcome};
 
-pub(super) async fn run(context: &StepContext) -> Result<Done, StepError> {
+pub(super) async fn run(context: &StepContext, flush: Flush) -> Result<Done, StepError> {
     let driver = context.driver()?;
-    driver.checkpoint().await?;
+    driver.checkpoint(flush).await?;
     // Looked at after the flush: whoever compares a copy with it must not find the copy ahead of an older word.
     let position = driver.observe().await.position;
     Ok(Done::new(StepOutcome { position, ..StepOutcome::default() }))

@@ -48,7 +48,7 @@ pub(super) async fn run(context: &StepContext, action: Action) -> Result<Done, S
         Action::Examine => examine::run(context).await,
         Action::Rewind { source } => rewind::run(context, source).await,
         Action::Release { keep_data, give_back } => release::run(context, keep_data, give_back).await,
-        Action::Checkpoint => checkpoint::run(context).await,
+        Action::Checkpoint { flush } => checkpoint::run(context, flush).await,
         Action::Drain { successor, within, hold } => drain::run(context, successor, within, hold).await,
         Action::UndoDrain => drain::undo(context).await,
         Action::Adopt { data_directory, upstream } => adopt::run(context, &data_directory, upstream).await,

@@ -45,6 +45,8 @@ pub(super) struct Node {
     pub(super) copied: bool,
     pub(super) running: bool,
     pub(super) writable: bool,
+    /// It can come back as a replica from what is on its disk.
+    pub(super) may_hand_over: bool,
     /// Applications are kept out.
     pub(super) drained: bool,
     pub(super) writable_epoch: Option<u64>,
@@ -155,10 +157,11 @@ impl World {
                 result.endpoint = Some(Endpoint { host: name.to_string(), port: assign.port.max(1) });
             }
             Action::Configure(_) | Action::DiscardKept(_) => {}
-            Action::Checkpoint(_) => {
+            Action::Checkpoint(checkpoint) => {
                 if !node.writable {
                     return Err((Reason::PrimaryUnhealthy, "not a primary".to_owned()));
                 }
+                node.may_hand_over |= !checkpoint.for_copies;
             }
             Action::Initialize(_) | Action::Promote(_) => {
                 assert!(!others_writable, "two writable members");
@@ -181,7 +184,8 @@ impl World {
                 if !node.writable {
                     return Err((Reason::PrimaryUnhealthy, "not a primary".to_owned()));
                 }
-                node.drained = true;
+                assert!(node.may_hand_over, "nothing on the disk to come back from");
+                (node.may_hand_over, node.drained) = (false, true);
                 let (successor, position) = (drain_successor(action), node.position);
                 let successor = nodes.values_mut().find(|node| node.member.as_deref() == successor);
                 let successor = successor.expect("the successor exists");

@@ -83,7 +83,7 @@ async fn clone_members(
     wipe_first_if_needed: bool,
 ) -> Result<u64, StepError> {
     let primary = primary_of(context)?;
-    context.call(&primary, Action::Checkpoint(wire::Checkpoint {}), Patience::Forever).await?;
+    context.call(&primary, Action::Checkpoint(wire::Checkpoint { for_copies: true }), Patience::Forever).await?;
     let source = wire::Peer::from(&context.peer(&primary)?);
     let outcomes = context
         .call_all(members, Patience::Forever, |_| {

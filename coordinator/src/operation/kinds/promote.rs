@@ -135,7 +135,7 @@ async fn check(context: &StepContext<'_>) -> Result<StepDone, StepError> {
             format!("the agent of {primary} is being restarted; nothing was changed: ask again when it is back");
         return Err(StepError::new(Reason::PrimaryUnhealthy, message));
     }
-    let flush = context.call(&primary, Action::Checkpoint(wire::Checkpoint {}), PATIENCE);
+    let flush = context.call(&primary, Action::Checkpoint(wire::Checkpoint { for_copies: false }), PATIENCE);
     within(FLUSH_WITHIN, "to flush", flush).await?;
     Ok(StepDone::new())
 }

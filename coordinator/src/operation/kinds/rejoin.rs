@@ -153,7 +153,8 @@ async fn examine(context: &StepContext<'_>, member: &MemberName) -> Result<StepD
         }
     };
     // The primary is asked after the member: a copy that streams may be ahead of an older word of the primary.
-    let checkpoint = context.call(&primary, Action::Checkpoint(wire::Checkpoint {}), PATIENCE).await?;
+    let checkpoint =
+        context.call(&primary, Action::Checkpoint(wire::Checkpoint { for_copies: true }), PATIENCE).await?;
     let theirs = position_of(&primary, &checkpoint)?;
     let lost = own.minus(&theirs);
     if lost.is_empty() {

@@ -86,7 +86,7 @@ impl Kind for Resync {
             "clone" => {
                 // Before the first byte goes nobody may count on these copies any more (rule M3). The primary is called first: the
                 // heartbeat that follows a step at once is answered with the electorate that is waited for.
-                let flush = Action::Checkpoint(wire::Checkpoint {});
+                let flush = Action::Checkpoint(wire::Checkpoint { for_copies: true });
                 context.call(&primary_of(context)?, flush, Patience::Forever).await?;
                 context.electorate_acknowledged(None).await?;
                 let action = configure(context)?;
