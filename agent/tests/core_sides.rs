@@ -4,7 +4,7 @@
 
 mod support;
 
-use regent_agent::{ledger::StepOutcome, steps::Action};
+use regent_agent::{engine::Comparison, ledger::StepOutcome, steps::Action};
 use regent_common::{
     error::Reason,
     ids::Epoch,
@@ -87,13 +87,14 @@ async fn a_fence_ends_a_side_and_its_activation_lifts_it() {
 async fn what_only_this_side_has_is_told_and_remembered() {
     let bench = side().await;
     bench.machine.set_running(Role::Active);
-    let compare = Action::Compare { other: peer(2) };
-    let found = Difference { compared: 3, only_here: 1, examples: vec!["key".to_owned()], delivered: false };
-    assert_eq!(done(&bench, "compare", compare.clone()).await.difference, Some(found.clone()));
+    let compare = Action::Compare { other: peer(2), what: Comparison::Presence };
+    let examples = vec!["key".to_owned()];
+    let found = Difference { compared: 3, only_here: 1, examples, ..Difference::default() };
+    assert_eq!(done(&bench, "compare", compare.clone()).await.difference, Some(Box::new(found.clone())));
     let bench = bench.restart();
-    assert_eq!(done(&bench, "compare", compare).await.difference, Some(found));
+    assert_eq!(done(&bench, "compare", compare).await.difference, Some(Box::new(found)));
     assert_eq!(bench.executions("compare"), 1, "answered after a restart");
-    let own = Action::Compare { other: peer(1) };
+    let own = Action::Compare { other: peer(1), what: Comparison::Presence };
     assert_eq!(refused(&bench, "own", own).await, Reason::CopyNotWhole);
 }
 

@@ -164,7 +164,7 @@ reasons! {
     MemberIsPrimary "MEMBER_IS_PRIMARY" FailedPrecondition false
         "The member is the primary, and this is for replicas only." "Name a replica, or move the primary first.";
     NotInThisMode "NOT_IN_THIS_MODE" FailedPrecondition false
-        "The cluster's mode has no such thing: a pair has no primary, no replicas and no failover."
+        "The cluster's mode has no such thing: a pair has no primary, no replicas and no failover, and only a pair has sides to compare."
         "Do as the message says; show the cluster for what can be done with it.";
     OperationPastReturn "OPERATION_PAST_RETURN" FailedPrecondition false
         "The operation is past its point of no return." "Let it finish.";
@@ -216,7 +216,7 @@ reasons! {
     DataDirty "DATA_DIRTY" FailedPrecondition false
         "The data was left in the middle of a change." "Resync the member.";
     Diverged "DIVERGED" FailedPrecondition false
-        "The member has changes that the primary does not have." "Read the divergence report; rejoin or resync it.";
+        "The member has changes that the primary, or the other side, does not have." "Read what differs; rejoin or resync it.";
     CannotRewind "CANNOT_REWIND" FailedPrecondition false
         "The member cannot be turned back to where the histories part." "Resync the member.";
     CopyNotWhole "COPY_NOT_WHOLE" DataLoss true

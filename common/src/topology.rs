@@ -128,7 +128,7 @@ pub struct ClusterSpec {
     pub tls: bool,
 }
 
-/// What only one of the two sides of a multi-master cluster has.
+/// What one of the two sides of a multi-master cluster has, and the other one has not.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Difference {
     /// Entries (keys, rows) of this side that were looked at.
@@ -141,6 +141,19 @@ pub struct Difference {
     /// since. False where that is not known.
     #[serde(default)]
     pub delivered: bool,
+    /// Whether the values of what both have were compared too.
+    #[serde(default)]
+    pub values: bool,
+    /// Those that the other side has with another value.
+    #[serde(default)]
+    pub differing: u64,
+    /// Names of some of these.
+    #[serde(default)]
+    pub differing_examples: Vec<String>,
+    /// Those of which it is not known: they changed all the while, are so large that clients would have had to wait, or of a kind that
+    /// the engine makes no digest of.
+    #[serde(default)]
+    pub undecided: u64,
 }
 
 /// How an allow-list stands on a member.

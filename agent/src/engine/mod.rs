@@ -190,6 +190,15 @@ pub enum Flush {
     HandOver,
 }
 
+/// What of two sides is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Comparison {
+    /// Which entries there are.
+    Presence,
+    /// The values of those that both have, too.
+    Values,
+}
+
 /// How a member is made an active side.
 #[derive(Debug, Clone, Copy)]
 pub struct Activation<'a> {
@@ -330,9 +339,9 @@ pub trait Driver: Send + Sync {
         Err(DriverError::NoSuchMode { mode: Mode::MultiMaster })
     }
 
-    /// Counts the entries of this side that the other one does not have, while both may be written to. [`DriverError::Cancelled`] when
-    /// the work is told to stop.
-    async fn compare(&self, _other: &Peer, _: &Work) -> Result<Difference, DriverError> {
+    /// Counts the entries of this side that the other one does not have, or has otherwise, while both may be written to. Keeps nobody
+    /// waiting for longer than some milliseconds. [`DriverError::Cancelled`] when the work is told to stop.
+    async fn compare(&self, _other: &Peer, _: Comparison, _: &Work) -> Result<Difference, DriverError> {
         Err(DriverError::NoSuchMode { mode: Mode::MultiMaster })
     }
 

@@ -257,7 +257,7 @@ pub struct StepOutcome {
     pub heard: Vec<HeardPosition>,
     /// Compare: what was found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub difference: Option<Difference>,
+    pub difference: Option<Box<Difference>>,
 }
 
 // === impl Digest ===

@@ -218,7 +218,7 @@ fn outcome_to_wire(outcome: &StepOutcome) -> wire::StepResult {
         detail: outcome.detail.clone(),
         heard: outcome.heard.iter().map(Into::into).collect(),
         drained: outcome.drained,
-        difference: outcome.difference.as_ref().map(Into::into),
+        difference: outcome.difference.as_deref().map(Into::into),
         writable_epoch: outcome.writable_epoch.map(|epoch| epoch.0),
     }
 }

@@ -11,7 +11,7 @@ use regent_common::{
 use regent_proto::agent::v1 as wire;
 
 use crate::{
-    engine::Flush,
+    engine::{Comparison, Flush},
     ledger::{Claim, DRAIN},
 };
 
@@ -116,6 +116,8 @@ pub enum Action {
     Compare {
         /// The other side.
         other: Peer,
+        /// What of both.
+        what: Comparison,
     },
     /// Fills this side of a multi-master cluster anew from the other one.
     Refill {
@@ -308,7 +310,10 @@ impl TryFrom<wire::Action> for Action {
                 open,
                 first,
             },
-            Wire::Compare(wire::Compare { other }) => Self::Compare { other: required("compare", "other", other)? },
+            Wire::Compare(wire::Compare { other, values }) => Self::Compare {
+                other: required("compare", "other", other)?,
+                what: if values { Comparison::Values } else { Comparison::Presence },
+            },
             Wire::Refill(wire::Refill { source, keep_old }) => {
                 Self::Refill { source: required("refill", "source", source)?, keep_old }
             }

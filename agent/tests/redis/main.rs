@@ -13,6 +13,7 @@ mod adoption;
 mod faults;
 mod backlog;
 mod copies;
+mod difference;
 mod fencing;
 mod pair;
 mod tls;

@@ -21,8 +21,8 @@ use std::{
 use async_trait::async_trait;
 use regent_agent::{
     engine::{
-        Activation, CloneOptions, Cloned, Context, Driver, DriverError, Factory, Flush, FoundInstance, Ground,
-        SettingsCheck, StartAs, Stop, Work,
+        Activation, CloneOptions, Cloned, Comparison, Context, Driver, DriverError, Factory, Flush, FoundInstance,
+        Ground, SettingsCheck, StartAs, Stop, Work,
     },
     firewall::{Keeper, Means, fake::FakeMachine},
     lease::LeaseHandle,
@@ -362,9 +362,10 @@ impl Driver for TestDriver {
         self.machine.run_as(Role::Active);
         Ok(())
     }
-    async fn compare(&self, _: &Peer, _: &Work) -> Result<Difference, DriverError> {
+    async fn compare(&self, _: &Peer, _: Comparison, _: &Work) -> Result<Difference, DriverError> {
         self.machine.enter("compare").await?;
-        Ok(Difference { compared: 3, only_here: 1, examples: vec!["key".to_owned()], delivered: false })
+        let examples = vec!["key".to_owned()];
+        Ok(Difference { compared: 3, only_here: 1, examples, ..Difference::default() })
     }
     async fn refill(&self, _: &Peer, _: bool) -> Result<(), DriverError> {
         self.machine.enter("refill").await?;

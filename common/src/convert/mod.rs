@@ -492,6 +492,10 @@ impl From<&Difference> for agent::Difference {
             only_here: difference.only_here,
             examples: difference.examples.clone(),
             delivered: difference.delivered,
+            values: difference.values,
+            differing: difference.differing,
+            differing_examples: difference.differing_examples.clone(),
+            undecided: difference.undecided,
         }
     }
 }
@@ -503,6 +507,10 @@ impl From<agent::Difference> for Difference {
             only_here: message.only_here,
             examples: message.examples,
             delivered: message.delivered,
+            values: message.values,
+            differing: message.differing,
+            differing_examples: message.differing_examples,
+            undecided: message.undecided,
         }
     }
 }

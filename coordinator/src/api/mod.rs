@@ -7,8 +7,9 @@ use regent_common::{
     ids::{NodeName, OperationId},
 };
 use regent_proto::coordinator::v1::{
-    AddMemberRequest, AdoptClusterRequest, CreateClusterRequest, DeleteClusterRequest, FailoverClusterRequest,
-    Operation, PromoteMemberRequest, RemoveMemberRequest, ResyncClusterRequest, SetAllowListRequest,
+    AddMemberRequest, AdoptClusterRequest, ComparePairRequest, CreateClusterRequest, DeleteClusterRequest,
+    FailoverClusterRequest, Operation, PromoteMemberRequest, RemoveMemberRequest, ResyncClusterRequest,
+    SetAllowListRequest,
 };
 use tonic::{Request, Status};
 
@@ -160,6 +161,7 @@ repeatable!(
     AdoptClusterRequest,
     DeleteClusterRequest,
     ResyncClusterRequest,
+    ComparePairRequest,
     FailoverClusterRequest,
     SetAllowListRequest,
     AddMemberRequest,

@@ -29,7 +29,7 @@ use crate::{
     planner::{
         self, Decision,
         asked::{Consent, asked},
-        pair::{Foreign, foreign},
+        pair::{Foreign, foreign, incomparable},
         planned, removal, resyncing,
     },
 };
@@ -337,6 +337,7 @@ fn cluster_actions(facts: &ClusterFacts<'_>) -> Vec<wire::AvailableAction> {
     vec![
         action("add-member", nobody.or_else(|| busy(record))),
         resync_action(facts, None),
+        action("compare", incomparable(record, facts.judgements).map(|(_, why)| why).or_else(|| busy(record))),
         action("failover", failover_obstacle(facts)),
         action("delete", protected.or_else(|| busy(record))),
         action("protect", record.protected.then(|| "the cluster is protected already".to_owned())),

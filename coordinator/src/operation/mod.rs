@@ -35,6 +35,7 @@ pub const KINDS: &[&dyn Kind] = &[
     &kinds::promote::Promote,
     &kinds::rejoin::Rejoin,
     &kinds::resync::Resync,
+    &kinds::compare::Compare,
     &kinds::configure::Configure,
     &kinds::set_allow_list::SetAllowList,
     &kinds::delete_cluster::DeleteCluster,
@@ -79,6 +80,11 @@ pub trait Kind: Sync {
     /// waits for that.
     fn undoes(&self) -> bool {
         !self.yields_to_failover()
+    }
+
+    /// Whether only a cluster of two sides that both take writes knows it.
+    fn is_of_pairs_only(&self) -> bool {
+        false
     }
 
     /// Whether a person may cancel it before its point of no return.

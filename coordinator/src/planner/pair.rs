@@ -223,6 +223,35 @@ fn resync_command(cluster: &ClusterRecord, member: &MemberName) -> String {
     format!("`regentctl cluster resync {} {member} --confirm {member}`", cluster.name)
 }
 
+/// Why the two sides cannot be compared now: a reason, and a sentence. One that waits for a person's word on its data is looked at as well
+/// as one that serves; one that is about to be brought back has to be first.
+pub fn incomparable(cluster: &ClusterRecord, judgements: &BTreeMap<MemberName, Judgement>) -> Option<(Reason, String)> {
+    if !cluster.is_pair() {
+        let why = format!(
+            "it is no pair: its replicas have what its primary has, and one that you doubt is made anew: `regentctl cluster resync \
+             {name} MEMBER --confirm MEMBER`",
+            name = cluster.name
+        );
+        return Some((Reason::NotInThisMode, why));
+    }
+    let waits = cluster.members.values().any(|stored| matches!(stored.state, MemberState::NeedsResync { .. }));
+    cluster.members.keys().find_map(|side| {
+        let judgement = judgements.get(side)?;
+        let why = match judgement.verdict {
+            Verdict::Healthy => return None,
+            Verdict::NotStreaming | Verdict::Astray if waits => return None,
+            Verdict::NotStreaming => {
+                format!(
+                    "{side} does not hear the other side, and catches up by itself when it does: {}",
+                    judgement.reason
+                )
+            }
+            _ => format!("{side} cannot be looked at: {}", judgement.reason),
+        };
+        Some((Reason::PrimaryUnhealthy, why))
+    })
+}
+
 /// Why something that is a primary's or a replica's is not done to this cluster, with what to do; `None` where it is no pair.
 pub fn foreign(cluster: &ClusterRecord, what: Foreign) -> Option<(Reason, String)> {
     let name = &cluster.name;
@@ -410,6 +439,27 @@ mod tests {
         assert_eq!(seen(&alone, [Healthy, Healthy]), None);
         alone.set_state(&name(2), MemberState::NeedsRejoin);
         assert_eq!(seen(&alone, [Healthy, Healthy]), Some(name(1)));
+    }
+
+    #[test]
+    fn sides_are_compared_that_serve_or_wait_for_a_person() {
+        use Verdict::*;
+        let why = |cluster: &ClusterRecord, verdicts| incomparable(cluster, &judged(verdicts));
+        let mut waits = pair();
+        waits.set_state(&name(2), MemberState::NeedsResync { why: String::new() });
+        assert_eq!(why(&pair(), [Healthy, Healthy]), None);
+        for verdict in [NotStreaming, Astray] {
+            assert_eq!(why(&waits, [NotStreaming, verdict.clone()]), None, "{verdict:?}");
+            assert!(why(&pair(), [Healthy, verdict.clone()]).is_some(), "{verdict:?}");
+        }
+        for verdict in [EngineDown, NodeUnreachable, Starting, Suspect, Lost] {
+            for cluster in [&pair(), &waits] {
+                let (reason, sentence) = why(cluster, [Healthy, verdict.clone()]).unwrap();
+                assert_eq!((reason, &*sentence), (Reason::PrimaryUnhealthy, "db2 cannot be looked at: because"));
+            }
+        }
+        let (reason, _) = why(&fixtures::cluster(), [Healthy, Healthy]).unwrap();
+        assert_eq!(reason, Reason::NotInThisMode);
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod late_answers;
 mod members;
 mod network;
 mod pair;
+mod pair_compared;
 mod planned_restart;
 mod policy;
 mod promote;

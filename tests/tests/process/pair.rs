@@ -46,7 +46,7 @@ const KEYS: usize = 500;
 const NO_PAUSE: Duration = Duration::from_secs(1);
 
 /// A fleet of two nodes with a pair on them.
-struct Pair {
+pub(crate) struct Pair {
     fleet: Fleet,
     login: Login,
     /// host:port of the sides.
@@ -77,7 +77,7 @@ fn is_there() -> bool {
 // === impl Pair ===
 
 impl Pair {
-    async fn start() -> Option<Self> {
+    pub(crate) async fn start() -> Option<Self> {
         Self::start_with(&[]).await
     }
 
@@ -95,19 +95,19 @@ impl Pair {
         Some(Self { fleet, login, sides, folder })
     }
 
-    fn api(&self) -> &Api {
+    pub(crate) fn api(&self) -> &Api {
         &self.fleet.api
     }
 
-    async fn healthy(&self) -> wire::Cluster {
+    pub(crate) async fn healthy(&self) -> wire::Cluster {
         self.api().healthy(CLUSTER, SOON).await.unwrap()
     }
 
-    async fn side(&self, number: usize) -> MultiplexedConnection {
+    pub(crate) async fn side(&self, number: usize) -> MultiplexedConnection {
         redis::connect(&self.login, &self.sides[number - 1]).await.unwrap()
     }
 
-    async fn set(&self, number: usize, key: &str, value: &str) {
+    pub(crate) async fn set(&self, number: usize, key: &str, value: &str) {
         cmd("SET").arg(key).arg(value).exec_async(&mut self.side(number).await).await.unwrap();
     }
 
@@ -117,7 +117,7 @@ impl Pair {
     }
 
     /// All keys with their values.
-    async fn all(&self, number: usize) -> Result<BTreeMap<String, String>> {
+    pub(crate) async fn all(&self, number: usize) -> Result<BTreeMap<String, String>> {
         let mut connection = redis::connect(&self.login, &self.sides[number - 1]).await?;
         let keys: Vec<String> = cmd("KEYS").arg("*").query_async(&mut connection).await?;
         let mut found = BTreeMap::new();
@@ -129,7 +129,7 @@ impl Pair {
     }
 
     /// Waits until both sides have the same, and returns it.
-    async fn same(&self) -> BTreeMap<String, String> {
+    pub(crate) async fn same(&self) -> BTreeMap<String, String> {
         wait::until("the same on both sides", SOON, || async {
             let (first, second) = (self.all(1).await?, self.all(2).await?);
             ensure!(first == second, "db1 has {first:?}, db2 has {second:?}");
@@ -190,7 +190,7 @@ impl Pair {
         self.api().clusters().update_cluster(request).await.unwrap();
     }
 
-    async fn resync(&self, member: &str) {
+    pub(crate) async fn resync(&self, member: &str) {
         let request = wire::ResyncClusterRequest {
             name: format!("clusters/{CLUSTER}"),
             members: vec![member.to_owned()],

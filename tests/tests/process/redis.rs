@@ -121,6 +121,8 @@ async fn a_cluster_grows_is_made_anew_and_shrinks_under_writers(flavor: Flavor) 
     assert_eq!((four.members.len(), new.role()), (4, types::Role::Replica));
     writers.acknowledged(now_nanos(), 100, SOON).await.unwrap();
 
+    let compare = wire::ComparePairRequest { name: format!("clusters/{CLUSTER}"), ..Default::default() };
+    refused(trio.api().clusters().compare_pair(compare).await, Reason::NotInThisMode);
     let before = trio.engine_pids().await;
     let resync = trio.resync(&[], 0).await;
     trio.api().succeed(&resync, SOON).await.unwrap();

@@ -90,7 +90,8 @@ fn a_seed_repeats_itself_exactly() {
 #[test]
 fn every_step_of_every_operation_withstands_every_fault() {
     seeds::need_repeatable_runs();
-    let kinds: Vec<_> = KINDS.iter().map(|kind| kind.name()).collect();
+    // There are no pairs here.
+    let kinds: Vec<_> = KINDS.iter().filter(|kind| !kind.is_of_pairs_only()).map(|kind| kind.name()).collect();
     let first = seeds::number("REGENT_TEST_SEED").unwrap_or(1);
     if let Some(name) = seeds::text("REGENT_TEST_STRIKE") {
         let outcome = strikes::run(first, &strikes::Strike::named(&name, &kinds));

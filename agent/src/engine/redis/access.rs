@@ -43,8 +43,9 @@ const MEMBERS_MAY: &str = "+replconf +ping +info +acl|list";
 /// yet goes on asking the former primary, and would take whatever that has, once it follows the new one, for its own history.
 pub(super) const COPY: &str = "psync";
 
-/// What the other of two sides may ask besides: whether it has a key too.
-const SIDES_MAY: &str = "~* +select +exists";
+/// What the other of two sides may ask besides: whether it has a key too, of which kind and size, and a digest of its
+/// value.
+const SIDES_MAY: &str = "~* +select +exists +type +memory|usage +debug|digest-value";
 /// What its stream may.
 const STREAMS_MAY: &str = "+psync +replconf +ping";
 

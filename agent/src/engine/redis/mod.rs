@@ -44,7 +44,7 @@ use self::{
     tls::Encryption,
 };
 use super::{
-    Activation, CloneOptions, Cloned, Context, Driver, DriverError, Factory, Flush, FoundInstance, Ground,
+    Activation, CloneOptions, Cloned, Comparison, Context, Driver, DriverError, Factory, Flush, FoundInstance, Ground,
     SettingsCheck, StartAs, Stop, Work,
     layout::{Layout, Shape, io_error, offload},
     refused, swap,
@@ -504,9 +504,9 @@ impl Driver for Redis {
         Box::pin(self.become_side(how)).await
     }
 
-    async fn compare(&self, other: &Peer, work: &Work) -> Result<Difference, DriverError> {
+    async fn compare(&self, other: &Peer, what: Comparison, work: &Work) -> Result<Difference, DriverError> {
         // Beside all others: it changes nothing.
-        Box::pin(self.difference_from(other, work)).await
+        Box::pin(self.difference_from(other, what, work)).await
     }
 
     async fn refill(&self, source: &Peer, keep_old: bool) -> Result<(), DriverError> {

@@ -40,7 +40,7 @@ use super::{
     session::{BRIEF, Session, SessionError},
 };
 use crate::{
-    engine::{Activation, DriverError, Work, swap},
+    engine::{Activation, Comparison, DriverError, Work, swap},
     supervisor::Status,
 };
 
@@ -146,7 +146,7 @@ impl Redis {
             return Ok(());
         }
         let work = Work { progress: watch::Sender::default(), cancel: CancellationToken::new() };
-        let difference = self.difference_from(other, &work).await?;
+        let difference = self.difference_from(other, Comparison::Presence, &work).await?;
         if difference.only_here == 0 {
             return Ok(());
         }

@@ -126,8 +126,53 @@ impl Session {
         for key in keys {
             together.cmd("EXISTS").arg(key);
         }
+        self.ask_together(&together).await
+    }
+
+    /// Of which kind each of these keys is; "none" for one that it has not.
+    pub(super) async fn kinds(&self, keys: &[Vec<u8>]) -> Result<Vec<String>, SessionError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut together = Pipeline::new();
+        for key in keys {
+            together.cmd("TYPE").arg(key);
+        }
+        self.ask_together(&together).await
+    }
+
+    /// About how many bytes each of these keys takes; 0 for one that it has not. They are of a kind that every engine has: KeyDB 6.3 ends
+    /// when it is asked for the size of a `KEYDB.CRON`.
+    pub(super) async fn sizes(&self, keys: &[Vec<u8>]) -> Result<Vec<u64>, SessionError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut together = Pipeline::new();
+        for key in keys {
+            together.cmd("MEMORY").arg("USAGE").arg(key);
+        }
+        let sizes: Vec<Option<u64>> = self.ask_together(&together).await?;
+        Ok(sizes.into_iter().map(Option::unwrap_or_default).collect())
+    }
+
+    /// A digest of the value of each of these keys, in which the order of what has none does not count; `None` for one that it has
+    /// not. Nothing else is carried out meanwhile.
+    pub(super) async fn digests(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<String>>, SessionError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut command = Cmd::new();
+        command.arg("DEBUG").arg("DIGEST-VALUE").arg(keys);
+        let digests: Vec<String> = self.ask(&command, BRIEF).await?;
+        Ok(digests
+            .into_iter()
+            .map(|digest| Some(digest).filter(|digest| digest.bytes().any(|byte| byte != b'0')))
+            .collect())
+    }
+
+    async fn ask_together<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, SessionError> {
         let mut connection = self.connection.clone();
-        match time::timeout(BRIEF, together.query_async::<Vec<bool>>(&mut connection)).await {
+        match time::timeout(BRIEF, commands.query_async(&mut connection)).await {
             Err(_) => Err(SessionError::Silent(BRIEF)),
             Ok(answer) => answer.map_err(|error| SessionError::of(&error)),
         }

@@ -53,7 +53,7 @@ pub(super) async fn run(context: &StepContext, action: Action) -> Result<Done, S
         Action::UndoDrain => drain::undo(context).await,
         Action::Adopt { data_directory, upstream } => adopt::run(context, &data_directory, upstream).await,
         Action::Activate { other, open, first } => activate::run(context, other, open, first).await,
-        Action::Compare { other } => compare::run(context, other).await,
+        Action::Compare { other, what } => compare::run(context, other, what).await,
         Action::Refill { source, keep_old } => refill::run(context, source, keep_old).await,
         Action::ForcePrimary { forced } => force_primary::run(context, forced).await,
     }

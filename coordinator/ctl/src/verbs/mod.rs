@@ -68,6 +68,7 @@ registry! {
             List = list,
             Show = show,
             Resync = resync,
+            Compare = compare,
             Failover = failover,
             Promote = promote,
             AddMember = add_member,

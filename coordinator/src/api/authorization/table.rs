@@ -34,6 +34,7 @@ pub const METHODS: &[(&str, Requirement)] = &[
     ("/regent.coordinator.v1.ClusterService/UpdateCluster", OPERATOR),
     ("/regent.coordinator.v1.ClusterService/DeleteCluster", ADMIN),
     ("/regent.coordinator.v1.ClusterService/ResyncCluster", OPERATOR),
+    ("/regent.coordinator.v1.ClusterService/ComparePair", OPERATOR),
     ("/regent.coordinator.v1.ClusterService/FailoverCluster", OPERATOR),
     ("/regent.coordinator.v1.ClusterService/AddMember", OPERATOR),
     ("/regent.coordinator.v1.ClusterService/RemoveMember", OPERATOR),

@@ -6,15 +6,15 @@ use std::{
 };
 
 use regent_common::{
-    error::{Reason, bad_field, refuse},
+    error::{Reason, refuse},
     ids::{ClusterId, ClusterName, MemberName, NodeName, Revision},
 };
 use regent_proto::agent::v1::CheckSettingsRequest;
 use regent_proto::coordinator::v1::{
-    self as wire, AddMemberRequest, AdoptClusterRequest, Cluster, CreateClusterRequest, Credentials,
-    DeleteClusterRequest, FailoverClusterRequest, GetClusterRequest, GetCredentialsRequest, ListClustersRequest,
-    ListClustersResponse, Operation, PromoteMemberRequest, RemoveMemberRequest, ResyncClusterRequest,
-    SetAllowListRequest, UpdateClusterRequest, cluster_service_server::ClusterService,
+    self as wire, AddMemberRequest, AdoptClusterRequest, Cluster, ComparePairRequest, CreateClusterRequest,
+    Credentials, DeleteClusterRequest, FailoverClusterRequest, GetClusterRequest, GetCredentialsRequest,
+    ListClustersRequest, ListClustersResponse, Operation, PromoteMemberRequest, RemoveMemberRequest,
+    ResyncClusterRequest, SetAllowListRequest, UpdateClusterRequest, cluster_service_server::ClusterService,
 };
 use secrecy::ExposeSecret;
 use serde::Serialize;
@@ -36,7 +36,7 @@ use crate::{
         ClusterHandle,
         actor::ActorHandle,
         adoption,
-        judging::{self, judge_all, views},
+        judging::{self, judge_all},
     },
     detector::{Judgement, Succession},
     environment::secret_name,
@@ -50,7 +50,6 @@ use crate::{
         Cause,
         asked::{Consent, asked},
         pair::{Foreign, foreign},
-        resyncing,
     },
     secrets::generate_password,
     store::{StoreError, Transaction, keys, list_json},
@@ -59,6 +58,7 @@ use crate::{
 mod adopt;
 mod allow_list;
 mod changes;
+mod copies;
 mod members;
 
 /// How long a failover counts as recent.
@@ -390,38 +390,12 @@ impl ClusterService for ClusterApi {
 
     async fn resync_cluster(&self, request: Request<ResyncClusterRequest>) -> Result<Response<Operation>, Status> {
         let caller = self.0.caller(&request);
-        let request = request.into_inner();
-        if let Some(operation) = self.0.repeated(&caller, "ResyncCluster", &request).await? {
-            return Ok(Response::new(operation));
-        }
-        let (actor, record) = self.find(&request.name)?;
-        let environment = self.0.directory.environment();
-        let (judgements, _) = judge_all(environment, &record);
-        let members = resync_members(&request, &record)?;
-        let obstacle = |member| resyncing::obstacle(&record, &judgements, member);
-        let of_member = members.iter().find_map(|member| obstacle(Some(member)));
-        let in_the_way = of_member.or_else(|| obstacle(None).filter(|_| !record.is_pair()));
-        if let Some((reason, why)) = in_the_way {
-            let message = format!("cluster {} cannot be resynced: {why}; nothing was erased", record.name);
-            return Err(refuse(reason, message));
-        }
-        if !request.validate_only {
-            let wanted = match members.as_slice() {
-                [one] if !request.members.is_empty() => one.as_str(),
-                _ => record.name.as_str(),
-            };
-            confirm(&request.confirm_name, wanted)?;
-        }
-        let failovers = self.recent_failovers(&record).await?;
-        let report = resyncing::report(&record, &judgements, &views(environment, &record), &members, &failovers);
-        let parameters = json!({
-            "members": members,
-            "parallel": request.parallel.max(1),
-            "max_bytes_per_second": request.max_bytes_per_second,
-        });
-        let new = asked_for(&kinds::resync::Resync, &parameters, &caller);
-        let transaction = self.0.remember(Transaction::default(), &caller, "ResyncCluster", &request, &new.id);
-        self.begin(&actor, &record, new, request.validate_only, report, transaction).await
+        copies::resync(self, &caller, request.into_inner()).await
+    }
+
+    async fn compare_pair(&self, request: Request<ComparePairRequest>) -> Result<Response<Operation>, Status> {
+        let caller = self.0.caller(&request);
+        copies::compare(self, &caller, request.into_inner()).await
     }
 
     async fn failover_cluster(&self, request: Request<FailoverClusterRequest>) -> Result<Response<Operation>, Status> {
@@ -562,29 +536,6 @@ fn member_named(record: &ClusterRecord, text: &str) -> Result<MemberName, Status
         let message = format!("{text:?} is neither a member nor a node of cluster {}", record.name);
         refuse(Reason::MemberNotFound, message)
     })
-}
-
-/// The members that are meant; all replicas when none is named. Of a pair it is one side.
-fn resync_members(request: &ResyncClusterRequest, record: &ClusterRecord) -> Result<Vec<MemberName>, Status> {
-    if request.members.len() != 1 {
-        not_of_a_pair(record, Foreign::ResyncAll)?;
-    }
-    if record.is_pair() && request.max_bytes_per_second > 0 {
-        let problem = "a side of a pair takes everything by the engine's own synchronization, which nothing holds back";
-        return Err(bad_field("max_bytes_per_second", format!("{problem}; nothing was changed")));
-    }
-    if request.members.is_empty() {
-        return Ok(record.replicas().map(|(member, _)| member.clone()).collect());
-    }
-    let mut members = Vec::new();
-    for text in &request.members {
-        let name = member_named(record, text)?;
-        if members.contains(&name) {
-            return Err(bad_field("members", format!("{name} is named twice")));
-        }
-        members.push(name);
-    }
-    Ok(members)
 }
 
 #[cfg(test)]

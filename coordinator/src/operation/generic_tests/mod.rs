@@ -127,7 +127,7 @@ enum Scene {
 
 /// Every kind on a primary with its replicas, and those that a pair knows on a pair.
 fn plays() -> Vec<Play> {
-    let all = KINDS.iter().map(|kind| Play::of(*kind));
+    let all = KINDS.iter().filter(|kind| !kind.is_of_pairs_only()).map(|kind| Play::of(*kind));
     all.chain(pair::plays()).collect()
 }
 

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use regent_common::ids::NodeName;
+use regent_common::{error::Reason, ids::NodeName};
 use serde_json::json;
 
 use super::{
@@ -14,7 +14,10 @@ use super::{
 };
 use crate::{
     model::cluster::{ClusterRecord, MemberState},
-    operation::{Kind, kinds, log::Outcome},
+    operation::{
+        Kind, executor, kinds,
+        log::{Outcome, Stage},
+    },
 };
 
 /// What both sides have.
@@ -24,10 +27,11 @@ const STRAY: &str = "stray";
 
 /// The kinds that a pair knows.
 pub(super) fn plays() -> Vec<Play> {
-    let kinds: [&'static dyn Kind; 6] = [
+    let kinds: [&'static dyn Kind; 7] = [
         &kinds::create_cluster::CreateCluster,
         &kinds::rejoin::Rejoin,
         &kinds::resync::Resync,
+        &kinds::compare::Compare,
         &kinds::configure::Configure,
         &kinds::set_allow_list::SetAllowList,
         &kinds::delete_cluster::DeleteCluster,
@@ -206,6 +210,38 @@ async fn either_sides_data_is_taken_on_a_persons_word() {
         };
         assert_eq!([&nodes[&node(1)].entries, &nodes[&node(2)].entries], [&wanted, &wanted], "{kept} was kept");
         assert!(nodes.values().all(|node| node.open), "{kept} was kept");
+    }
+}
+
+#[tokio::test]
+async fn what_the_sides_do_not_have_alike_is_told_and_left_as_it_is() {
+    for (stray_of, other) in [(1, 2), (2, 1)] {
+        let bench = bench(&kinds::compare::Compare, Scene::Pair).await;
+        {
+            let mut nodes = bench.world.nodes.lock().unwrap();
+            // What is written from here on reaches nobody else.
+            nodes.values_mut().for_each(|node| node.attached = false);
+            nodes.get_mut(&node(stray_of)).unwrap().entries.insert(STRAY.to_owned());
+            nodes.get_mut(&node(1)).unwrap().otherwise.insert(SHARED.to_owned());
+        }
+        let before = bench.cluster.record().unwrap();
+        let operation = bench.begin().await;
+        assert_eq!(bench.run(&operation, false).await, Outcome::Failed);
+        let status = executor::status(&bench.environment, &operation).await.unwrap();
+        let Stage::Ended(_, Some(why)) = status.stage else { panic!("{status:?}") };
+        assert_eq!(why.reason, Reason::Diverged.as_str());
+        for part in [
+            format!("db{stray_of} has 1 entry (such as stray) that db{other} has not"),
+            "1 entry (such as shared) of both have other values on each".to_owned(),
+            "resync db db1 --confirm db1".to_owned(),
+        ] {
+            assert!(why.message.contains(&part), "{part:?} is not in {:?}", why.message);
+        }
+        let states =
+            |record: &ClusterRecord| record.members.values().map(|stored| stored.state.clone()).collect::<Vec<_>>();
+        let after = bench.cluster.record().unwrap();
+        assert_eq!((states(&after), &after.survivor), (states(&before), &before.survivor), "it changed something");
+        assert!(bench.world.nodes.lock().unwrap().values().all(|node| node.open));
     }
 }
 

@@ -69,6 +69,8 @@ pub(super) struct Node {
     pub(super) delivered: bool,
     /// What a side of a pair has.
     pub(super) entries: BTreeSet<String>,
+    /// Those that it has with another value than the other side.
+    pub(super) otherwise: BTreeSet<String>,
 }
 
 /// An instance that is nobody's, or was.
@@ -275,7 +277,22 @@ impl World {
                 }
                 let own: Vec<_> = node.entries.difference(&other.entries).cloned().collect();
                 let (compared, only_here) = (node.entries.len() as u64, own.len() as u64);
-                result.difference = Some(Difference { compared, only_here, examples: own, delivered: node.delivered });
+                let differing_examples: Vec<_> = node
+                    .otherwise
+                    .iter()
+                    .filter(|entry| compare.values && other.entries.contains(*entry))
+                    .cloned()
+                    .collect();
+                result.difference = Some(Difference {
+                    compared,
+                    only_here,
+                    examples: own,
+                    delivered: node.delivered,
+                    values: compare.values,
+                    differing: differing_examples.len() as u64,
+                    differing_examples,
+                    undecided: 0,
+                });
             }
             Action::Refill(refill) => {
                 let survivor = source(&snapshot, &refill.source.as_ref().expect("set").member).expect("a side");

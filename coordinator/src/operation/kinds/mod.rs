@@ -8,6 +8,7 @@ use crate::nodes::tls;
 
 pub mod add_member;
 pub mod adopt_cluster;
+pub mod compare;
 pub mod configure;
 pub mod create_cluster;
 pub mod delete_cluster;

@@ -319,13 +319,15 @@ fn says_that_it_is_alone(reason: Reason) -> bool {
     matches!(reason, Reason::EngineFailed | Reason::Deadline | Reason::CopyNotWhole | Reason::PrimaryUnhealthy)
 }
 
-async fn difference_of(
+/// What a side has that the other one has not, and, if that is asked, has with another value.
+pub(super) async fn difference_of(
     context: &StepContext<'_>,
     member: &MemberName,
     other: &MemberName,
+    values: bool,
 ) -> Result<Difference, StepError> {
     let other = Some(wire::Peer::from(&context.peer(other)?));
-    let result = context.call(member, Action::Compare(wire::Compare { other }), PATIENCE).await?;
+    let result = context.call(member, Action::Compare(wire::Compare { other, values }), PATIENCE).await?;
     result
         .difference
         .map(Difference::from)
@@ -339,7 +341,7 @@ async fn compare(context: &StepContext<'_>, member: &MemberName, other: &MemberN
     if stands == Other::Down {
         return Ok(alone);
     }
-    let difference = match difference_of(context, member, other).await {
+    let difference = match difference_of(context, member, other, false).await {
         Ok(difference) => difference,
         Err(error) if stands == Other::Serves || !says_that_it_is_alone(error.reason) => return Err(error),
         Err(_) if took_writes_alone(context, other)? => return Err(waits_for(member, other, "is not reached")),
@@ -352,7 +354,7 @@ async fn compare(context: &StepContext<'_>, member: &MemberName, other: &MemberN
     if !leaves_something(&difference) {
         let sentence = format!(
             "{member} has {} that {other} has not: all of its data had reached {other}, where they were deleted since",
-            listed(&difference)
+            listed(difference.only_here, &difference.examples)
         );
         return Ok(done.say(sentence));
     }
@@ -372,16 +374,16 @@ fn leaves_something(difference: &Difference) -> bool {
 fn why_not_whole(cluster: &ClusterRecord, member: &MemberName, other: &MemberName, difference: &Difference) -> String {
     format!(
         "{member} has {} that {other} has not: deleted while {member} was away, or written there before it went; {}",
-        listed(difference),
+        listed(difference.only_here, &difference.examples),
         either_data(cluster, member)
     )
 }
 
 /// "3 entries (such as a, b)".
-fn listed(difference: &Difference) -> String {
-    let names = difference.examples.iter().take(MOST_NAMES).cloned().collect::<Vec<_>>().join(", ");
+pub(super) fn listed(number: u64, examples: &[String]) -> String {
+    let names = examples.iter().take(MOST_NAMES).cloned().collect::<Vec<_>>().join(", ");
     let such = if names.is_empty() { String::new() } else { format!(" (such as {names})") };
-    match difference.only_here {
+    match number {
         1 => format!("1 entry{such}"),
         many => format!("{many} entries{such}"),
     }
@@ -426,12 +428,12 @@ async fn verify(context: &StepContext<'_>, served: &MemberName, back: &MemberNam
         let sentence = format!("{served} is not seen to follow {back} yet, and goes on trying");
         return Ok(StepDone::new().say(sentence));
     }
-    Ok(match difference_of(context, served, back).await {
+    Ok(match difference_of(context, served, back, false).await {
         Ok(difference) if difference.only_here == 0 => StepDone::new(),
         Ok(difference) => StepDone::new().say(format!(
             "{served} has {} that {back} has not, most likely deleted just while the two were joined, and brought back by that: delete \
              them again",
-            listed(&difference)
+            listed(difference.only_here, &difference.examples)
         )),
         Err(error) if matches!(error.reason, Reason::StaleEpoch | Reason::StaleToken) => return Err(error),
         Err(error) => StepDone::new().say(format!("{served} and {back} could not be compared at the end: {error}")),

@@ -3,6 +3,7 @@
 pub(super) mod add_member;
 pub(super) mod adopt;
 pub(super) mod allow;
+pub(super) mod compare;
 pub(super) mod create;
 pub(super) mod credentials;
 pub(super) mod delete;
