@@ -15,6 +15,7 @@ mod backlog;
 mod copies;
 mod difference;
 mod fencing;
+mod holding;
 mod pair;
 mod tls;
 mod unmanaged;

@@ -60,7 +60,7 @@ pub(crate) async fn sides(factory: &'static RedisFactory) -> Sides {
     sides_in(RealWorld::new(factory)).await
 }
 
-async fn sides_in(mut world: RealWorld) -> Sides {
+pub(crate) async fn sides_in(mut world: RealWorld) -> Sides {
     world.mode = Mode::MultiMaster;
     let mut drivers = Vec::new();
     for member in [1, 2] {
@@ -88,7 +88,7 @@ pub(crate) async fn set(world: &RealWorld, member: u32, key: &str, value: &str) 
     world.command::<()>(member, redis::cmd("SET").arg(key).arg(value)).await.unwrap();
 }
 
-async fn get(world: &RealWorld, member: u32, key: &str) -> Option<String> {
+pub(crate) async fn get(world: &RealWorld, member: u32, key: &str) -> Option<String> {
     world.command(member, redis::cmd("GET").arg(key)).await.unwrap()
 }
 
@@ -113,7 +113,7 @@ pub(crate) async fn difference(world: &RealWorld, driver: &Arc<dyn Driver>, othe
 }
 
 /// A number in what an engine says of itself, asked as the other side does.
-async fn told(world: &RealWorld, member: u32, section: &str, name: &str) -> u64 {
+pub(crate) async fn told(world: &RealWorld, member: u32, section: &str, name: &str) -> u64 {
     let text: String = world.command(member, redis::cmd("INFO").arg(section)).await.unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     line.unwrap_or_else(|| panic!("{name} is not in {text}")).trim().parse().unwrap()
@@ -285,6 +285,7 @@ async fn one_that_was_killed_is_filled_again_and_brings_nothing_back(factory: &'
     let (count, churning) = churn(&world, 1, &stop);
 
     // Back, with its old data, which reaches nobody and is merged with nothing.
+    activate(&world, &one, None, true).await;
     activate(&world, &one, Some(2), true).await;
     activate(&world, &two, Some(1), false).await;
     let seen = two.observe().await;
@@ -322,6 +323,7 @@ async fn one_that_was_killed_is_filled_again_and_brings_nothing_back(factory: &'
     // And again, with a snapshot that has nothing which was deleted since: told to open it is filled by itself.
     two.checkpoint(Flush::HandOver).await.unwrap();
     crash(&world, 2, &two).await;
+    activate(&world, &one, None, true).await;
     activate(&world, &one, Some(2), true).await;
     activate(&world, &two, Some(1), false).await;
     assert_eq!(difference(&world, &two, 1).await.only_here, 0);

@@ -265,6 +265,9 @@ fn judge_side(expected: &Expected, seen: &Observation) -> Judgement {
     }
     let Some(other) = &expected.other else { return say(Verdict::Healthy, String::new()) };
     match (&seen.engine.upstream, seen.engine.streaming) {
+        (Some(upstream), Ternary::No) if upstream == other && !seen.engine.stale.is_empty() => {
+            say(Verdict::Stale, format!("{member} cannot catch up: {}", seen.engine.stale))
+        }
         (Some(upstream), Ternary::No) if upstream == other => {
             say(Verdict::NotStreaming, format!("{member} receives nothing from {other}: {}", seen.engine.reason))
         }

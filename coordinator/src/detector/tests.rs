@@ -166,6 +166,11 @@ fn a_side_of_a_pair_serves_while_it_is_open_and_follows_the_other() {
     let judged = |evidence: &Evidence| verdict(Role::Active, evidence);
     assert_eq!(judged(&side(Some("db2"), Ternary::Yes, "yes")), Verdict::Healthy);
     assert_eq!(judged(&side(Some("db2"), Ternary::No, "yes")), Verdict::NotStreaming);
+    for (streaming, expected) in [(Ternary::No, Verdict::Stale), (Ternary::Yes, Verdict::Healthy)] {
+        let mut late = side(Some("db2"), streaming, "yes");
+        late.observation.as_mut().unwrap().engine.stale = "nobody remembers what it has missed".to_owned();
+        assert_eq!(judged(&late), expected);
+    }
     assert_eq!(judged(&side(Some("db2"), Ternary::Yes, "no")), Verdict::Astray);
     assert_eq!(judged(&side(Some("db3"), Ternary::Yes, "yes")), Verdict::Astray);
     assert_eq!(judged(&side(None, Ternary::Unknown, "yes")), Verdict::Astray);

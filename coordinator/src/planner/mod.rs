@@ -371,7 +371,9 @@ fn tell_again(
 ) -> Option<Decision> {
     let told = |member: &&MemberName| {
         let ready = cluster.members.get(*member).is_some_and(|record| record.state == MemberState::Ready);
-        let serves = |judgement: &Judgement| matches!(judgement.verdict, Verdict::Healthy | Verdict::NotStreaming);
+        let serves = |judgement: &Judgement| {
+            matches!(judgement.verdict, Verdict::Healthy | Verdict::NotStreaming | Verdict::Stale)
+        };
         ready && !upkeep.resting.contains(*member) && judgements.get(*member).is_some_and(serves)
     };
     let member = upkeep.drifted.iter().find(told)?;
@@ -434,7 +436,9 @@ pub fn serves(cluster: &ClusterRecord, member: &MemberName, judgement: &Judgemen
     match (cluster.role_of(member), &judgement.verdict) {
         (Role::Primary, Verdict::Healthy) => true,
         // A side of a pair accepts writes also while it hears nothing of the other one.
-        (Role::Replica | Role::Active, Verdict::Healthy) | (Role::Active, Verdict::NotStreaming) => ready(),
+        (Role::Replica | Role::Active, Verdict::Healthy) | (Role::Active, Verdict::NotStreaming | Verdict::Stale) => {
+            ready()
+        }
         (Role::Primary | Role::Replica | Role::Active, _) => false,
     }
 }

@@ -116,7 +116,8 @@ fn need(stored: &MemberRecord, verdict: &Verdict) -> Need {
             | MemberState::Leaving { .. },
             _,
         )
-        | (MemberState::Ready, Verdict::Healthy | Verdict::NotStreaming) => Need::Nothing,
+        // What a stale one lacks can only be given to it with all else, for which a person says whose data survives.
+        | (MemberState::Ready, Verdict::Healthy | Verdict::NotStreaming | Verdict::Stale) => Need::Nothing,
         // Not heard, on its way, without a disk or without data: what is seen of it says what it waits for.
         (
             MemberState::Ready | MemberState::NeedsRejoin,
@@ -128,13 +129,12 @@ fn need(stored: &MemberRecord, verdict: &Verdict) -> Need {
             | Verdict::Starting
             | Verdict::StorageHung
             | Verdict::WithoutLease
-            | Verdict::Stale
             | Verdict::Lost,
         ) => Need::Nothing,
         (MemberState::Ready | MemberState::NeedsRejoin, Verdict::Dirty) => Need::Person,
         (MemberState::Ready | MemberState::NeedsRejoin, Verdict::EngineHung) => Need::ReturnIfServed,
         (MemberState::Ready | MemberState::NeedsRejoin, Verdict::EngineDown | Verdict::Astray)
-        | (MemberState::NeedsRejoin, Verdict::Healthy | Verdict::NotStreaming) => Need::Return,
+        | (MemberState::NeedsRejoin, Verdict::Healthy | Verdict::NotStreaming | Verdict::Stale) => Need::Return,
     }
 }
 
@@ -234,11 +234,12 @@ pub fn incomparable(cluster: &ClusterRecord, judgements: &BTreeMap<MemberName, J
         );
         return Some((Reason::NotInThisMode, why));
     }
-    let waits = cluster.members.values().any(|stored| matches!(stored.state, MemberState::NeedsResync { .. }));
+    let waits = cluster.members.values().any(|stored| matches!(stored.state, MemberState::NeedsResync { .. }))
+        || judgements.values().any(|judgement| judgement.verdict == Verdict::Stale);
     cluster.members.keys().find_map(|side| {
         let judgement = judgements.get(side)?;
         let why = match judgement.verdict {
-            Verdict::Healthy => return None,
+            Verdict::Healthy | Verdict::Stale => return None,
             Verdict::NotStreaming | Verdict::Astray if waits => return None,
             Verdict::NotStreaming => {
                 format!(
@@ -354,6 +355,7 @@ mod tests {
         for (state, verdict, wanted) in [
             (MemberState::Ready, Healthy, false),
             (MemberState::Ready, NotStreaming, false),
+            (MemberState::Ready, Stale, false),
             (MemberState::Ready, EngineDown, true),
             (MemberState::Ready, EngineHung, true),
             (MemberState::Ready, Astray, true),
@@ -432,6 +434,7 @@ mod tests {
         assert_eq!(seen(&pair(), [Healthy, NodeUnreachable]), Some(name(1)), "its node may be lost just now");
         assert_eq!(seen(&pair(), [Healthy, Suspect]), None, "a moment more tells");
         assert_eq!(seen(&pair(), [NotStreaming, NotStreaming]), None, "cut from each other, both take writes");
+        assert_eq!(seen(&pair(), [Stale, Healthy]), None, "so do they afterwards");
         let mut alone = ClusterRecord { survivor: Some(name(1)), ..pair() };
         for verdicts in [[EngineDown, EngineDown], [Suspect, Suspect], [NotStreaming, NotStreaming]] {
             assert_eq!(seen(&alone, verdicts), Some(name(1)), "nothing new");
@@ -448,6 +451,9 @@ mod tests {
         let mut waits = pair();
         waits.set_state(&name(2), MemberState::NeedsResync { why: String::new() });
         assert_eq!(why(&pair(), [Healthy, Healthy]), None);
+        for verdicts in [[Stale, Stale], [Stale, NotStreaming], [Healthy, Stale]] {
+            assert_eq!(why(&pair(), verdicts.clone()), None, "{verdicts:?}");
+        }
         for verdict in [NotStreaming, Astray] {
             assert_eq!(why(&waits, [NotStreaming, verdict.clone()]), None, "{verdict:?}");
             assert!(why(&pair(), [Healthy, verdict.clone()]).is_some(), "{verdict:?}");

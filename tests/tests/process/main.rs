@@ -24,6 +24,7 @@ mod members;
 mod network;
 mod pair;
 mod pair_compared;
+mod pair_cut;
 mod planned_restart;
 mod policy;
 mod promote;

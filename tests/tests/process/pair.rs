@@ -82,7 +82,7 @@ impl Pair {
     }
 
     /// The same with settings of the engine; `None` where the engine is missing.
-    async fn start_with(settings: &[(&str, &str)]) -> Option<Self> {
+    pub(crate) async fn start_with(settings: &[(&str, &str)]) -> Option<Self> {
         if !is_there() {
             return None;
         }
@@ -111,7 +111,7 @@ impl Pair {
         cmd("SET").arg(key).arg(value).exec_async(&mut self.side(number).await).await.unwrap();
     }
 
-    async fn delete(&self, number: usize, key: &str) {
+    pub(crate) async fn delete(&self, number: usize, key: &str) {
         let gone: u64 = cmd("DEL").arg(key).query_async(&mut self.side(number).await).await.unwrap();
         assert_eq!(gone, 1, "{key}");
     }
@@ -165,12 +165,12 @@ impl Pair {
         Client { stop, task }
     }
 
-    async fn pids(&self) -> Vec<u32> {
+    pub(crate) async fn pids(&self) -> Vec<u32> {
         self.healthy().await.members.iter().map(|member| api::engine_pid(member).unwrap()).collect()
     }
 
     /// Waits until the cluster names just these sides as those that take writes.
-    async fn serving(&self, wanted: &[&str]) -> wire::Cluster {
+    pub(crate) async fn serving(&self, wanted: &[&str]) -> wire::Cluster {
         wait::until(&format!("{wanted:?} take writes"), SOON, || async {
             let cluster = self.api().cluster(CLUSTER).await?;
             ensure!(cluster.serving == wanted, "{:?}: {}", cluster.serving, cluster.situation);
@@ -180,7 +180,7 @@ impl Pair {
         .unwrap()
     }
 
-    async fn pause(&self, paused: bool) {
+    pub(crate) async fn pause(&self, paused: bool) {
         let request = wire::UpdateClusterRequest {
             name: format!("clusters/{CLUSTER}"),
             paused: Some(paused),

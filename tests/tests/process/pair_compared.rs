@@ -18,7 +18,7 @@ fn request() -> wire::ComparePairRequest {
 }
 
 /// The operation once it has ended.
-async fn compared(pair: &Pair) -> wire::Operation {
+pub(crate) async fn compared(pair: &Pair) -> wire::Operation {
     let operation = pair.api().clusters().compare_pair(request()).await.unwrap().into_inner();
     pair.api().finish(&operation.name, SOON).await.unwrap()
 }

@@ -244,8 +244,8 @@ impl Redis {
             }
         };
         session.bring_to(&users).await.map_err(failed)?;
-        // A side that is to follow nobody has no password for that.
-        if wanted.mode == Mode::PrimaryReplica || self.following().is_some() {
+        // Whether a side has the password of the other one says whether it may take up a stream.
+        if wanted.mode == Mode::PrimaryReplica {
             let password = wanted.secrets.replication.expose_secret();
             session.tell(&["CONFIG", "SET", "masterauth", password]).await.map_err(failed)?;
         }

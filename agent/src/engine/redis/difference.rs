@@ -60,8 +60,8 @@ struct Sides<'a> {
     other: &'a Peer,
     ours: Session,
     theirs: Session,
-    /// Whether the other side streamed from this one when the comparison began.
-    streamed: bool,
+    /// Whether this side streamed from the other one when the comparison began, and that one from this.
+    streamed: [bool; 2],
 }
 
 // === impl Redis ===
@@ -79,8 +79,8 @@ impl Redis {
         // Connections of their own: a database is chosen for the whole of one.
         let ours = self.connect(BRIEF).await.map_err(failed)?;
         let theirs = self.session_with(&other.engine.host, other.engine.port).await.map_err(failed)?;
-        let streamed = self.is_streamed_by(&theirs.info("replication", BRIEF).await.map_err(failed)?);
-        let sides = Sides { driver: self, other, ours, theirs, streamed };
+        let mut sides = Sides { driver: self, other, ours, theirs, streamed: [false; 2] };
+        sides.streamed = sides.streaming(&sides.look().await?);
         let databases = sides.ours.info("keyspace", BRIEF).await.map_err(failed)?.keys_by_database();
         let all: u64 = databases.values().sum();
         let delivered = self.was_delivered(&sides.ours, &sides.theirs).await.map_err(failed)?;
@@ -134,11 +134,6 @@ impl Redis {
             }
         }
         Ok(difference)
-    }
-
-    /// Whether a side streams from this one, by what it says of itself.
-    fn is_streamed_by(&self, info: &Info) -> bool {
-        info.follows(&self.endpoint.host, self.endpoint.port) && info.streams()
     }
 }
 
@@ -240,27 +235,20 @@ impl Sides<'_> {
         Ok(small)
     }
 
-    /// Waits until each side that follows the other has everything that it had when this was called.
+    /// Waits until each side that streams from the other has everything that it had when this was called.
     async fn catch_up(&self) -> Result<(), DriverError> {
-        let (begin_here, begin_there) = self.look().await?;
-        let follows_here = self.driver.following().as_ref() == Some(&self.other.member) && begin_here.has_upstream();
-        let follows_there = self.driver.is_streamed_by(&begin_there);
-        let (wanted_here, wanted_there) = (written(&begin_there), written(&begin_here));
+        let begin = self.look().await?;
+        let wanted = [written(&begin[1]), written(&begin[0])];
+        let begun = self.streaming(&begin);
         let started = time::Instant::now();
-        let (mut here, mut there) = (begin_here, begin_there);
+        let mut seen = begin;
         loop {
-            if follows_here && !here.streams() {
-                let detail = format!("it does not stream from {}", self.other.member);
+            let streams = self.streaming(&seen);
+            if (0..2).any(|side| self.streamed[side] && !streams[side]) {
+                let detail = format!("it and {} do not hear each other any more", self.other.member);
                 return Err(self.failed(SessionError::Refused(detail)));
             }
-            if self.streamed && !self.driver.is_streamed_by(&there) {
-                let detail = format!("{} does not stream from it any more", self.other.member);
-                return Err(self.failed(SessionError::Refused(detail)));
-            }
-            let has_all = |follows: bool, info: &Info, wanted| !follows || executed(info) >= wanted;
-            if has_all(follows_here, &here, wanted_here)
-                && has_all(follows_there && there.streams(), &there, wanted_there)
-            {
+            if (0..2).all(|side| !begun[side] || (streams[side] && executed(&seen[side]) >= wanted[side])) {
                 return Ok(());
             }
             if started.elapsed() > STREAM {
@@ -271,13 +259,19 @@ impl Sides<'_> {
                 });
             }
             time::sleep(POLL).await;
-            (here, there) = self.look().await?;
+            seen = self.look().await?;
         }
     }
 
-    async fn look(&self) -> Result<(Info, Info), DriverError> {
+    /// Whether this side streams from the other one, and that one from this, by what they say of themselves.
+    fn streaming(&self, [here, there]: &[Info; 2]) -> [bool; 2] {
+        let (own, other) = (&self.driver.endpoint, &self.other.engine);
+        [here.follows(&other.host, other.port) && here.streams(), there.follows(&own.host, own.port) && there.streams()]
+    }
+
+    async fn look(&self) -> Result<[Info; 2], DriverError> {
         let looked =
-            async { Ok((self.ours.info("replication", BRIEF).await?, self.theirs.info("replication", BRIEF).await?)) };
+            async { Ok([self.ours.info("replication", BRIEF).await?, self.theirs.info("replication", BRIEF).await?]) };
         looked.await.map_err(|error| self.failed(error))
     }
 

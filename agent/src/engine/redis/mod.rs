@@ -38,6 +38,7 @@ use self::{
     certificate::Credentials,
     delivery::Acknowledged,
     flavor::{Flavor, Section, Server},
+    holding::Stream,
     position::Line,
     probe::Eyes,
     session::{BRIEF, Session, SessionError},
@@ -64,6 +65,7 @@ mod difference;
 mod drain;
 mod fence;
 mod flavor;
+mod holding;
 mod info;
 mod lifecycle;
 mod pair;
@@ -124,6 +126,8 @@ struct Redis {
     line: Mutex<Option<Line>>,
     /// How much of what this side wrote the other one has carried out, as it last said.
     acknowledged: Mutex<Option<Acknowledged>>,
+    /// What is known of the stream from the other of two sides.
+    stream: Mutex<Stream>,
     /// The line that the upstream told, not kept yet.
     asked_line: Mutex<Option<Line>>,
     /// Whether a snapshot of the copy in place was written since the last clone began.
@@ -287,6 +291,7 @@ impl Redis {
             upstream_heard: Mutex::default(),
             line: Mutex::new(Line::load(&layout.data())),
             acknowledged: Mutex::default(),
+            stream: Mutex::new(Stream::load(&layout)),
             asked_line: Mutex::default(),
             old_copy_written: AtomicBool::default(),
             layout,

@@ -17,6 +17,8 @@
 //!   first of a process has its standard input there, which nobody misses. So an upstream is never dropped: a side that is to follow
 //!   nobody logs in to it with a wrong password. Where another is needed all the same, and descriptor 0 is somebody's by now, the engine is
 //!   started anew.
+//! - **A stream that broke is followed by a copy of everything where its upstream has forgotten what was missed**, and that is merged in. So
+//!   it is taken up again only where it goes on ([`super::holding`]).
 //! - `CLIENT PAUSE` also holds what the stream brings, half-way: it is never used here.
 //!
 //! **Invariants:** every start is closed, also one by hand: applications and the other side's stream are turned away. A side that an agent
@@ -45,10 +47,10 @@ use crate::{
 };
 
 /// A password that no side has: theirs are random.
-const WRONG_PASSWORD: &str = "follows-nobody";
-/// How long a side that is being filled waits for the other to follow it while it is empty: an engine looks for its upstream every
-/// second.
-const FOLLOWED: Duration = Duration::from_secs(4);
+pub(super) const WRONG_PASSWORD: &str = "follows-nobody";
+/// How long a side that is being filled waits for the other to follow it while it is empty: that one's agent looks about once a second
+/// whether its engine may, and the engine looks for its upstream every second.
+const FOLLOWED: Duration = Duration::from_secs(8);
 /// How long a stream must not have stood for none to be just coming up: a login and its answers take a few round trips.
 const QUIET: Duration = Duration::from_millis(100);
 /// What the engine's standard input is from its start.
@@ -103,14 +105,17 @@ impl Redis {
         self.set_open(how.open).await
     }
 
-    /// Follows the other side from here on. One that was just started stays alone until it is to be opened: what it was loaded with is
-    /// merged with nobody's, and is then replaced.
+    /// Follows the other side from here on. One that was just started, or cannot go on from where it was, stays alone until it is to be
+    /// opened: what it has is merged with nobody's, and is then replaced. An open one that cannot go on stays as it is.
     async fn take_up(&self, other: &Peer, open: bool) -> Result<(), DriverError> {
         let failed = |error: SessionError| error.refused(format!("follow {}", other.member));
         let session = self.session().await.map_err(failed)?;
-        let is_new = !session.info("replication", BRIEF).await.map_err(failed)?.has_upstream();
-        let is_alone = is_new && !session.is_open_side(BRIEF).await.map_err(failed)?;
-        if is_alone && !open {
+        let info = session.info("replication", BRIEF).await.map_err(failed)?;
+        let is_open = session.is_open_side(BRIEF).await.map_err(failed)?;
+        let is_cut_off = self.is_cut_off(other, &info).await;
+        let is_alone = !is_open && (is_cut_off || !info.has_upstream());
+        // To take up a stream that cannot go on is to take in everything.
+        if (is_alone && !open) || (is_open && is_cut_off) {
             return self.write_upstream(Some(other)).await;
         }
         let lets_in = self.lets_in(other).await;
@@ -176,6 +181,7 @@ impl Redis {
             self.set_open(is_open).await?;
             session = self.session().await.map_err(failed)?;
         }
+        self.begin_stream().await?;
         let password = self.wanted()?.secrets.replication.clone();
         session.tell(&["CONFIG", "SET", "masterauth", password.expose_secret()]).await.map_err(failed)?;
         let port = other.engine.port.to_string();
@@ -192,6 +198,7 @@ impl Redis {
     async fn leave_alone(&self) -> Result<(), DriverError> {
         let failed = |error: SessionError| error.refused("leave the other side");
         self.write_upstream(None).await?;
+        self.begin_stream().await?;
         let session = self.session().await.map_err(failed)?;
         session.tell(&["CONFIG", "SET", "masterauth", WRONG_PASSWORD]).await.map_err(failed)?;
         let started = time::Instant::now();

@@ -168,6 +168,7 @@ impl Redis {
             self.size_backlog(&eyes.written, &info).await;
             self.follow_renewal(&mut eyes.renewal).await;
         }
+        let stale = if is_open.is_some() { self.hold_stream(&info).await } else { String::new() };
         let mut observation = EngineObservation {
             state,
             role,
@@ -186,8 +187,8 @@ impl Redis {
             reason,
             details: details(rate, &info, &settings),
             data_bytes: info.data_bytes(),
-            // It can: what the upstream has not kept is synchronized in full, by the engine itself.
-            stale: String::new(),
+            // A replica can: what the upstream has not kept is synchronized in full, by the engine itself.
+            stale,
         };
         if let Some(is_open) = is_open {
             observation.set_open(is_open);

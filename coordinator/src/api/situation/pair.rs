@@ -6,7 +6,7 @@ use crate::{
     api::view::{ClusterFacts, serving},
     detector::Verdict,
     model::cluster::MemberState,
-    planner::Decision,
+    planner::{Decision, pair::either_data},
 };
 
 /// The sentence. `running` says how to follow the operation that runs.
@@ -39,12 +39,24 @@ fn nobody(decision: &Decision, running: Option<String>) -> String {
 
 fn both(facts: &ClusterFacts<'_>, first: &MemberName, second: &MemberName) -> String {
     let record = facts.record;
-    let cut = [first, second].into_iter().filter(|member| {
-        facts.judgements.get(*member).is_some_and(|judgement| judgement.verdict == Verdict::NotStreaming)
-    });
+    let judged = |verdict: Verdict| {
+        let is = move |member: &&MemberName| {
+            facts.judgements.get(*member).is_some_and(|judgement| judgement.verdict == verdict)
+        };
+        [first, second].into_iter().filter(is).collect::<Vec<_>>()
+    };
+    if let [stale, ..] = judged(Verdict::Stale).as_slice() {
+        let why = facts.judgements.get(*stale).map_or("", |judgement| &judgement.reason);
+        return format!(
+            "{first} and {second} both take writes, and {why}; `regentctl cluster compare {}` says \
+             what differs, and one of them has to be filled from the other: {}",
+            record.name,
+            either_data(record, stale)
+        );
+    }
     let node =
         |member: &MemberName| record.members.get(member).map(|stored| stored.node.to_string()).unwrap_or_default();
-    match cut.collect::<Vec<_>>().as_slice() {
+    match judged(Verdict::NotStreaming).as_slice() {
         [] => format!("{first} and {second} both take writes; if one is lost, the other goes on"),
         [deaf] => {
             let other = if *deaf == first { second } else { first };

@@ -327,6 +327,7 @@ fn a_pair_says_who_takes_writes_and_what_becomes_of_the_other() {
     let down = || (Verdict::EngineDown, "the engine of db2 has ended by itself");
     let deaf = || (Verdict::NotStreaming, "db1 receives nothing from db2: refused");
     let well = || (Verdict::Healthy, "");
+    let late = || (Verdict::Stale, "db1 cannot catch up: forgotten");
     let state = |state: MemberState, second: (Verdict, &'static str)| {
         let mut scene = pair([(Verdict::Healthy, ""), second]);
         scene.record.set_state(&name(2), state);
@@ -345,6 +346,9 @@ fn a_pair_says_who_takes_writes_and_what_becomes_of_the_other() {
     for (scene, health, serving, expected) in [
         (pair([well(), well()]), Healthy, 2, "db1 and db2 both take writes; if one is lost, the other goes on"),
         (pair([deaf(), deaf()]), Degraded, 2, "do not hear each other"),
+        (pair([late(), deaf()]), Degraded, 2, "db1 and db2 both take writes, and db1 cannot catch up: forgotten"),
+        (pair([well(), late()]), Degraded, 2, "`regentctl cluster compare db`"),
+        (pair([late(), late()]), Degraded, 2, "`regentctl cluster resync db db2 --confirm db2` all of db1's for db2"),
         (pair([deaf(), well()]), Degraded, 2, "what is written to db2 does not reach db1 now"),
         (
             pair([deaf(), down()]),

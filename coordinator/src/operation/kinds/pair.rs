@@ -425,7 +425,9 @@ async fn is_seen_to_serve(context: &StepContext<'_>, member: &MemberName) -> Res
 /// now, so that nothing is changed for it, and a look that fails fails nothing.
 async fn verify(context: &StepContext<'_>, served: &MemberName, back: &MemberName) -> Result<StepDone, StepError> {
     if !streams(context, served, back).await? {
-        let sentence = format!("{served} is not seen to follow {back} yet, and goes on trying");
+        let sentence = format!(
+            "{served} is not seen to follow {back} yet: `regentctl cluster show` says whether it can by itself"
+        );
         return Ok(StepDone::new().say(sentence));
     }
     Ok(match difference_of(context, served, back, false).await {
