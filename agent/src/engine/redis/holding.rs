@@ -28,6 +28,10 @@ use crate::engine::{DriverError, layout::Layout};
 const ANSWER: Duration = Duration::from_millis(500);
 /// How long all of it may take: whoever looks waits for this, and a disk or an engine that hangs is to be seen.
 const AT_MOST: Duration = Duration::from_secs(1);
+/// How long a stream that has just come up is waited for to be acknowledged, which takes the engine up to a second; the looks see it later.
+const NOTED: Duration = Duration::from_secs(3);
+/// Pause between two looks at that.
+const LOOK: Duration = Duration::from_millis(100);
 /// How often the other side is asked at most.
 const ASKED: Duration = Duration::from_millis(800);
 /// The part of what the other side remembers that may be overwritten before the engine has connected: one in so many.
@@ -102,6 +106,22 @@ impl Redis {
         let asking =
             async { self.session_with(&other.engine.host, other.engine.port).await?.info("replication", BRIEF).await };
         asking.await.map_or(true, |theirs: Info| goes_on(info, &theirs, &id).is_err())
+    }
+
+    /// Waits until it is known where a stream that has just come up stands, so that the next one has to go on from there.
+    pub(super) async fn note_stream(&self, other: &Peer) {
+        let started = time::Instant::now();
+        while started.elapsed() < NOTED && self.known_stream().has_password != Some(false) {
+            let looking = async {
+                let session = self.session().await.map_err(|error| error.refused("look at the stream"))?;
+                let info = session.info("default", BRIEF).await.map_err(|error| error.refused("look at the stream"))?;
+                self.hold(other, &info, Stream { asked: None, ..self.known_stream() }).await
+            };
+            if let Ok(Err(error)) = time::timeout(AT_MOST, looking).await {
+                tracing::debug!(%error, "the stream that has come up is not known yet");
+            }
+            time::sleep(LOOK).await;
+        }
     }
 
     /// Looks after the stream of a side: why it cannot go on, or nothing. `info` is what the engine says of itself now.

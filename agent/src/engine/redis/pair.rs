@@ -128,7 +128,11 @@ impl Redis {
         }
         self.attach(other).await?;
         match lets_in {
-            Ok(true) => self.wait_streaming(other).await.map(drop),
+            Ok(true) => {
+                self.wait_streaming(other).await?;
+                self.note_stream(other).await;
+                Ok(())
+            }
             Ok(false) => {
                 tracing::info!(other = %other.member, "the other side is closed: it is followed as soon as it is opened");
                 Ok(())
@@ -287,6 +291,7 @@ impl Redis {
             self.be_followed_while_empty(source).await?;
             self.attach(source).await?;
             self.wait_streaming(source).await?;
+            self.note_stream(source).await;
             self.save().await
         };
         let filled = filling.await;
