@@ -87,10 +87,13 @@ async fn a_kill_that_overtakes_a_start_leaves_nothing_running() {
         driver.stop(Stop::Kill).await.unwrap();
         // An isolated start followed by a promotion: two places at which a careless driver would start again.
         let how = if round % 2 == 0 { StartAs::Primary } else { StartAs::Isolated };
-        let starting = tokio::spawn({
+        let mut starting = Box::pin({
             let driver = Arc::clone(&driver);
             async move { driver.start(how).await }
         });
+        // On a busy machine the task might begin after the kill.
+        assert!(futures::poll!(starting.as_mut()).is_pending(), "a start waits for the disk");
+        let starting = tokio::spawn(starting);
         tokio::time::sleep(Duration::from_millis(round * 15)).await;
         driver.stop(Stop::Kill).await.unwrap();
         let started = starting.await.unwrap();
