@@ -62,6 +62,7 @@ on_every_flavor!(
     secrets_are_in_no_log_no_arguments_and_no_readable_file,
     an_emptied_primary_is_not_started_and_one_that_somebody_starts_is_copied_by_nobody,
     a_kill_that_overtakes_a_start_leaves_nothing_running,
+    an_agent_that_begins_while_the_engine_starts_waits_for_it,
     who_came_back_from_an_old_snapshot_and_who_was_never_away_know_themselves_as_equal,
 );
 
@@ -490,6 +491,38 @@ async fn a_kill_that_overtakes_a_start_leaves_nothing_running(factory: &'static 
         driver.stop(Stop::Kill).await.unwrap();
         let started = starting.await.unwrap();
         assert_eq!(world.processes(1), 0, "round {round}, the start said {started:?}");
+    }
+    driver.start(StartAs::Primary).await.unwrap();
+    world.write(1).await.unwrap();
+    world.end().await;
+}
+
+/// The engine says who it is before anybody can reach it.
+async fn an_agent_that_begins_while_the_engine_starts_waits_for_it(factory: &'static RedisFactory) {
+    let world = RealWorld::new(factory);
+    let mut driver = primary(&world).await;
+    let claimed = world.data(1).join("server.pid");
+    for _ in 0..4 {
+        driver.stop(Stop::Kill).await.unwrap();
+        assert!(!claimed.exists());
+        let starting = tokio::spawn(async move { driver.start(StartAs::Primary).await });
+        let engine = loop {
+            match fs::read_to_string(&claimed).ok().and_then(|pid| pid.strip_suffix('\n')?.parse().ok()) {
+                Some(pid) => break Pid::from_raw(pid),
+                None => tokio::task::yield_now().await,
+            }
+        };
+        kill(engine, Signal::SIGSTOP).unwrap();
+        starting.abort();
+        drop(starting.await);
+        driver = world.open(1).unwrap();
+        let goes_on = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            kill(engine, Signal::SIGCONT).unwrap();
+        });
+        driver.configure(&world.spec()).await.unwrap();
+        goes_on.await.unwrap();
+        assert_eq!(world.processes(1), 1);
     }
     driver.start(StartAs::Primary).await.unwrap();
     world.write(1).await.unwrap();

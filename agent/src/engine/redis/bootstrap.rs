@@ -201,11 +201,10 @@ impl Redis {
         })
         .await?;
         *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&wanted));
-        if self.is_alive() {
-            let session = self.session().await.map_err(|error| error.refused("be configured"))?;
-            self.apply_to_running(&session, &wanted).await?;
+        match self.session_if_alive().await.map_err(|error| error.refused("be configured"))? {
+            Some(session) => self.apply_to_running(&session, &wanted).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// The file of users with which the engine starts: it lets nobody in whom a person or the coordinator has not let in since.

@@ -13,7 +13,7 @@ use super::{
     Redis,
     config::NOBODY,
     refused,
-    session::{BRIEF, SessionError},
+    session::{BRIEF, Session, SessionError},
 };
 use crate::{
     engine::{DriverError, StartAs, check_port, layout::Layout},
@@ -63,6 +63,19 @@ impl Redis {
 
     pub(super) fn is_alive(&self) -> bool {
         matches!(self.supervisor.status(), Status::Alive { .. })
+    }
+
+    /// A session with the engine, if there is one. One that has been started just now, perhaps by an agent that is gone since, listens in a
+    /// moment.
+    pub(super) async fn session_if_alive(&self) -> Result<Option<Session>, SessionError> {
+        let started = time::Instant::now();
+        while self.is_alive() {
+            match self.session().await {
+                Err(SessionError::NobodyListens(_)) if started.elapsed() < BRIEF => time::sleep(LOOK).await,
+                other => return other.map(Some),
+            }
+        }
+        Ok(None)
     }
 
     /// The data is there, is ours, and may be started.
