@@ -7,7 +7,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use regent_agent::engine::{Driver, conformance::World, redis::RedisFactory};
+use regent_agent::engine::{Activation, Driver, DriverError, conformance::World, redis::RedisFactory};
 use regent_common::topology::Ternary;
 
 use crate::{
@@ -116,8 +116,15 @@ async fn what_is_not_remembered_any_more_is_not_made_up_for_by_a_copy(factory: &
     let found = difference(&world, &two, 1).await;
     assert_eq!(found.examples, ["gone"], "{found:?}");
 
-    // A person has said that the first side's data survives.
+    // Nor is one merged that was closed meanwhile.
     activate(&world, &two, Some(1), false).await;
+    let peer = world.peer(1);
+    let opened = two.activate(Activation { other: Some(&peer), open: true, first: false }).await;
+    assert!(matches!(&opened, Err(DriverError::Diverged { detail, .. }) if detail.contains("gone")), "{opened:?}");
+    assert!(!two.observe().await.is_open());
+    assert_eq!(told(&world, 1, "stats", "sync_full").await, copies, "a copy was taken");
+
+    // A person has said that the first side's data survives.
     activate(&world, &one, None, true).await;
     two.refill(&world.peer(1), false).await.unwrap();
     activate(&world, &one, Some(2), true).await;

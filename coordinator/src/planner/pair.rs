@@ -247,7 +247,19 @@ pub fn incomparable(cluster: &ClusterRecord, judgements: &BTreeMap<MemberName, J
                     judgement.reason
                 )
             }
-            _ => format!("{side} cannot be looked at: {}", judgement.reason),
+            Verdict::Starting
+            | Verdict::Suspect
+            | Verdict::EngineDown
+            | Verdict::EngineHung
+            | Verdict::StorageHung
+            | Verdict::NodeUnreachable
+            | Verdict::NodeLost
+            | Verdict::Partitioned
+            | Verdict::WithoutLease
+            | Verdict::Astray
+            | Verdict::Dirty
+            | Verdict::Lost
+            | Verdict::Quarantined => format!("{side} cannot be looked at: {}", judgement.reason),
         };
         Some((Reason::PrimaryUnhealthy, why))
     })

@@ -223,8 +223,9 @@ impl Sides<'_> {
                     known.push(key);
                     weights.push(here.max(there));
                 }
-                _ if [&*kinds.0, &*kinds.1].contains(&"none") => {}
-                _ => undecided.push(key),
+                // One that a side has not has no two values.
+                (None, _) | (_, None) if [&*kinds.0, &*kinds.1].contains(&"none") => {}
+                (None, _) | (_, None) => undecided.push(key),
             }
         }
         let here = self.ours.sizes(&known).await.map_err(|error| self.failed(error))?;

@@ -119,39 +119,18 @@ impl Session {
 
     /// Which of these keys it has.
     pub(super) async fn exist(&self, keys: &[Vec<u8>]) -> Result<Vec<bool>, SessionError> {
-        if keys.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut together = Pipeline::new();
-        for key in keys {
-            together.cmd("EXISTS").arg(key);
-        }
-        self.ask_together(&together).await
+        self.ask_of_each(&["EXISTS"], keys).await
     }
 
     /// Of which kind each of these keys is; "none" for one that it has not.
     pub(super) async fn kinds(&self, keys: &[Vec<u8>]) -> Result<Vec<String>, SessionError> {
-        if keys.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut together = Pipeline::new();
-        for key in keys {
-            together.cmd("TYPE").arg(key);
-        }
-        self.ask_together(&together).await
+        self.ask_of_each(&["TYPE"], keys).await
     }
 
     /// About how many bytes each of these keys takes; 0 for one that it has not. They are of a kind that every engine has: KeyDB 6.3 ends
     /// when it is asked for the size of a `KEYDB.CRON`.
     pub(super) async fn sizes(&self, keys: &[Vec<u8>]) -> Result<Vec<u64>, SessionError> {
-        if keys.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut together = Pipeline::new();
-        for key in keys {
-            together.cmd("MEMORY").arg("USAGE").arg(key);
-        }
-        let sizes: Vec<Option<u64>> = self.ask_together(&together).await?;
+        let sizes: Vec<Option<u64>> = self.ask_of_each(&["MEMORY", "USAGE"], keys).await?;
         Ok(sizes.into_iter().map(Option::unwrap_or_default).collect())
     }
 
@@ -170,9 +149,23 @@ impl Session {
             .collect())
     }
 
-    async fn ask_together<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, SessionError> {
+    /// Asks the same of each of these keys, all together.
+    async fn ask_of_each<T: FromRedisValue>(
+        &self,
+        question: &[&str],
+        keys: &[Vec<u8>],
+    ) -> Result<Vec<T>, SessionError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut together = Pipeline::new();
+        for key in keys {
+            let mut command = Cmd::new();
+            command.arg(question).arg(key);
+            together.add_command(command);
+        }
         let mut connection = self.connection.clone();
-        match time::timeout(BRIEF, commands.query_async(&mut connection)).await {
+        match time::timeout(BRIEF, together.query_async(&mut connection)).await {
             Err(_) => Err(SessionError::Silent(BRIEF)),
             Ok(answer) => answer.map_err(|error| SessionError::of(&error)),
         }
