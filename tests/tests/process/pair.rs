@@ -283,11 +283,15 @@ impl Pair {
 
     /// What was written down of who takes writes.
     async fn sides_changed(&self) -> Result<Vec<String>> {
+        self.written_down("SIDES_CHANGED").await
+    }
+
+    /// The sentences that were written down of one kind of decision.
+    pub(crate) async fn written_down(&self, action: &str) -> Result<Vec<String>> {
         let cluster = format!("clusters/{CLUSTER}");
         let request = wire::ListAuditRecordsRequest { cluster, page_size: 1000, ..Default::default() };
         let records = self.api().audit().list_audit_records(request).await?.into_inner().records;
-        let told = records.into_iter().filter(|record| record.action == "SIDES_CHANGED");
-        Ok(told.map(|record| record.detail).collect())
+        Ok(records.into_iter().filter(|record| record.action == action).map(|record| record.detail).collect())
     }
 
     async fn count(&self, kind: &str) -> usize {

@@ -69,6 +69,16 @@ async fn sides_that_were_cut_for_too_long_are_not_merged_and_a_person_decides() 
         assert!(cluster.situation.contains(part), "{part:?} is not in {}", cluster.situation);
     }
 
+    // Somebody is told, once, whatever number of bytes it lacks by now.
+    wait::until("a decision that is written down", SOON, || async {
+        let told = pair.written_down("NEEDS_RESYNC").await?;
+        ensure!(told.iter().any(|detail| detail.contains("resync db db2 --confirm db2")), "{told:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    write_much(&pair).await.unwrap();
+
     // Nothing comes back, however long they go on. The first side may lack something too, by now: what it had written comes back to it
     // by the other one, which keeps as little for it.
     pair.pause(false).await;
@@ -79,6 +89,9 @@ async fn sides_that_were_cut_for_too_long_are_not_merged_and_a_person_decides() 
     let cluster = pair.api().cluster(CLUSTER).await.unwrap();
     let engine = api::engine_pid(api::member(&cluster, "db2").unwrap()).unwrap();
     assert_eq!(engine, second, "it was started anew");
+
+    let told = pair.written_down("NEEDS_RESYNC").await.unwrap();
+    assert_eq!(told.iter().filter(|detail| detail.starts_with("db2")).count(), 1, "{told:?}");
 
     pair.resync("db2").await;
     pair.healthy().await;

@@ -113,6 +113,8 @@ pub struct Actor {
     idle_since: Option<(Verdict, Duration)>,
     /// Which sides of a pair take writes, as it was told last.
     serving: Option<BTreeSet<MemberName>>,
+    /// Sides of a pair that cannot catch up, as was told.
+    stale: BTreeSet<MemberName>,
     /// What was told of nodes in quarantine, by member, so that it is told once (rule T5).
     quarantined: BTreeMap<MemberName, String>,
     /// Why nothing is granted and nothing fails over (rule T4).
@@ -165,6 +167,7 @@ pub fn spawn(
         budget,
         idle_since: None,
         serving: None,
+        stale: BTreeSet::new(),
         quarantined: BTreeMap::new(),
         frozen: None,
         // No store is older than a cluster that was made in it just now, whatever its nodes have seen before.
@@ -333,6 +336,7 @@ impl Actor {
         let record = self.keep_electorate(record, &judgements, &views).await;
         let record = self.keep_survivor(record, &judgements).await;
         self.tell_who_serves(&record, &judgements, &views).await;
+        self.tell_who_is_stale(&record, &judgements).await;
         self.keep_hand_over(&record, &views).await;
         self.look_when_silent(&record, &views);
         let now = self.environment.clock.boottime();

@@ -1,5 +1,6 @@
 //! An actor's care for a pair: which side has taken writes alone is stored while the other lacks them, and who takes writes is told
-//! whenever that changes, so that names can be moved. It decides nothing: who is brought back is the planner's.
+//! whenever that changes, so that names can be moved, and which side cannot catch up. It decides nothing: who is brought back is the
+//! planner's.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +14,7 @@ use crate::{
     detector::{Judgement, Verdict},
     model::cluster::{ClusterRecord, Phase},
     nodes::NodeView,
-    planner::pair::{serving, survivor},
+    planner::pair::{either_data, serving, survivor},
     store::Transaction,
 };
 
@@ -85,5 +86,24 @@ impl Actor {
         let facts = BTreeMap::from([("serving".to_owned(), names)]);
         self.write_down("SIDES_CHANGED", &record.name.resource(), "decided", &message).await;
         self.tell("SIDES_CHANGED", &record.name.resource(), &message, facts).await;
+    }
+
+    /// Tells the platform, once, of a side that cannot catch up: both go on, and lack more and more of each other.
+    pub(super) async fn tell_who_is_stale(
+        &mut self,
+        record: &ClusterRecord,
+        judgements: &BTreeMap<MemberName, Judgement>,
+    ) {
+        if !record.is_pair() || record.phase != Phase::Active {
+            return;
+        }
+        let is = |member: &MemberName, verdict| judgements.get(member).is_some_and(|judged| judged.verdict == verdict);
+        self.stale.retain(|member| !is(member, Verdict::Healthy));
+        for (member, judgement) in judgements.iter().filter(|(member, _)| is(member, Verdict::Stale)) {
+            if self.stale.insert(member.clone()) {
+                let why = format!("{}; {}", judgement.reason, either_data(record, member));
+                self.tell_of_a_resync(record, member, &why).await;
+            }
+        }
     }
 }

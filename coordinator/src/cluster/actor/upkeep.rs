@@ -30,15 +30,20 @@ impl Actor {
         });
         match change.await {
             Ok(changed) if changed.operation.is_none() => {
-                let resource = format!("{}/members/{member}", record.name.resource());
-                self.write_down("NEEDS_RESYNC", &resource, "decided", &why).await;
-                self.tell("NEEDS_RESYNC", &resource, &why, BTreeMap::new()).await;
+                self.tell_of_a_resync(record, &member, &why).await;
             }
             Ok(_) => {}
             Err(error) => {
                 tracing::warn!(error = %ErrorChain(&error), "that {member} needs a resync could not be stored")
             }
         }
+    }
+
+    /// Tells the platform that a member has to be filled anew.
+    pub(super) async fn tell_of_a_resync(&self, record: &ClusterRecord, member: &MemberName, why: &str) {
+        let resource = format!("{}/members/{member}", record.name.resource());
+        self.write_down("NEEDS_RESYNC", &resource, "decided", why).await;
+        self.tell("NEEDS_RESYNC", &resource, why, BTreeMap::new()).await;
     }
 
     /// Whether what is known of a member is of before the end of the last operation: while it is connected it says in a moment what it
