@@ -91,7 +91,7 @@ async fn sides_that_were_cut_for_too_long_are_not_merged_and_a_person_decides() 
     assert_eq!(engine, second, "it was started anew");
 
     let told = pair.written_down("NEEDS_RESYNC").await.unwrap();
-    assert_eq!(told.iter().filter(|detail| detail.starts_with("db2")).count(), 1, "{told:?}");
+    assert_eq!(told.iter().filter(|detail| detail.starts_with("clusters/db/members/db2:")).count(), 1, "{told:?}");
 
     pair.resync("db2").await;
     pair.healthy().await;
