@@ -12,12 +12,13 @@ use regent_common::topology::Ternary;
 
 use crate::{
     faults::eventually,
-    pair::{activate, both_have, delete, difference, get, set, sides_in, stream, told},
+    pair::{activate, both_have, delete, difference, get, passed_on, set, sides_in, stream, told},
     world::RealWorld,
 };
 
 on_flavor!(of_keydb, KEYDB: a_stream_that_broke_goes_on_by_the_agents_leave,
-    what_is_not_remembered_any_more_is_not_made_up_for_by_a_copy);
+    what_is_not_remembered_any_more_is_not_made_up_for_by_a_copy,
+    one_that_was_passed_more_while_it_was_filled_than_it_remembers_is_not_opened);
 
 /// How often the engine of a side was turned away by the other one.
 fn turned_away(world: &RealWorld, member: u32) -> usize {
@@ -136,5 +137,38 @@ async fn what_is_not_remembered_any_more_is_not_made_up_for_by_a_copy(factory: &
         streams(driver).await;
         assert_eq!(driver.observe().await.stale, "");
     }
+    world.end().await;
+}
+
+async fn one_that_was_passed_more_while_it_was_filled_than_it_remembers_is_not_opened(factory: &'static RedisFactory) {
+    let (world, one, two) = sides_in(pair_of_little_memory(factory)).await;
+    set(&world, 1, "kept", "1").await;
+    both_have(&world, "kept", Some("1")).await;
+    let large = "x".repeat(1 << 18);
+    let peer = world.peer(1);
+    let fill = async |writes: usize| {
+        activate(&world, &two, None, false).await;
+        activate(&world, &one, None, true).await;
+        activate(&world, &one, Some(2), true).await;
+        two.refill(&peer, false).await.unwrap();
+        for round in 0..writes {
+            // One after the other: what is kept for it on its way is little, too.
+            set(&world, 1, "large", &format!("{round}{large}")).await;
+            passed_on(&world, 1).await;
+        }
+    };
+    fill(8).await;
+    let opened = two.activate(Activation { other: Some(&peer), open: true, first: false }).await;
+    let Err(DriverError::Refused { detail, .. }) = opened else { panic!("{opened:?}") };
+    assert!(detail.contains("fill this side again"), "{detail}");
+    assert!(!two.observe().await.is_open());
+    assert_eq!(get(&world, 1, "kept").await.as_deref(), Some("1"));
+
+    fill(1).await;
+    activate(&world, &two, Some(1), true).await;
+    stream(&one, &two).await;
+    set(&world, 2, "of-two", "2").await;
+    both_have(&world, "of-two", Some("2")).await;
+    assert_eq!(told(&world, 2, "stats", "sync_full").await, 1, "the other side took a copy of more than nothing");
     world.end().await;
 }

@@ -119,8 +119,8 @@ pub(crate) async fn told(world: &RealWorld, member: u32, section: &str, name: &s
     line.unwrap_or_else(|| panic!("{name} is not in {text}")).trim().parse().unwrap()
 }
 
-/// Waits until the other side has acknowledged all that a side has written until now, and is old enough to be told from another process.
-async fn acknowledged(world: &RealWorld, member: u32, other: u32) {
+/// Waits until the other side has acknowledged all that a side has written until now.
+pub(crate) async fn passed_on(world: &RealWorld, member: u32) {
     let written = told(world, member, "replication", "master_repl_offset").await;
     eventually("the other side has acknowledged it", async || {
         let info: String = world.command(member, redis::cmd("INFO").arg("replication")).await.unwrap();
@@ -128,6 +128,11 @@ async fn acknowledged(world: &RealWorld, member: u32, other: u32) {
         offset >= Some(written)
     })
     .await;
+}
+
+/// Waits until the other side has acknowledged it, and is old enough to be told from another process.
+async fn acknowledged(world: &RealWorld, member: u32, other: u32) {
+    passed_on(world, member).await;
     eventually("the other side has an age", async || told(world, other, "server", "uptime_in_seconds").await > 3).await;
 }
 
@@ -267,7 +272,9 @@ pub(crate) fn churn(
 }
 
 async fn one_that_was_killed_is_filled_again_and_brings_nothing_back(factory: &'static RedisFactory) {
-    let (world, one, two) = sides(factory).await;
+    let mut world = RealWorld::new(factory);
+    world.settings.insert("maxmemory".to_owned(), "2gb".to_owned());
+    let (world, one, two) = sides_in(world).await;
     for key in ["stays", "goes"] {
         set(&world, 1, key, "old").await;
         both_have(&world, key, Some("old")).await;
@@ -332,6 +339,8 @@ async fn one_that_was_killed_is_filled_again_and_brings_nothing_back(factory: &'
     set(&world, 2, "again", "2").await;
     both_have(&world, "again", Some("2")).await;
     redis::cmd("PING").query_async::<String>(&mut client).await.unwrap();
+    // What comes in while it is filled is remembered for the other side, as far as there is room.
+    assert!(told(&world, 2, "replication", "repl_backlog_size").await > 64 << 20);
     world.end().await;
 }
 
@@ -467,6 +476,16 @@ async fn is_filled_and_keeps_the_old_data_aside((world, one, two): Sides) {
 /// As when the agent is killed: the next one does it again, and serves nothing before.
 async fn a_refill_that_is_broken_off_anywhere_is_gone_on_with(factory: &'static RedisFactory) {
     let (world, one, mut two) = sides(factory).await;
+    // As the first side's agent does all the while: it lets its engine follow the other one again while that is empty.
+    let looking = tokio::spawn({
+        let one = Arc::clone(&one);
+        async move {
+            loop {
+                one.observe().await;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    });
     for round in 0..6_u64 {
         let (key, stale) = (format!("kept:{round}"), format!("stale:{round}"));
         set(&world, 2, &stale, "2").await;
@@ -490,6 +509,8 @@ async fn a_refill_that_is_broken_off_anywhere_is_gone_on_with(factory: &'static 
         both_have(&world, &stale, None).await;
         assert_eq!(std::fs::read_dir(world.root(2).join("kept")).unwrap().count(), 0, "round {round}");
     }
+    looking.abort();
+    drop(looking.await);
     world.end().await;
 }
 

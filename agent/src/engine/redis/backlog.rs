@@ -10,7 +10,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Redis, info::Info};
+use super::{
+    Redis,
+    info::Info,
+    session::{BRIEF, SessionError},
+};
 
 /// Name of the setting.
 pub(super) const SETTING: &str = "repl-backlog-size";
@@ -85,6 +89,27 @@ impl Redis {
                 tracing::info!(present, size, bytes_per_second = rate.average as u64, "the backlog has another size")
             }
             Err(error) => tracing::warn!(%error, size, "the backlog could not be given another size"),
+        }
+    }
+
+    /// Has an engine that remembers nothing yet remember as much as it has room for: while it is filled the other side takes nothing of
+    /// what it is passed.
+    pub(super) async fn remember_much(&self) {
+        if self.known_wanted().is_none_or(|wanted| wanted.settings.contains_key(SETTING)) {
+            return;
+        }
+        let growing = async {
+            let session = self.session().await?;
+            let info = session.info("default", BRIEF).await?;
+            let memory =
+                info.number("maxmemory").filter(|limit| *limit > 0).or_else(|| info.number("total_system_memory"));
+            let (Some(present), Some(memory)) = (info.number("repl_backlog_size"), memory) else { return Ok(()) };
+            let size = wanted(present, f64::MAX, memory);
+            if size > present { session.tell(&["CONFIG", "SET", SETTING, &size.to_string()]).await } else { Ok(()) }
+        };
+        let grown: Result<(), SessionError> = growing.await;
+        if let Err(error) = grown {
+            tracing::warn!(%error, "the backlog could not be made larger for the time of the copy");
         }
     }
 }

@@ -55,20 +55,27 @@ fn goes_on(ours: &Info, theirs: &Info, id: &str) -> Result<(), String> {
     if theirs.id() != Some(id) {
         return Err("it was started anew since, and remembers nothing of before".to_owned());
     }
-    let number = |name| theirs.number(name).unwrap_or(0);
-    let (first, held, size) =
-        (number("repl_backlog_first_byte_offset"), number("repl_backlog_histlen"), number("repl_backlog_size"));
     // One is what the engine says that has forgotten how far it had come: it would take everything.
     let come = ours.number("slave_repl_offset").filter(|offset| *offset != 1 && theirs.remembers());
     let Some(next) = come.map(|offset| offset + 1) else { return Err("nobody knows from where".to_owned()) };
+    if let Some(why) = forgotten(next, theirs) {
+        return Err(why);
+    }
+    let number = |name| theirs.number(name).unwrap_or(0);
+    let end = number("repl_backlog_first_byte_offset") + number("repl_backlog_histlen");
+    if next > end { Err("it has come further than that".to_owned()) } else { Ok(()) }
+}
+
+/// What is not remembered any more of all that comes from this byte on, if anything is not.
+fn forgotten(next: u64, theirs: &Info) -> Option<String> {
+    let number = |name| theirs.number(name).unwrap_or(0);
+    let (first, held, size) =
+        (number("repl_backlog_first_byte_offset"), number("repl_backlog_histlen"), number("repl_backlog_size"));
     // It begins to forget when it is full.
     let margin = size / MARGIN;
-    let forgotten = if held + margin < size { first } else { first + margin };
-    if next < forgotten {
-        let missed = number("master_repl_offset").saturating_sub(next - 1);
-        return Err(format!("of {missed} bytes that it has missed only {held} are remembered"));
-    }
-    if next > first + held { Err("it has come further than that".to_owned()) } else { Ok(()) }
+    let first = if held + margin < size { first } else { first + margin };
+    let missed = number("master_repl_offset").saturating_sub(next.saturating_sub(1));
+    (next < first).then(|| format!("of {missed} bytes that it has missed only {held} are remembered"))
 }
 
 // === impl Layout ===
@@ -106,6 +113,30 @@ impl Redis {
         let asking =
             async { self.session_with(&other.engine.host, other.engine.port).await?.info("replication", BRIEF).await };
         asking.await.map_or(true, |theirs: Info| goes_on(info, &theirs, &id).is_err())
+    }
+
+    /// Refuses to let the other side in where it would begin its stream anew: more was passed on since it last followed than is
+    /// remembered here, as may be while this one is filled.
+    pub(super) async fn refuse_to_be_taken_in(&self, other: &Peer) -> Result<(), DriverError> {
+        let failed = |error: SessionError| error.refused("be opened");
+        let session = self.session().await.map_err(failed)?;
+        if session.is_open_side(BRIEF).await.map_err(failed)? {
+            return Ok(());
+        }
+        let ours = session.info("replication", BRIEF).await.map_err(failed)?;
+        let asking =
+            async { self.session_with(&other.engine.host, other.engine.port).await?.info("replication", BRIEF).await };
+        // Nothing is known of one that does not answer, or has never followed.
+        let Ok(theirs) = asking.await else { return Ok(()) };
+        let come = theirs.number("slave_repl_offset").filter(|offset| *offset != 1 && !theirs.streams());
+        let (Some(come), true) = (come, theirs.follows(&self.endpoint.host, self.endpoint.port)) else { return Ok(()) };
+        let Some(why) = forgotten(come + 1, &ours) else { return Ok(()) };
+        let detail = format!(
+            "{} would take in everything anew, and what is deleted there meanwhile would be back: {why}; fill this side again while less \
+             is written",
+            other.member
+        );
+        Err(DriverError::Refused { doing: "be opened".to_owned(), detail })
     }
 
     /// Waits until it is known where a stream that has just come up stands, so that the next one has to go on from there.

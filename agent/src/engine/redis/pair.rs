@@ -99,7 +99,12 @@ impl Redis {
             if self.is_alive() { self.wait_accepting().await? } else { self.launch(Force::No).await? }
         }
         match how.other {
-            Some(other) => self.take_up(other, how.open).await?,
+            Some(other) => {
+                self.take_up(other, how.open).await?;
+                if how.open {
+                    self.refuse_to_be_taken_in(other).await?;
+                }
+            }
             None => self.leave_alone().await?,
         }
         self.set_open(how.open).await
@@ -288,6 +293,7 @@ impl Redis {
         .await?;
         let filling = async {
             self.launch(Force::Empty).await?;
+            self.remember_much().await;
             self.be_followed_while_empty(source).await?;
             self.attach(source).await?;
             self.wait_streaming(source).await?;
