@@ -67,6 +67,11 @@ fn wanted(present: u64, average: f64, memory: u64) -> u64 {
     needed.max(present).min(room)
 }
 
+/// The memory that the engine may take, in bytes.
+fn memory(info: &Info) -> Option<u64> {
+    info.number("maxmemory").filter(|limit| *limit > 0).or_else(|| info.number("total_system_memory"))
+}
+
 // === impl Redis ===
 
 impl Redis {
@@ -77,8 +82,7 @@ impl Redis {
         if self.server.release < (7, 0) || wanted_by_cluster.settings.contains_key(SETTING) {
             return;
         }
-        let memory = info.number("maxmemory").filter(|limit| *limit > 0).or_else(|| info.number("total_system_memory"));
-        let (Some(present), Some(memory)) = (info.number("repl_backlog_size"), memory) else { return };
+        let (Some(present), Some(memory)) = (info.number("repl_backlog_size"), memory(info)) else { return };
         let size = wanted(present, rate.average, memory);
         if size == present {
             return;
@@ -101,9 +105,9 @@ impl Redis {
         let growing = async {
             let session = self.session().await?;
             let info = session.info("default", BRIEF).await?;
-            let memory =
-                info.number("maxmemory").filter(|limit| *limit > 0).or_else(|| info.number("total_system_memory"));
-            let (Some(present), Some(memory)) = (info.number("repl_backlog_size"), memory) else { return Ok(()) };
+            let (Some(present), Some(memory)) = (info.number("repl_backlog_size"), memory(&info)) else {
+                return Ok(());
+            };
             let size = wanted(present, f64::MAX, memory);
             if size > present { session.tell(&["CONFIG", "SET", SETTING, &size.to_string()]).await } else { Ok(()) }
         };
