@@ -54,6 +54,8 @@ pub struct ClusterFacts<'a> {
     pub frozen: Option<Frozen>,
     /// Why automatic failovers of this cluster pause; `None` when they do not.
     pub paused: Option<Pause>,
+    /// What Regent has tried by itself again and again in vain, a sentence each.
+    pub in_vain: Vec<String>,
     /// Now, for people.
     pub wall: Timestamp,
     /// The coordinator's own machine.

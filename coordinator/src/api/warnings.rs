@@ -1,4 +1,5 @@
-//! What is not amiss now and takes a guarantee away: members on the coordinator's own machine, failovers that pause. Pure.
+//! What is not amiss now and takes a guarantee away, as members on the coordinator's own machine and failovers that pause do, and what
+//! Regent tries by itself in vain. Pure.
 //!
 //! It decides nothing: who is left out of an electorate is decided in [`crate::planner::electorate`], when failovers pause in
 //! [`crate::cluster::brake`]. Each sentence says what it is, what it means, and what to do.
@@ -38,7 +39,8 @@ pub fn of_cluster(facts: &ClusterFacts<'_>) -> Vec<String> {
     let views = || facts.record.members.keys().filter_map(|member| Some((member, view_of(facts, member)?)));
     let full = views().filter_map(|(member, view)| refuses_writes(member, view));
     let ending = views().filter_map(|(member, view)| certificate_ends(member, view, facts.wall));
-    by_hand.into_iter().chain(paused).chain(beside_us).chain(open).chain(full).chain(ending).collect()
+    let in_vain = facts.in_vain.iter().cloned();
+    by_hand.into_iter().chain(paused).chain(in_vain).chain(beside_us).chain(open).chain(full).chain(ending).collect()
 }
 
 /// Its agent notices a renewed one by itself; nobody but a person renews it.

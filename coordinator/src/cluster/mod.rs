@@ -19,6 +19,7 @@ use crate::{
 
 pub mod actor;
 pub mod adoption;
+pub mod backoff;
 pub mod brake;
 pub mod directory;
 pub mod judging;

@@ -5,6 +5,8 @@ use regent_common::ids::{ClusterId, ClusterName, MemberName, OperationId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::audit::SELF;
+
 /// An operation as it is stored, written once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OperationRecord {
@@ -20,7 +22,7 @@ pub struct OperationRecord {
     pub parameters: Value,
     /// The steps, in order.
     pub steps: Vec<PlannedStep>,
-    /// Who asked for it; "regent" for its own decisions.
+    /// Who asked for it; [`SELF`] for its own decisions.
     pub created_by: String,
     /// Why it was begun.
     pub reason: String,
@@ -37,6 +39,15 @@ pub struct PlannedStep {
     pub members: Vec<MemberName>,
     /// From the start of this step on, the operation only goes forward.
     pub point_of_no_return: bool,
+}
+
+// === impl OperationRecord ===
+
+impl OperationRecord {
+    /// Whether Regent began it by itself.
+    pub fn is_automatic(&self) -> bool {
+        self.created_by == SELF
+    }
 }
 
 // === impl PlannedStep ===

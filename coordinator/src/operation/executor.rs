@@ -28,6 +28,7 @@ use super::{
     parameters,
 };
 use crate::{
+    audit::SELF,
     cluster::{ChangeError, ClusterHandle},
     environment::Environment,
     model::{
@@ -67,7 +68,7 @@ impl NewOperation {
 
     /// One of Regent's own.
     pub fn automatic(kind: &'static dyn Kind, parameters: &impl Serialize, reason: String) -> Self {
-        Self::new(kind, parameters, "regent", reason)
+        Self::new(kind, parameters, SELF, reason)
     }
 }
 

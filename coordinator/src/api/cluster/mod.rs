@@ -104,6 +104,7 @@ impl ClusterApi {
                 .brake
                 .holds(clusters, now, &environment.limits)
                 .or_else(|| actor.budget.exhausted(now, environment.limits.failovers_of(record))),
+            in_vain: actor.backoff.sentences(now),
             wall: environment.clock.wall(),
             own_machine: &environment.own_machine,
         }))

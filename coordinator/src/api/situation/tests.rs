@@ -31,6 +31,7 @@ struct Scene {
     views: BTreeMap<NodeName, NodeView>,
     frozen: Option<Frozen>,
     paused: Option<Pause>,
+    in_vain: Vec<String>,
     own_machine: OwnMachine,
 }
 
@@ -65,6 +66,7 @@ impl Scene {
             views: [(node("n1"), view(primary)), (node("n2"), view(replica))].into(),
             frozen: None,
             paused: None,
+            in_vain: Vec::new(),
             own_machine: OwnMachine { boot_id: Some("ours".into()), promotes: false },
         }
     }
@@ -89,6 +91,7 @@ impl Scene {
             now: Duration::from_millis(10_000),
             frozen: self.frozen.clone(),
             paused: self.paused,
+            in_vain: self.in_vain.clone(),
             wall: "2026-03-01T12:00:00Z".parse().unwrap(),
             own_machine: &self.own_machine,
         })
@@ -244,6 +247,8 @@ fn a_pause_of_automatic_failovers_is_shown_also_while_nothing_is_amiss() {
     scene.paused = Some(Pause::Brake { failing: 6, clusters: 8, left: Duration::from_secs(40) });
     let warnings = scene.with(warnings::of_cluster);
     assert!(warnings[0].starts_with("automatic failover is paused: 6 of 8 clusters fail at once"), "{warnings:?}");
+    scene.in_vain = vec!["the rejoin of db2 has failed 2 times in a row".to_owned()];
+    assert_eq!(scene.with(warnings::of_cluster)[1..], scene.in_vain);
 }
 
 #[test]

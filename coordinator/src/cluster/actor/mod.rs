@@ -19,10 +19,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     ChangeError, ClusterHandle,
+    backoff::{Backoff, Subject},
     brake::Budget,
     judging::{judge_all, views},
 };
 use crate::{
+    audit::SELF,
     authority::Authority,
     detector::Verdict,
     environment::Environment,
@@ -50,9 +52,6 @@ mod upkeep;
 const PERIOD: Duration = Duration::from_secs(1);
 /// Least time between two looks that nothing but time asks for.
 const LEAST: Duration = Duration::from_millis(2);
-/// Pause before an automatic operation that failed is tried again: doubled each time, up to the last.
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
-
 /// Pause before an operation that stopped without an end is gone on with.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -103,8 +102,8 @@ pub struct Actor {
     progress: watch::Sender<Option<(OperationId, Progress)>>,
     authority: Arc<Authority>,
     running: Option<Running>,
-    /// Failures in a row of automatic operations, and when the next may begin; by what they were for.
-    backoff: BTreeMap<String, (u32, Duration)>,
+    /// What failed of late, and when it may begin again.
+    backoff: Arc<Backoff>,
     /// The last reason for no failover, so that it is written down once.
     told: Option<String>,
     /// Automatic failovers of late.
@@ -140,6 +139,8 @@ pub struct ActorHandle {
     pub progress: watch::Receiver<Option<(OperationId, Progress)>>,
     /// Its automatic failovers of late.
     pub budget: Arc<Budget>,
+    /// What failed of late.
+    pub backoff: Arc<Backoff>,
 }
 
 /// Starts an actor. It goes on with the operation that the record names: `resumed` when an earlier coordinator had begun it.
@@ -152,9 +153,14 @@ pub fn spawn(
 ) -> ActorHandle {
     let (sender, mailbox) = mpsc::channel(256);
     let (progress, watched) = watch::channel(None);
-    let budget = Arc::new(Budget::default());
-    let handle =
-        ActorHandle { cluster: Arc::clone(&cluster), mailbox: sender, progress: watched, budget: Arc::clone(&budget) };
+    let (budget, backoff) = (Arc::new(Budget::default()), Arc::new(Backoff::default()));
+    let handle = ActorHandle {
+        cluster: Arc::clone(&cluster),
+        mailbox: sender,
+        progress: watched,
+        budget: Arc::clone(&budget),
+        backoff: Arc::clone(&backoff),
+    };
     let actor = Actor {
         environment,
         cluster,
@@ -162,7 +168,7 @@ pub fn spawn(
         progress,
         authority,
         running: None,
-        backoff: BTreeMap::new(),
+        backoff,
         told: None,
         budget,
         idle_since: None,
@@ -288,7 +294,6 @@ impl Actor {
         self.progress.send_replace(None);
         self.ended_at = self.environment.clock.boottime();
         let operation = &running.operation;
-        let subject = subject(&operation.kind, &operation.parameters);
         let label = match &outcome {
             Ok(Outcome::Succeeded) => "SUCCEEDED",
             Ok(Outcome::Failed) => "FAILED",
@@ -300,11 +305,9 @@ impl Actor {
             }
         };
         if label == "SUCCEEDED" {
-            self.backoff.remove(&subject);
+            self.backoff.succeeded(operation);
         } else {
-            let failures = self.backoff.get(&subject).map_or(0, |(failures, _)| *failures);
-            let pause = BACKOFF.0.saturating_mul(1 << failures.min(10)).min(BACKOFF.1);
-            self.backoff.insert(subject, (failures + 1, self.environment.clock.boottime() + pause));
+            self.backoff.failed(operation, self.ended_at);
         }
         tracing::info!(operation = %operation.id, kind = operation.kind, outcome = label, "operation ended");
         let mut facts = BTreeMap::from([("operation".to_owned(), operation.id.to_string())]);
@@ -317,7 +320,8 @@ impl Actor {
         }
         // Beside the actor: a failover that comes next does not wait for the minutes of what it has pre-empted.
         let (environment, cluster) = (self.environment.clone(), self.cluster.name().clone());
-        tokio::spawn(tell_of_the_end(environment, cluster, Arc::clone(operation), label, facts));
+        let backoff = Arc::clone(&self.backoff);
+        tokio::spawn(tell_of_the_end(environment, cluster, Arc::clone(operation), label, facts, backoff));
     }
 
     /// Judges, decides, acts.
@@ -385,10 +389,9 @@ impl Actor {
             return false;
         }
         let kind = new.kind;
-        let subject = subject(kind.name(), &new.parameters);
-        let now = self.environment.clock.boottime();
-        if let Some((_, not_before)) = self.backoff.get(&subject).filter(|(_, not_before)| now < *not_before) {
-            self.look_at = self.look_at.min(*not_before);
+        let subject = Subject::new(kind.name(), &new.parameters);
+        if let Some(not_before) = self.backoff.rests_until(&subject, self.environment.clock.boottime()) {
+            self.look_at = self.look_at.min(not_before);
             return false;
         }
         let reason = new.reason.clone();
@@ -401,7 +404,7 @@ impl Actor {
                     (self.environment.audit.clone(), self.cluster.name().clone(), kind.event());
                 let clusters = cluster.resource();
                 tokio::spawn(async move {
-                    audit.record("regent", "", action, &clusters, "begun", &format!("{resource}: {reason}")).await;
+                    audit.record(SELF, "", action, &clusters, "begun", &format!("{resource}: {reason}")).await;
                 });
                 true
             }
@@ -419,17 +422,18 @@ impl Actor {
     async fn write_down(&self, action: &str, resource: &str, outcome: &str, detail: &str) {
         let cluster = self.cluster.name().resource();
         let detail = format!("{resource}: {detail}");
-        self.environment.audit.record("regent", "", action, &cluster, outcome, &detail).await;
+        self.environment.audit.record(SELF, "", action, &cluster, outcome, &detail).await;
     }
 }
 
-/// Writes down and tells how an operation ended, and forgets old ones.
+/// Writes down and tells how an operation ended, and why if it failed, and forgets old ones.
 async fn tell_of_the_end(
     environment: Environment,
     cluster: ClusterName,
     operation: Arc<OperationRecord>,
     label: &'static str,
     facts: BTreeMap<String, String>,
+    backoff: Arc<Backoff>,
 ) {
     let status = executor::status(&environment, &operation).await.ok();
     let report: Vec<String> =
@@ -441,14 +445,17 @@ async fn tell_of_the_end(
         | crate::operation::log::Stage::Unwinding(..) => None,
     });
     let message = match &failure {
-        Some(failure) => format!("{} {}: {}", operation.kind, label.to_lowercase(), failure.message),
+        Some(failure) => {
+            backoff.explain(&operation, &failure.message);
+            format!("{} {}: {}", operation.kind, label.to_lowercase(), failure.message)
+        }
         None => format!("{} {}: {}", operation.kind, label.to_lowercase(), report.join("; ")),
     };
     let event = kind(&operation.kind).map_or("OPERATION", |kind| kind.event());
     let resource = operation.id.resource();
     environment.events.publish(&format!("{event}_{label}"), Some(&cluster), &resource, &message, facts).await;
     let detail = format!("{resource}: {message}");
-    environment.audit.record("regent", "", event, &cluster.resource(), label, &detail).await;
+    environment.audit.record(SELF, "", event, &cluster.resource(), label, &detail).await;
     if let Err(error) = retention::prune(environment.store.as_ref(), &cluster).await {
         tracing::warn!(error = %ErrorChain(&error), "old operations could not be forgotten");
     }
@@ -459,14 +466,6 @@ async fn tell_of_the_end(
 /// more: it would be waited for as long as it is heard.
 fn withholds(record: &ClusterRecord) -> bool {
     record.primary.is_some() || record.operation.is_none()
-}
-
-/// What an operation is for, so that repeated failures of the same thing are spaced out.
-fn subject(kind: &str, parameters: &serde_json::Value) -> String {
-    match parameters.get("member").and_then(|member| member.as_str()) {
-        Some(member) => format!("{kind} {member}"),
-        None => kind.to_owned(),
-    }
 }
 
 /// Waits for the running operation; for ever without one.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use regent_common::{error::ErrorChain, ids::MemberName};
 
-use super::{Actor, subject};
+use super::{Actor, Subject};
 use crate::{
     model::cluster::{ClusterRecord, MemberState},
     nodes::NodeView,
@@ -59,9 +59,9 @@ impl Actor {
         let mends = |member: &MemberName| {
             let all = [Mend::Rejoin, Mend::Configure, Mend::Remove { keep_data: false, allow_single: false }];
             all.map(|how| mending(member.clone(), how, String::new()))
-                .map(|new| subject(new.kind.name(), &new.parameters))
+                .map(|new| Subject::new(new.kind.name(), &new.parameters))
         };
-        let rests = |subject: String| self.backoff.get(&subject).is_some_and(|(_, not_before)| now < *not_before);
+        let rests = |subject| self.backoff.rests_until(&subject, now).is_some();
         // Its word of before, that its data is half-copied say, is no reason to mend it.
         let rests =
             |member: &&MemberName| self.is_word_of_before(views, member) || mends(member).into_iter().any(rests);
