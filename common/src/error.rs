@@ -217,6 +217,8 @@ reasons! {
         "The data was left in the middle of a change." "Resync the member.";
     Diverged "DIVERGED" FailedPrecondition false
         "The member has changes that the primary, or the other side, does not have." "Read what differs; rejoin or resync it.";
+    HistoryForgotten "HISTORY_FORGOTTEN" FailedPrecondition false
+        "Less of what was written is remembered than one member lacks of it." "Resync the member while less is written.";
     CannotRewind "CANNOT_REWIND" FailedPrecondition false
         "The member cannot be turned back to where the histories part." "Resync the member.";
     CopyNotWhole "COPY_NOT_WHOLE" DataLoss true

@@ -334,7 +334,8 @@ pub trait Driver: Send + Sync {
     /// Makes the engine an active side of a multi-master cluster, starting it if need be, and opens or closes it. Every start of the
     /// engine begins closed: what it has reaches neither applications nor the other side until this opens it. One that was started, and
     /// was not opened since, stays alone; to open it beside another side, it is brought to what that one has first, or refused where that
-    /// would lose something ([`DriverError::Diverged`]). Any other returns when it streams from the other side, if that lets it in.
+    /// would lose something ([`DriverError::Diverged`]). Any other returns when it streams from the other side, if that lets it in, and is
+    /// not opened where the other one could not go on from what it has of this one ([`DriverError::Forgotten`]).
     async fn activate(&self, _: Activation<'_>) -> Result<(), DriverError> {
         Err(DriverError::NoSuchMode { mode: Mode::MultiMaster })
     }
@@ -454,6 +455,14 @@ pub enum DriverError {
         /// Member that was to be followed.
         upstream: MemberName,
         /// Where the histories part.
+        detail: String,
+    },
+    /// The other side would take in everything that this one has, as less is remembered here than it lacks.
+    #[error("{other} would take in everything anew, and what is deleted there meanwhile would be back: {detail}")]
+    Forgotten {
+        /// The other side.
+        other: MemberName,
+        /// How much it lacks, and how much is remembered.
         detail: String,
     },
     /// Only a clone brings this copy back.

@@ -188,6 +188,7 @@ fn driver_reason(error: &DriverError) -> Reason {
         DriverError::DiskFull { .. } => Reason::DiskFull,
         DriverError::NoData { .. } | DriverError::Dirty { .. } => Reason::DataDirty,
         DriverError::Diverged { .. } => Reason::Diverged,
+        DriverError::Forgotten { .. } => Reason::HistoryForgotten,
         DriverError::NoSuchMode { .. } => Reason::UnknownMode,
         DriverError::OtherMode { .. } => Reason::NotInThisMode,
         DriverError::CannotRewind { .. } => Reason::CannotRewind,

@@ -25,6 +25,7 @@ mod network;
 mod pair;
 mod pair_compared;
 mod pair_cut;
+mod pair_refilled;
 mod planned_restart;
 mod policy;
 mod promote;

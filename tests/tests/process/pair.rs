@@ -99,6 +99,15 @@ impl Pair {
         &self.fleet.api
     }
 
+    pub(crate) fn login(&self) -> &Login {
+        &self.login
+    }
+
+    /// host:port of the sides.
+    pub(crate) fn sides(&self) -> &[String; 2] {
+        &self.sides
+    }
+
     pub(crate) async fn healthy(&self) -> wire::Cluster {
         self.api().healthy(CLUSTER, SOON).await.unwrap()
     }
@@ -190,7 +199,7 @@ impl Pair {
         self.api().clusters().update_cluster(request).await.unwrap();
     }
 
-    pub(crate) async fn resync(&self, member: &str) {
+    pub(crate) async fn begin_resync(&self, member: &str) -> wire::Operation {
         let request = wire::ResyncClusterRequest {
             name: format!("clusters/{CLUSTER}"),
             members: vec![member.to_owned()],
@@ -198,7 +207,11 @@ impl Pair {
             request_id: request_id(),
             ..Default::default()
         };
-        let operation = self.api().clusters().resync_cluster(request).await.unwrap().into_inner();
+        self.api().clusters().resync_cluster(request).await.unwrap().into_inner()
+    }
+
+    pub(crate) async fn resync(&self, member: &str) {
+        let operation = self.begin_resync(member).await;
         self.api().succeed(&operation.name, SOON).await.unwrap();
     }
 
@@ -538,14 +551,7 @@ async fn a_side_that_lacks_what_the_other_one_took_alone_waits_for_it_or_for_a_p
     assert!(redis::connect(&pair.login, &pair.sides[1]).await.is_err(), "db2 serves without what db1 took");
 
     // A person gives up what db1 took: db2 serves at once, and db1 is filled when its node is back.
-    let request = wire::ResyncClusterRequest {
-        name: format!("clusters/{CLUSTER}"),
-        members: vec!["db1".to_owned()],
-        confirm_name: "db1".to_owned(),
-        request_id: request_id(),
-        ..Default::default()
-    };
-    let resync = pair.api().clusters().resync_cluster(request).await.unwrap().into_inner();
+    let resync = pair.begin_resync("db1").await;
     pair.serving(&["db2"]).await;
     pair.set(2, "of db2 alone", "x").await;
     pair.fleet.agent("n1").start().unwrap();

@@ -130,13 +130,10 @@ impl Redis {
         let Ok(theirs) = asking.await else { return Ok(()) };
         let come = theirs.number("slave_repl_offset").filter(|offset| *offset != 1 && !theirs.streams());
         let (Some(come), true) = (come, theirs.follows(&self.endpoint.host, self.endpoint.port)) else { return Ok(()) };
-        let Some(why) = forgotten(come + 1, &ours) else { return Ok(()) };
-        let detail = format!(
-            "{} would take in everything anew, and what is deleted there meanwhile would be back: {why}; fill this side again while less \
-             is written",
-            other.member
-        );
-        Err(DriverError::Refused { doing: "be opened".to_owned(), detail })
+        match forgotten(come + 1, &ours) {
+            Some(detail) => Err(DriverError::Forgotten { other: other.member.clone(), detail }),
+            None => Ok(()),
+        }
     }
 
     /// Waits until it is known where a stream that has just come up stands, so that the next one has to go on from there.

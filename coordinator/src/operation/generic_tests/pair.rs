@@ -182,6 +182,31 @@ async fn what_was_deleted_comes_back_by_no_failure_of_a_call() {
 }
 
 #[tokio::test]
+async fn a_side_that_the_other_one_would_take_in_whole_stays_closed_and_waits_for_a_person() {
+    // Detach, configure, activate, compare, activate of the other one, and the one that opens.
+    let rejoin = (returning(|_| ()).await, 6);
+    // Close, detach, assign, configure, activate of the other one, configure, refill, and the one that opens.
+    let resync = (bench(&kinds::resync::Resync, Scene::Pair).await, 8);
+    for (bench, call) in [rejoin, resync] {
+        *bench.world.fail_call.lock().unwrap() = Some(call);
+        *bench.world.fail_reason.lock().unwrap() = Some(Reason::HistoryForgotten);
+        let operation = bench.begin().await;
+        assert_eq!(bench.run(&operation, false).await, Outcome::Failed, "{}", operation.kind);
+        let record = bench.cluster.record().unwrap();
+        let MemberState::NeedsResync { why } = &record.members[&member(2)].state else { panic!("{record:?}") };
+        for part in ["db2 lets nobody in", "write less", "resync db db2 --confirm db2"] {
+            assert!(why.contains(part), "{part:?} is not in {why:?}");
+        }
+        let status = executor::status(&bench.environment, &operation).await.unwrap();
+        let Stage::Ended(_, Some(failure)) = status.stage else { panic!("{status:?}") };
+        assert_eq!(failure.reason, Reason::HistoryForgotten.as_str());
+        assert!(failure.message.contains(why), "{why:?} is not in {:?}", failure.message);
+        assert!(!bench.world.nodes.lock().unwrap()[&node(2)].open, "{}", operation.kind);
+        bench.check(Outcome::Failed, &operation.kind);
+    }
+}
+
+#[tokio::test]
 async fn either_sides_data_is_taken_on_a_persons_word() {
     for (erased, kept) in [(2, 1), (1, 2)] {
         let mut bench = bench(&kinds::resync::Resync, Scene::Pair).await;

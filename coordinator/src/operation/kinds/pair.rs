@@ -164,9 +164,8 @@ pub(super) async fn bring_back(
         ("join", Way::Beside(_)) if stands == Other::Serves => follow_closed(context, &other, member).await,
         ("join", Way::Beside(_) | Way::Alone) => Ok(StepDone::new()),
         ("open", Way::Beside(_)) => {
-            context.call(member, activate(context, Some(&other), true, false)?, PATIENCE).await?;
             let sentence = format!("{member} is back: it has taken everything from {other}, and takes writes");
-            Ok(StepDone::new().say(sentence).change(joined))
+            open_beside(context, member, &other, PATIENCE, sentence).await
         }
         ("open", Way::Alone) => {
             context.call(member, activate(context, None, true, false)?, PATIENCE).await?;
@@ -175,7 +174,7 @@ pub(super) async fn bring_back(
             Ok(StepDone::new().say(sentence).change(move |cluster| goes_on_alone(cluster, &member, &other)))
         }
         (_, Way::Beside(_)) if stands == Other::Serves => verify(context, &other, member).await,
-        (_, Way::Beside(_) | Way::Alone) => Ok(StepDone::new()),
+        (_, Way::Beside(_) | Way::Alone) => opened(context, member).map(|()| StepDone::new()),
     }
 }
 
@@ -231,14 +230,48 @@ pub(super) async fn fill(
             Ok(StepDone::new().say(format!("{member} was emptied and has taken everything from {survivor}")))
         }
         "open" => {
-            context.call(member, activate(context, Some(&survivor), true, false)?, Patience::Forever).await?;
-            Ok(StepDone::new().say(format!("{member} and {survivor} both take writes")).change(joined))
+            let sentence = format!("{member} and {survivor} both take writes");
+            open_beside(context, member, &survivor, Patience::Forever, sentence).await
         }
         "verify" => verify(context, &survivor, member).await,
         _ => {
             context.call(member, Action::DiscardKept(wire::DiscardKept {}), Patience::Forever).await?;
             Ok(StepDone::new())
         }
+    }
+}
+
+/// Lets applications and the other side in, and says so. Where that one would take in everything that this one has, it stays closed, and
+/// waits for a person, which is committed here and told by the next step.
+async fn open_beside(
+    context: &StepContext<'_>,
+    member: &MemberName,
+    other: &MemberName,
+    patience: Patience,
+    sentence: String,
+) -> Result<StepDone, StepError> {
+    match context.call(member, activate(context, Some(other), true, false)?, patience).await {
+        Ok(_) => Ok(StepDone::new().say(sentence).change(joined)),
+        Err(error) if error.reason == Reason::HistoryForgotten => {
+            let name = &context.cluster()?.name;
+            let why = format!(
+                "{member} lets nobody in, because {error}; write less for a while, and `regentctl cluster resync {name} {member} \
+                 --confirm {member}` fills it again"
+            );
+            let member = member.clone();
+            Ok(StepDone::new().change(move |cluster| {
+                cluster.set_state(&member, MemberState::NeedsResync { why: why.clone() });
+            }))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Fails when a side could not be opened.
+fn opened(context: &StepContext<'_>, member: &MemberName) -> Result<(), StepError> {
+    match context.cluster()?.members.get(member).map(|stored| &stored.state) {
+        Some(MemberState::NeedsResync { why }) => Err(StepError::new(Reason::HistoryForgotten, why.clone())),
+        _ => Ok(()),
     }
 }
 
@@ -422,8 +455,9 @@ async fn is_seen_to_serve(context: &StepContext<'_>, member: &MemberName) -> Res
 }
 
 /// Waits until the side that served follows the other one, and looks whether it has something that the other one has not. Both serve by
-/// now, so that nothing is changed for it, and a look that fails fails nothing.
+/// now, or the other one could not be opened, so that nothing is changed for it, and a look that fails fails nothing.
 async fn verify(context: &StepContext<'_>, served: &MemberName, back: &MemberName) -> Result<StepDone, StepError> {
+    opened(context, back)?;
     if !streams(context, served, back).await? {
         let sentence = format!(
             "{served} is not seen to follow {back} yet: `regentctl cluster show` says whether it can by itself"
