@@ -39,7 +39,8 @@ pub fn of_cluster(facts: &ClusterFacts<'_>) -> Vec<String> {
     let views = || facts.record.members.keys().filter_map(|member| Some((member, view_of(facts, member)?)));
     let full = views().filter_map(|(member, view)| refuses_writes(member, view));
     let ending = views().filter_map(|(member, view)| certificate_ends(member, view, facts.wall));
-    let in_vain = facts.in_vain.iter().cloned();
+    // While it is paused nothing is tried again.
+    let in_vain = facts.in_vain.iter().filter(|_| !facts.record.policy.paused).cloned();
     by_hand.into_iter().chain(paused).chain(in_vain).chain(beside_us).chain(open).chain(full).chain(ending).collect()
 }
 

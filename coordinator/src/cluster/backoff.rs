@@ -13,14 +13,22 @@ use std::{
 use regent_common::ids::OperationId;
 use serde_json::Value;
 
-use crate::model::operation::OperationRecord;
+use crate::{
+    model::{
+        cluster::{ClusterRecord, MemberState},
+        operation::OperationRecord,
+    },
+    operation::kind,
+};
 
 /// Pause after the first failure.
-pub const SHORTEST: Duration = Duration::from_secs(2);
+const SHORTEST: Duration = Duration::from_secs(2);
 /// Longest pause.
-pub const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_secs(60);
 /// Failures in a row from which on people are told: one is mended by the next attempt more often than not.
 const TOLD_FROM: u32 = 2;
+/// The kind that brings a member back.
+const REJOIN: &str = "rejoin";
 
 /// What an operation is for, so that repeated failures of the same thing are counted together.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,17 +41,15 @@ pub struct Subject {
 #[derive(Debug, Default)]
 pub struct Backoff(Mutex<BTreeMap<Subject, Failures>>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Failures {
     in_a_row: u32,
     /// By this coordinator's CLOCK_BOOTTIME.
     not_before: Duration,
-    /// The last one.
-    operation: OperationId,
-    /// Why it failed; empty while that is not known yet.
-    why: String,
-    /// Whether it is tried again by itself.
-    automatic: bool,
+    /// Whether it is being tried again.
+    runs: bool,
+    /// The last one that failed and is tried again by itself, and why it failed; `None` while that is not known, or when it was cancelled.
+    told: Option<(OperationId, String)>,
 }
 
 // === impl Subject ===
@@ -58,14 +64,22 @@ impl Subject {
     fn of(operation: &OperationRecord) -> Self {
         Self::new(&operation.kind, &operation.parameters)
     }
+
+    /// Whether it was for a member that needs it no more.
+    fn is_returned_to(&self, cluster: &ClusterRecord) -> bool {
+        let Some(member) = self.member.as_ref().filter(|_| self.kind == REJOIN) else { return false };
+        let stored = cluster.members.iter().find(|(name, _)| name.as_str() == member);
+        stored.is_none_or(|(_, stored)| stored.state == MemberState::Ready)
+    }
 }
 
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = self.kind.replace('_', " ");
-        match &self.member {
-            Some(member) => write!(f, "the {kind} of {member}"),
-            None => write!(f, "the {kind}"),
+        match (self.kind.as_str(), &self.member) {
+            (REJOIN, Some(member)) => write!(f, "bringing {member} back"),
+            ("configure", Some(member)) => write!(f, "configuring {member}"),
+            ("remove_member", Some(member)) => write!(f, "removing {member}"),
+            (kind, _) => write!(f, "the {}", kind.replace('_', " ")),
         }
     }
 }
@@ -73,70 +87,73 @@ impl fmt::Display for Subject {
 // === impl Backoff ===
 
 impl Backoff {
-    /// Counts one that did not do what it should.
-    pub fn failed(&self, operation: &OperationRecord, now: Duration) {
-        let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let subject = Subject::of(operation);
-        let before = counted.get(&subject).map_or(0, |failures| failures.in_a_row);
-        let pause = SHORTEST.saturating_mul(1 << before.min(10)).min(LONGEST);
-        let failures = Failures {
-            in_a_row: before.saturating_add(1),
-            not_before: now + pause,
-            operation: operation.id,
-            why: String::new(),
-            automatic: operation.is_automatic(),
-        };
-        counted.insert(subject, failures);
+    /// Says that one runs now.
+    pub fn begins(&self, operation: &OperationRecord) {
+        if let Some(failures) = self.counted().get_mut(&Subject::of(operation)) {
+            failures.runs = true;
+        }
     }
 
-    /// Says why.
+    /// Counts one that did not do what it should, or was cancelled.
+    pub fn failed(&self, operation: &OperationRecord, now: Duration) {
+        let mut counted = self.counted();
+        let failures = counted.entry(Subject::of(operation)).or_default();
+        let pause = SHORTEST.saturating_mul(1 << failures.in_a_row.min(10)).min(LONGEST);
+        (failures.in_a_row, failures.not_before) = (failures.in_a_row.saturating_add(1), now + pause);
+        (failures.runs, failures.told) = (false, None);
+    }
+
+    /// Says why the last one failed.
     pub fn explain(&self, operation: &OperationRecord, why: &str) {
-        let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(failures) = counted.get_mut(&Subject::of(operation)).filter(|last| last.operation == operation.id) {
-            why.clone_into(&mut failures.why);
+        let is_tried_again =
+            operation.is_automatic() && kind(&operation.kind).is_some_and(|kind| kind.is_tried_again());
+        if let Some(failures) = self.counted().get_mut(&Subject::of(operation)).filter(|_| is_tried_again) {
+            failures.told = Some((operation.id, why.to_owned()));
         }
     }
 
     /// Forgets all failures of what has been done now.
     pub fn succeeded(&self, operation: &OperationRecord) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&Subject::of(operation));
+        self.counted().remove(&Subject::of(operation));
+    }
+
+    /// Forgets the failures to bring those back who are back by now, or gone.
+    pub fn forget_returned(&self, cluster: &ClusterRecord) {
+        self.counted().retain(|subject, failures| failures.runs || !subject.is_returned_to(cluster));
     }
 
     /// Until when nothing more is tried, by CLOCK_BOOTTIME; `None` when it may be.
     pub fn rests_until(&self, subject: &Subject, now: Duration) -> Option<Duration> {
-        let counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        counted.get(subject).map(|failures| failures.not_before).filter(|not_before| now < *not_before)
+        self.counted().get(subject).map(|failures| failures.not_before).filter(|not_before| now < *not_before)
     }
 
-    /// What has failed again and again and is about to be tried again, a sentence each. What is no longer needed is not tried again, and
-    /// not told of any more.
+    /// What has failed again and again and is tried again, a sentence each. What is no longer needed is not tried again, and not
+    /// told of any more.
     pub fn sentences(&self, now: Duration) -> Vec<String> {
-        let counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_told = |failures: &Failures| {
-            failures.automatic
-                && failures.in_a_row >= TOLD_FROM
-                && now < failures.not_before
-                && !failures.why.is_empty()
+        let sentence = |(subject, failures): (&Subject, &Failures)| {
+            let (operation, why) = failures.told.as_ref().filter(|_| failures.in_a_row >= TOLD_FROM)?;
+            let next = match failures.not_before.checked_sub(now).filter(|left| !left.is_zero()) {
+                _ if failures.runs => "is being tried again".to_owned(),
+                Some(left) => format!("is tried again in {} s", left.as_secs_f64().ceil()),
+                None => return None,
+            };
+            let times = failures.in_a_row;
+            Some(format!(
+                "{subject} has failed {times} times in a row, and {next}: {why}; `regentctl operation show {operation}` has the steps"
+            ))
         };
-        counted
-            .iter()
-            .filter(|(_, failures)| is_told(failures))
-            .map(|(subject, failures)| {
-                format!(
-                    "{subject} has failed {} times in a row, and is tried again in {} s: {}; `regentctl operation show {}` has its steps",
-                    failures.in_a_row,
-                    failures.not_before.saturating_sub(now).as_secs_f64().ceil(),
-                    failures.why,
-                    failures.operation
-                )
-            })
-            .collect()
+        self.counted().iter().filter_map(sentence).collect()
+    }
+
+    fn counted(&self) -> std::sync::MutexGuard<'_, BTreeMap<Subject, Failures>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::planner::fixtures::{cluster, name};
 
     fn operation(kind: &str, member: &str, created_by: &str) -> OperationRecord {
         OperationRecord {
@@ -154,6 +171,11 @@ mod tests {
 
     fn second(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
+    }
+
+    fn fail(backoff: &Backoff, operation: &OperationRecord, now: u64, why: &str) {
+        backoff.failed(operation, second(now));
+        backoff.explain(operation, why);
     }
 
     #[test]
@@ -174,31 +196,54 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_again_and_again_is_told_while_it_is_to_be_tried_again() {
+    fn what_fails_again_and_again_is_told_while_it_is_tried_again() {
         let (backoff, rejoin) = (Backoff::default(), operation("rejoin", "db2", "regent"));
-        backoff.failed(&rejoin, second(0));
-        backoff.explain(&rejoin, "the port is taken");
-        assert_eq!(backoff.sentences(second(0)), Vec::<String>::new(), "once is no news");
+        let none = Vec::<String>::new();
+        fail(&backoff, &rejoin, 0, "the port is taken");
+        assert_eq!(backoff.sentences(second(0)), none, "once is no news");
         let again = OperationRecord { id: OperationId::generate(), ..rejoin.clone() };
         backoff.failed(&again, second(10));
-        backoff.explain(&rejoin, "of the one before");
-        assert_eq!(backoff.sentences(second(10)), Vec::<String>::new(), "nobody knows why yet");
+        assert_eq!(backoff.sentences(second(10)), none, "nobody knows why yet");
         backoff.explain(&again, "the port is taken still");
-        assert_eq!(
-            backoff.sentences(second(11)),
-            [format!(
-                "the rejoin of db2 has failed 2 times in a row, and is tried again in 3 s: the port is taken still; \
-                 `regentctl operation show {}` has its steps",
-                again.id
-            )]
-        );
-        assert_eq!(backoff.sentences(second(14)), Vec::<String>::new(), "nothing is tried any more");
+        let told = |next: &str| {
+            let id = again.id;
+            format!(
+                "bringing db2 back has failed 2 times in a row, and {next}: the port is taken still; `regentctl operation show {id}` has \
+                 the steps"
+            )
+        };
+        assert_eq!(backoff.sentences(second(11)), [told("is tried again in 3 s")]);
+        assert_eq!(backoff.sentences(second(14)), none, "nobody tries it any more");
+        backoff.begins(&again);
+        assert_eq!(backoff.sentences(second(15)), [told("is being tried again")]);
+        backoff.failed(&rejoin, second(20));
+        assert_eq!(backoff.sentences(second(20)), none, "it was cancelled");
+        fail(&backoff, &rejoin, 30, "the disk is full");
+        assert!(backoff.sentences(second(31))[0].contains("has failed 4 times in a row, and is tried again in 15 s"));
 
-        let asked = operation("remove_member", "db3", "ada");
-        for _ in 0..3 {
-            backoff.failed(&asked, second(20));
-            backoff.explain(&asked, "it is the primary");
+        let mut record = cluster();
+        record.set_state(&name(2), MemberState::NeedsRejoin);
+        backoff.forget_returned(&record);
+        assert_eq!(backoff.sentences(second(31)).len(), 1);
+        record.set_state(&name(2), MemberState::Ready);
+        backoff.forget_returned(&record);
+        assert_eq!(backoff.sentences(second(31)), none, "something else brought it back");
+        assert_eq!(backoff.rests_until(&Subject::of(&rejoin), second(31)), None);
+    }
+
+    #[test]
+    fn what_nobody_tries_again_by_itself_is_not_told() {
+        let backoff = Backoff::default();
+        let others = [("remove_member", "ada"), ("resync", "regent"), ("add_member", "regent")];
+        for (kind, created_by) in others {
+            let asked = operation(kind, "db3", created_by);
+            for _ in 0..3 {
+                fail(&backoff, &asked, 20, "it cannot be");
+            }
         }
-        assert_eq!(backoff.sentences(second(20)), Vec::<String>::new(), "a person knows, and nobody tries it again");
+        assert_eq!(backoff.sentences(second(20)), Vec::<String>::new());
+        let left = operation("remove_member", "db3", "regent");
+        fail(&backoff, &left, 30, "it cannot be");
+        assert!(backoff.sentences(second(30))[0].starts_with("removing db3 has failed 4 times in a row"));
     }
 }

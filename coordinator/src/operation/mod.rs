@@ -87,6 +87,11 @@ pub trait Kind: Sync {
         false
     }
 
+    /// Whether it is begun again by itself when one that Regent has begun has failed.
+    fn is_tried_again(&self) -> bool {
+        false
+    }
+
     /// Whether a person may cancel it before its point of no return.
     fn cancellable(&self) -> bool;
 

@@ -1,6 +1,8 @@
 //! What the policy of a cluster says of failures is done, and nothing else.
 
-use anyhow::ensure;
+use std::net::TcpListener;
+
+use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
 use regent_common::error::Reason;
 use regent_proto::coordinator::v1 as wire;
@@ -108,6 +110,35 @@ async fn nothing_happens_by_itself_while_a_cluster_is_paused() {
     set(&trio, wire::UpdateClusterRequest { paused: Some(false), ..change() }).await;
     trio.api().other_primary(CLUSTER, &before.primary, SOON).await.unwrap();
     trio.healthy().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_tried_in_vain_is_told_with_its_reason_until_it_is_done() {
+    let trio = Trio::start().await;
+    let before = trio.healthy().await;
+    set(&trio, wire::UpdateClusterRequest { paused: Some(true), ..change() }).await;
+    let replica = before.members.iter().position(|member| api::plain(&member.name) != before.primary).unwrap();
+    let (name, engine) =
+        (api::plain(&before.members[replica].name), api::engine_pid(&before.members[replica]).unwrap());
+    process::signal(engine, Signal::SIGKILL).unwrap();
+    process::ended(engine, SOON).await.unwrap();
+    let address = &trio.members[replica];
+    let somebody = wait::until("its port", SOON, || async { Ok(TcpListener::bind(address)?) }).await.unwrap();
+    set(&trio, wire::UpdateClusterRequest { paused: Some(false), ..change() }).await;
+    let failed = format!("bringing {name} back has failed");
+    let warning = wait::until("a warning", SOON, || async {
+        let warnings = trio.api().cluster(CLUSTER).await?.warnings;
+        let told = warnings.iter().find(|warning| warning.starts_with(&failed)).cloned();
+        told.with_context(|| format!("{warnings:?}"))
+    })
+    .await
+    .unwrap();
+    for part in ["times in a row", "port", "regentctl operation show"] {
+        assert!(warning.contains(part), "{part:?} is not in {warning}");
+    }
+    drop(somebody);
+    let after = trio.healthy().await;
+    assert!(!after.warnings.iter().any(|warning| warning.starts_with(&failed)), "{:?}", after.warnings);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

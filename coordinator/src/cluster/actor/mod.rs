@@ -285,6 +285,7 @@ impl Actor {
         let task = tokio::spawn(async move {
             executor::run_to_end(&environment, &cluster, &record, resumed, interrupted, progress).await
         });
+        self.backoff.begins(&operation);
         tracing::info!(operation = %operation.id, kind = operation.kind, reason = operation.reason, "operation begins");
         self.running = Some(Running { operation, interrupt, task });
     }
@@ -341,6 +342,7 @@ impl Actor {
         let record = self.keep_survivor(record, &judgements).await;
         self.tell_who_serves(&record, &judgements, &views).await;
         self.tell_who_is_stale(&record, &judgements).await;
+        self.backoff.forget_returned(&record);
         self.keep_hand_over(&record, &views).await;
         self.look_when_silent(&record, &views);
         let now = self.environment.clock.boottime();
@@ -446,7 +448,9 @@ async fn tell_of_the_end(
     });
     let message = match &failure {
         Some(failure) => {
-            backoff.explain(&operation, &failure.message);
+            if label == "FAILED" {
+                backoff.explain(&operation, &failure.message);
+            }
             format!("{} {}: {}", operation.kind, label.to_lowercase(), failure.message)
         }
         None => format!("{} {}: {}", operation.kind, label.to_lowercase(), report.join("; ")),

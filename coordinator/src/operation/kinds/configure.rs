@@ -59,6 +59,10 @@ impl Kind for Configure {
         true
     }
 
+    fn is_tried_again(&self) -> bool {
+        true
+    }
+
     fn cancellable(&self) -> bool {
         true
     }

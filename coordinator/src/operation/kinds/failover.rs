@@ -174,6 +174,10 @@ impl Kind for Failover {
         false
     }
 
+    fn is_tried_again(&self) -> bool {
+        true
+    }
+
     fn cancellable(&self) -> bool {
         false
     }

@@ -108,6 +108,10 @@ impl Kind for Rejoin {
         true
     }
 
+    fn is_tried_again(&self) -> bool {
+        true
+    }
+
     fn cancellable(&self) -> bool {
         true
     }

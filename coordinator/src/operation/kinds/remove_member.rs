@@ -105,6 +105,10 @@ impl Kind for RemoveMember {
         true
     }
 
+    fn is_tried_again(&self) -> bool {
+        true
+    }
+
     fn cancellable(&self) -> bool {
         true
     }
