@@ -48,8 +48,10 @@ struct Failures {
     not_before: Duration,
     /// Whether it is being tried again.
     runs: bool,
-    /// The last one that failed and is tried again by itself, and why it failed; `None` while that is not known, or when it was cancelled.
-    told: Option<(OperationId, String)>,
+    /// The last one.
+    operation: Option<OperationId>,
+    /// Why it failed, if it is tried again by itself; `None` while that is not known, or when it was cancelled.
+    why: Option<String>,
 }
 
 // === impl Subject ===
@@ -100,15 +102,17 @@ impl Backoff {
         let failures = counted.entry(Subject::of(operation)).or_default();
         let pause = SHORTEST.saturating_mul(1 << failures.in_a_row.min(10)).min(LONGEST);
         (failures.in_a_row, failures.not_before) = (failures.in_a_row.saturating_add(1), now + pause);
-        (failures.runs, failures.told) = (false, None);
+        (failures.runs, failures.operation, failures.why) = (false, Some(operation.id), None);
     }
 
-    /// Says why the last one failed.
+    /// Says why the last one failed. The word on one before it comes too late, and is not of this one.
     pub fn explain(&self, operation: &OperationRecord, why: &str) {
         let is_tried_again =
             operation.is_automatic() && kind(&operation.kind).is_some_and(|kind| kind.is_tried_again());
-        if let Some(failures) = self.counted().get_mut(&Subject::of(operation)).filter(|_| is_tried_again) {
-            failures.told = Some((operation.id, why.to_owned()));
+        let mut counted = self.counted();
+        let last = counted.get_mut(&Subject::of(operation)).filter(|last| last.operation == Some(operation.id));
+        if let Some(failures) = last.filter(|_| is_tried_again) {
+            failures.why = Some(why.to_owned());
         }
     }
 
@@ -131,7 +135,10 @@ impl Backoff {
     /// told of any more.
     pub fn sentences(&self, now: Duration) -> Vec<String> {
         let sentence = |(subject, failures): (&Subject, &Failures)| {
-            let (operation, why) = failures.told.as_ref().filter(|_| failures.in_a_row >= TOLD_FROM)?;
+            let (operation, why) = failures.operation.zip(failures.why.as_ref())?;
+            if failures.in_a_row < TOLD_FROM {
+                return None;
+            }
             let next = match failures.not_before.checked_sub(now).filter(|left| !left.is_zero()) {
                 _ if failures.runs => "is being tried again".to_owned(),
                 Some(left) => format!("is tried again in {} s", left.as_secs_f64().ceil()),
@@ -203,6 +210,7 @@ mod tests {
         assert_eq!(backoff.sentences(second(0)), none, "once is no news");
         let again = OperationRecord { id: OperationId::generate(), ..rejoin.clone() };
         backoff.failed(&again, second(10));
+        backoff.explain(&rejoin, "of the one before, and late");
         assert_eq!(backoff.sentences(second(10)), none, "nobody knows why yet");
         backoff.explain(&again, "the port is taken still");
         let told = |next: &str| {

@@ -247,8 +247,14 @@ fn a_pause_of_automatic_failovers_is_shown_also_while_nothing_is_amiss() {
     scene.paused = Some(Pause::Brake { failing: 6, clusters: 8, left: Duration::from_secs(40) });
     let warnings = scene.with(warnings::of_cluster);
     assert!(warnings[0].starts_with("automatic failover is paused: 6 of 8 clusters fail at once"), "{warnings:?}");
-    scene.in_vain = vec!["the rejoin of db2 has failed 2 times in a row".to_owned()];
+    scene.in_vain = vec!["bringing db2 back has failed 2 times in a row".to_owned()];
     assert_eq!(scene.with(warnings::of_cluster)[1..], scene.in_vain);
+    scene.record.policy.paused = true;
+    let warnings = scene.with(warnings::of_cluster);
+    assert!(
+        !warnings.iter().any(|warning| warning.contains("db2 back")),
+        "nothing is tried while it is paused: {warnings:?}"
+    );
 }
 
 #[test]

@@ -269,10 +269,10 @@ async fn open_beside(
 
 /// Fails when a side could not be opened.
 fn opened(context: &StepContext<'_>, member: &MemberName) -> Result<(), StepError> {
-    match context.cluster()?.members.get(member).map(|stored| &stored.state) {
-        Some(MemberState::NeedsResync { why }) => Err(StepError::new(Reason::HistoryForgotten, why.clone())),
-        _ => Ok(()),
-    }
+    let cluster = context.cluster()?;
+    let state = cluster.members.get(member).map(|stored| &stored.state);
+    let Some(MemberState::NeedsResync { why }) = state else { return Ok(()) };
+    Err(StepError::new(Reason::HistoryForgotten, why.clone()))
 }
 
 /// Both sides are whole: also the one that was to be filled, where a person took its data for the other one's.
