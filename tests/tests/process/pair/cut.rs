@@ -7,11 +7,8 @@ use regent_common::error::Reason;
 use regent_proto::coordinator::v1 as wire;
 use regent_tests::{api, process, wait};
 
-use crate::{
-    pair::Pair,
-    pair_compared::compared,
-    support::{CLUSTER, SOON},
-};
+use super::{Pair, compared::compared};
+use crate::support::{CLUSTER, SOON};
 
 /// What a side remembers, and what it keeps for one that takes nothing.
 const LITTLE: &[(&str, &str)] = &[("repl-backlog-size", "1mb"), ("client-output-buffer-limit", "replica 2mb 0 0")];

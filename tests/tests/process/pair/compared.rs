@@ -5,10 +5,8 @@ use regent_common::error::Reason;
 use regent_proto::coordinator::v1 as wire;
 use regent_tests::api::request_id;
 
-use crate::{
-    pair::Pair,
-    support::{CLUSTER, SOON, refused},
-};
+use super::Pair;
+use crate::support::{CLUSTER, SOON, refused};
 
 /// Keys that both sides write at once.
 const KEYS: usize = 1000;
@@ -18,7 +16,7 @@ fn request() -> wire::ComparePairRequest {
 }
 
 /// The operation once it has ended.
-pub(crate) async fn compared(pair: &Pair) -> wire::Operation {
+pub(super) async fn compared(pair: &Pair) -> wire::Operation {
     let operation = pair.api().clusters().compare_pair(request()).await.unwrap().into_inner();
     pair.api().finish(&operation.name, SOON).await.unwrap()
 }

@@ -11,10 +11,8 @@ use regent_tests::{api, wait, workload::redis};
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    pair::Pair,
-    support::{CLUSTER, SOON},
-};
+use super::Pair;
+use crate::support::{CLUSTER, SOON};
 
 /// What a side remembers, and the microseconds that it takes for each key of a snapshot.
 const LITTLE: &[(&str, &str)] = &[("repl-backlog-size", "1mb"), ("rdb-key-save-delay", "1000")];
