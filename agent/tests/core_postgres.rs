@@ -3,6 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of these tests are outside of the test functions")]
 
+// The same file as of the tests over the daemons, so that no two tests of one run find the same port.
+#[allow(unreachable_pub, reason = "it is public where the other tests have it")]
+#[path = "../../tests/src/ports.rs"]
+mod ports;
 mod support;
 
 use std::{os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
@@ -101,7 +105,7 @@ async fn a_member_from_its_assignment_to_its_release() {
     for name in ["state", "run", "engines"] {
         std::fs::create_dir(folder.path().join(name)).unwrap();
     }
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = ports::free(1).unwrap()[0];
     let mut members = vec![peer(1)];
     members[0].engine.port = port;
     let secrets = ["replication", "application"].map(|name| (name.to_owned(), "hush".into())).into();

@@ -2,7 +2,7 @@
 //!
 //! Ports are taken below the range from which the kernel gives out ports of its own, so that an outgoing connection never
 //! takes one between its being found and its being used; each process starts looking at another place, and a lock file in
-//! the temporary folder keeps two tests from finding the same one.
+//! the temporary folder keeps two tests from finding the same one. The agent's tests over real engines have this very file.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},

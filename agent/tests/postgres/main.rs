@@ -7,6 +7,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up fails")]
 
 mod faults;
+// The same file as of the tests over the daemons, so that no two tests of one run find the same port.
+#[allow(unreachable_pub, reason = "it is public where the other tests have it")]
+#[path = "../../../tests/src/ports.rs"]
+mod ports;
 mod recovery;
 mod unmanaged;
 mod world;

@@ -21,7 +21,7 @@ use regent_common::{
     topology::{ClusterSpec, Endpoint, Mode, Peer},
 };
 
-use crate::unmanaged::Unmanaged;
+use crate::{ports, unmanaged::Unmanaged};
 
 /// Passwords with everything in them that has to be escaped somewhere.
 pub(crate) const REPLICATION_SECRET: &str = "replication's: \\ secret";
@@ -47,9 +47,7 @@ impl RealWorld {
     pub(crate) fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("regent-pg").tempdir_in("/tmp").unwrap();
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
-        // Held together, so that the three differ; freed here, and taken by the engines.
-        let held: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let ports = [0, 1, 2].map(|index: usize| held[index].local_addr().unwrap().port());
+        let ports = ports::free(3).unwrap().try_into().unwrap();
         let settings = BTreeMap::from([("shared_buffers".to_owned(), "16MB".to_owned())]);
         RealWorld { folder, ports, settings }
     }

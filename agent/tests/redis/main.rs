@@ -17,6 +17,10 @@ mod difference;
 mod fencing;
 mod holding;
 mod pair;
+// The same file as of the tests over the daemons, so that no two tests of one run find the same port.
+#[allow(unreachable_pub, reason = "it is public where the other tests have it")]
+#[path = "../../../tests/src/ports.rs"]
+mod ports;
 mod tls;
 mod unmanaged;
 mod world;

@@ -30,6 +30,7 @@ use regent_common::{
 };
 
 use crate::{
+    ports,
     tls::{Authority, files_in},
     unmanaged::Unmanaged,
 };
@@ -151,9 +152,7 @@ impl RealWorld {
     pub(crate) fn new(factory: &'static RedisFactory) -> Self {
         let folder = tempfile::Builder::new().prefix("regent-redis").tempdir_in("/tmp").unwrap();
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
-        // Held together, so that the three differ; freed here, and taken by the engines.
-        let held: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind((HOST, 0)).unwrap()).collect();
-        let ports = [0, 1, 2].map(|index: usize| held[index].local_addr().unwrap().port());
+        let ports = ports::free(3).unwrap().try_into().unwrap();
         let mut settings = BTreeMap::from([("maxmemory".to_owned(), "256mb".to_owned())]);
         if factory.name() == "keydb" {
             // As its package's configuration has it.
